@@ -1,0 +1,290 @@
+"""Small models as files: one safetensors file with weights and the plan that rebuilds the model.
+
+The plan says for every layer what it became (type, width attributes, shapes of its tensors). With
+the untouched architecture in hand, :func:`load_compact` gives each layer these shapes and loads the
+weights. Nothing is pickled, nothing in the file is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nni_gconv._version import __version__
+from nni_gconv.errors import CheckpointError
+from nni_gconv.files import atomic_path
+
+__all__ = ["FORMAT", "load_compact", "plan_of", "read_plan", "rebuild", "save_compact"]
+
+FORMAT = 1
+"""Version of the plan; a file of a newer one is refused."""
+
+#: Attributes that hold a layer's width, by type; everything else the architecture gives.
+_WIDTHS: tuple[tuple[tuple[type, ...], tuple[str, ...]], ...] = (
+    ((nn.modules.conv._ConvNd,), ("in_channels", "out_channels", "groups")),
+    ((nn.Linear,), ("in_features", "out_features")),
+    ((nn.modules.batchnorm._NormBase,), ("num_features",)),
+    ((nn.GroupNorm,), ("num_groups", "num_channels")),
+    ((nn.PReLU,), ("num_parameters",)),
+    ((nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), ("padding",)),
+)
+
+
+def plan_of(model: nn.Module) -> dict[str, Any]:
+    """Describe what every layer of a model is, as JSON-able data.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Usually what :class:`nni_gconv.ModelSpeedup` returned.
+
+    Returns
+    -------
+    dict
+        ``{"format": 1, "model": class name, "modules": {name: {"type", "attrs", "tensors"}}}``.
+
+    Examples
+    --------
+    >>> plan_of(nn.Sequential(nn.Linear(2, 3)))["modules"]["0"]["attrs"]
+    {'in_features': 2, 'out_features': 3}
+    """
+    modules: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        tensors = {n: list(t.shape) for n, t in _own_tensors(module).items()}
+        attributes = {a: _plain(getattr(module, a)) for a in _width_attributes(module)}
+        if tensors or attributes:
+            modules[name] = {
+                "type": type(module).__name__,
+                "attrs": attributes,
+                "tensors": tensors,
+            }
+    return {"format": FORMAT, "model": type(model).__name__, "modules": modules}
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    persistent = {
+        n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set
+    }
+    return {n: t for n, t in {**module._parameters, **persistent}.items() if t is not None}
+
+
+def _width_attributes(module: nn.Module) -> tuple[str, ...]:
+    return next((names for types, names in _WIDTHS if isinstance(module, types)), ())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def save_compact(
+    model: nn.Module, path: str | Path, *, recipe: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a small model to one safetensors file.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The small model.
+    path : str or Path
+        File to write, by convention ``*.safetensors``; written under a temporary name first.
+    recipe : mapping, optional
+        JSON-able description of how the model came about; kept in the file.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> net = nn.Sequential(nn.Conv2d(3, 5, 3))
+    >>> file = save_compact(net, Path(folder) / "m.safetensors")
+    >>> load_compact(file, lambda: nn.Sequential(nn.Conv2d(3, 8, 3)))[0].out_channels
+    5
+    """
+    path = Path(path)
+    plan = json.dumps(plan_of(model), sort_keys=True)
+    metadata = {
+        "format": "pt",
+        "nni_gconv.plan": plan,
+        "nni_gconv.plan_sha256": hashlib.sha256(plan.encode()).hexdigest(),
+        "nni_gconv.versions": json.dumps(versions()),
+        "nni_gconv.recipe": json.dumps(recipe or {}),
+    }
+    tensors: dict[str, Tensor] = {}
+    seen: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        # safetensors stores no tensor twice: a tied one is written under its first name.
+        first = seen.setdefault(id(tensor), name)
+        if first == name:
+            tensors[name] = tensor.detach().to("cpu").contiguous()
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what makes numbers: this package, NNI, torch, torchvision, Python."""
+    import platform
+
+    found = {"nni_gconv": __version__, "python": platform.python_version()}
+    for package in ("torch", "torchvision", "nni", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_plan(path: str | Path) -> dict[str, Any]:
+    """Read the plan, versions and recipe of a file without its weights.
+
+    Returns
+    -------
+    dict
+        ``{"plan": ..., "versions": ..., "recipe": ...}``.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, truncated, no small model of ours, of a newer format, or its plan was
+        edited.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+    text = metadata.get("nni_gconv.plan")
+    if text is None:
+        raise CheckpointError(f"{path} holds no plan: it was not written by save_compact()")
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get("nni_gconv.plan_sha256"):
+        raise CheckpointError(f"{path}: the plan was edited after the file was written")
+    plan = json.loads(text)
+    if plan["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} has plan format {plan['format']}, this version reads up to {FORMAT}: "
+            "upgrade nni-gconv"
+        )
+    return {
+        "plan": plan,
+        "versions": json.loads(metadata.get("nni_gconv.versions", "{}")),
+        "recipe": json.loads(metadata.get("nni_gconv.recipe", "{}")),
+    }
+
+
+def load_compact(
+    path: str | Path,
+    model_fn: Callable[[], nn.Module],
+    *,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Rebuild a small model from its file and the untouched architecture.
+
+    Parameters
+    ----------
+    path : str or Path
+        Written by :func:`save_compact`.
+    model_fn : callable
+        Makes the dense model, ``lambda: resnet50()``; its weights do not matter.
+    device : torch.device or str
+        Where the model shall be.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode; its outputs are those of the model saved, bit for bit.
+
+    Raises
+    ------
+    CheckpointError
+        See :func:`read_plan`; also when `model_fn` makes another architecture.
+    """
+    plan = read_plan(path)["plan"]
+    model = rebuild(model_fn(), plan, where=str(path))
+    state = {}
+    with safe_open(Path(path), framework="pt", device="cpu") as file:
+        for name in file.keys():  # noqa: SIM118 - a safe_open handle is no dict
+            state[name] = file.get_tensor(name)
+    own = model.state_dict(keep_vars=True)
+    written = {id(own[name]) for name in state if name in own}
+    missing = [n for n, t in own.items() if n not in state and id(t) not in written]
+    unexpected = [n for n in state if n not in own]
+    if missing or unexpected:
+        kind, names = ("lacks", missing) if missing else ("has unknown", unexpected)
+        raise CheckpointError(f"{path} {kind} {names[0]} and {len(names) - 1} more tensors")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    return model.to(device).eval()
+
+
+def rebuild(model: nn.Module, plan: Mapping[str, Any], *, where: str = "plan") -> nn.Module:
+    """Give every layer of a dense model the widths of a plan; new tensors are not initialised.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The untouched architecture; changed in place.
+    plan : mapping
+        From :func:`plan_of` or :func:`read_plan`.
+    where : str
+        Named in messages.
+
+    Raises
+    ------
+    CheckpointError
+        The architecture does not fit the plan; names the first layer that differs.
+    """
+    modules = dict(model.named_modules())
+    for name, layer in plan["modules"].items():
+        module = modules.get(name)
+        if module is None:
+            raise CheckpointError(
+                f"{where} is of another architecture: {plan['model']} has {name!r}, "
+                f"{type(model).__name__} has not"
+            )
+        if type(module).__name__ != layer["type"]:
+            raise CheckpointError(
+                f"{where} is of another architecture: {name} is a {layer['type']}, "
+                f"here a {type(module).__name__}"
+            )
+    extra = [n for n, m in modules.items() if _own_tensors(m) and n not in plan["modules"]]
+    if extra:
+        raise CheckpointError(f"{where} is of another architecture: it has no layer {extra[0]!r}")
+    for name, layer in plan["modules"].items():
+        _reshape(modules[name], layer)
+    return model
+
+
+def _reshape(module: nn.Module, layer: Mapping[str, Any]) -> None:
+    for attribute, value in layer["attrs"].items():
+        setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
+    reference = next(iter(_own_tensors(module).values()), torch.empty(0))
+    for name, shape in layer["tensors"].items():
+        old = module._parameters.get(name, module._buffers.get(name))
+        if isinstance(old, Tensor) and list(old.shape) == shape:
+            continue
+        source = old if isinstance(old, Tensor) else reference
+        new = torch.zeros(shape, dtype=source.dtype, device=source.device)
+        if name in module._buffers:
+            module._buffers[name] = new
+        else:
+            gradient = source.requires_grad if isinstance(source, nn.Parameter) else True
+            module._parameters[name] = nn.Parameter(new, requires_grad=gradient)
+    for name in [n for n in _own_tensors(module) if n not in layer["tensors"]]:
+        (module._parameters if name in module._parameters else module._buffers)[name] = None

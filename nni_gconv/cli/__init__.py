@@ -1,0 +1,118 @@
+"""The command line, ``nni-gconv``.
+
+Each command is one small module here, which imports what it needs when it is called: help and
+mistakes answer at once, without loading torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from nni_gconv.cli.create import create
+from nni_gconv.cli.profile import profile
+from nni_gconv.cli.quickstart import quickstart
+from nni_gconv.cli.report import report
+from nni_gconv.cli.run import run
+from nni_gconv.errors import NniGconvError
+
+__all__ = ["app", "main"]
+
+# Errors of click and of the click that newer typers carry inside share only this base's name.
+_UsageError: type[Exception] = next(
+    cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
+)
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="nni-gconv",
+    help="Structured pruning and group convolution for NNI: smaller, equal, reloadable networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Exit codes: 0 success, 1 a bug, 2 a mistake in what you gave, 3 trials failed, "
+    "4 the experiment broke, 5 it was stopped from outside, 130 Ctrl-C.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nni_gconv._version import __version__
+
+        typer.echo(f"nni-gconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+for _command in (run, quickstart, create, report, profile):
+    app.command()(_command)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; default: those of the process.
+
+    Raises
+    ------
+    SystemExit
+        Always. 0 only on success; 2 with one line ``error: ...`` on standard error for what a
+        user can mend; 130 after Ctrl-C. Any other exception is a bug and shows its traceback.
+
+    Examples
+    --------
+    >>> main(["--version"])  # doctest: +SKIP
+    nni-gconv 0.1.0
+    """
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(
+            args=None if argv is None else list(argv), prog_name="nni-gconv", standalone_mode=False
+        )
+    except NniGconvError as error:
+        _fail(str(error))
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help page
+            typer.echo(error.format_message())  # type: ignore[attr-defined]
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "nni-gconv"
+        _fail(f"{error.format_message()} (see {path} --help)")  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED  # newer typers return it, older ones raise
+    except BrokenPipeError:
+        # `nni-gconv report ... | head`: the reader has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    if code == _INTERRUPTED and "NNI_TRIAL_JOB_ID" in os.environ:
+        # NNI interrupts a trial to stop it early, and counts one that then exits with a code as
+        # failed; one that the signal itself ends is stopped or cancelled.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    typer.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(2)

@@ -1,0 +1,93 @@
+"""What the commands share: tables and JSON on standard output, the rest on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nni_gconv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nni_gconv.report import TrialRow
+
+__all__ = ["note", "parse_overrides", "print_json", "print_trials"]
+
+
+def print_json(value: Any) -> None:
+    """Write a value as JSON; what is no number (NaN, infinity) becomes null."""
+    typer.echo(json.dumps(_finite(value), indent=2, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def print_trials(rows: Sequence[TrialRow], title: str | None = None) -> None:
+    """Write trials as a coloured table on a terminal, as plain text into a pipe or file."""
+    from nni_gconv.report import plain_table, rich_table
+
+    if not sys.stdout.isatty():
+        typer.echo(plain_table(rows))
+        return
+    from rich.console import Console
+
+    Console().print(rich_table(rows, title))
+
+
+def note(text: str) -> None:
+    """Write a line to standard error."""
+    typer.echo(text, err=True)
+
+
+def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
+    """Read ``-o dotted.key=value`` options; a value is YAML, as in a recipe.
+
+    Raises
+    ------
+    ConfigError
+        No ``=``, no key, or a value that is not YAML.
+
+    Examples
+    --------
+    >>> parse_overrides(["prune.budget.macs=0.5", "train.epochs=3", "model.name=resnet20"])
+    {'prune.budget.macs': 0.5, 'train.epochs': 3, 'model.name': 'resnet20'}
+    """
+    import yaml
+
+    overrides: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        key = key.strip()
+        if not equals or not key or not all(key.split(".")):
+            raise ConfigError(f"-o {item}: expected dotted.key=value")
+        try:
+            overrides[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"-o {item}: the value is not valid YAML") from None
+    return overrides
+
+
+def write_report(rows: Sequence[TrialRow], folder: Path, title: str) -> list[Path]:
+    """Write ``trials.csv``, ``trials.json`` and, where it can be drawn, the picture."""
+    from nni_gconv.files import write_text
+    from nni_gconv.report import json_rows, plot_trials, write_csv
+
+    files = [write_csv(rows, folder / "trials.csv")]
+    text = json.dumps(_finite(json_rows(rows)), indent=2, default=str)
+    write_text(folder / "trials.json", text + "\n")
+    files.append(folder / "trials.json")
+    if any(row.accuracy is not None and row.macs_ratio is not None for row in rows):
+        files.append(plot_trials(rows, folder / "accuracy_vs_macs.png", title=title))
+    return files

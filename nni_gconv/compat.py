@@ -1,0 +1,513 @@
+"""Rough edges of torch and NNI, each met in one small function.
+
+Nothing else in the package works around a version of torch or NNI; when one of them changes, this
+is the file to look at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_gconv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# --- torch -------------------------------------------------------------------------------------
+
+# Torch itself is imported only where it is needed: who launches experiments does without it.
+_TORCH = importlib.util.find_spec("torch")
+_TORCH_ROOT = str(Path(_TORCH.origin).parent) if _TORCH is not None and _TORCH.origin else "torch"
+
+
+def is_torch_file(file: str) -> bool:
+    """Tell whether a source file belongs to torch itself and not to the user."""
+    return file.startswith(_TORCH_ROOT) or "/torch/nn/" in file or "/torch/_" in file
+
+
+def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run ``torch.export`` without its warnings; modules keep their own training flags.
+
+    ``strict=False`` follows ordinary Python and needs no bytecode analysis, which is what makes
+    it work on every Python version and in about a second on a large network.
+    """
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, args, kwargs or None, strict=False)
+
+
+def flop_formulas() -> dict[Any, Any]:
+    """Return formulas that torch's FLOP counter lacks in some of the versions we support.
+
+    Attention on the CPU has a kernel of its own, whose formula came after torch 2.6; without it a
+    transformer would count as if attention were free.
+    """
+    import torch
+    from torch.utils import flop_counter
+
+    name = "_scaled_dot_product_flash_attention_for_cpu"
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None or packet in flop_counter.flop_registry:
+        return {}
+    return {packet: flop_counter.sdpa_flop}
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Switch off the fused inference path of torch's transformer layers for a while.
+
+    In eval mode they run as one opaque operator each, in which nothing can be counted.
+    """
+    import torch
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def export_onnx(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
+) -> None:
+    """Write ONNX through ``torch.export`` with a free batch dimension, weights in the one file."""
+    import logging
+
+    import torch
+
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"export to ONNX needs {package}: pip install 'nni-gconv[export]'")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model,
+            args,
+            str(path),
+            kwargs=kwargs or None,
+            dynamo=True,
+            dynamic_shapes=_free_batch(args, kwargs),
+            external_data=False,
+            verbose=False,
+        )
+
+
+def run_onnx(path: Path, inputs: list[Any]) -> list[Any]:
+    """Run an ONNX file on the CPU with the model's inputs in order."""
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
+    feed = {
+        i.name: x.detach().cpu().numpy() for i, x in zip(session.get_inputs(), tensors, strict=True)
+    }
+    return [torch.from_numpy(y) for y in session.run(None, feed)]
+
+
+def save_exported_program(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
+) -> None:
+    """Write a ``.pt2`` file with a free batch dimension."""
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad(), path.open("wb") as file:
+        warnings.simplefilter("ignore")
+        program = torch.export.export(
+            model, args, kwargs or None, dynamic_shapes=_free_batch(args, kwargs), strict=False
+        )
+        torch.export.save(program, file)
+
+
+def load_exported_program(path: Path) -> Any:
+    """Load a ``.pt2`` file as a module."""
+    import torch
+
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def _free_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    import torch
+
+    batch = torch.export.Dim.DYNAMIC
+
+    def first(value: Any) -> Any:
+        return {0: batch} if isinstance(value, torch.Tensor) and value.dim() else None
+
+    shapes: Any = tuple(first(a) for a in args)
+    return (
+        shapes
+        if not kwargs
+        else {**dict(enumerate(shapes)), **{k: first(v) for k, v in kwargs.items()}}
+    )
+
+
+# --- NNI compression -----------------------------------------------------------------------------
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Tell whether an NNI compressor still holds the model's modules in its wrappers."""
+    return any(hasattr(module, "_nni_wrapper") for module in model.modules())
+
+
+def evaluator_input(evaluator: Any) -> Any:
+    """Return the example input that an NNI evaluator was given, if any.
+
+    NNI keeps a keyword dict or a tuple; a Lightning evaluator may have none.
+    """
+    return getattr(evaluator, "dummy_input", None)
+
+
+def has_scale_and_shift(module: nn.Module) -> bool:
+    """Tell whether NNI's wrapper can mask a module's ``weight`` and ``bias``, channel by channel.
+
+    A slope without a shift (PReLU, a bare scale parameter) keeps silence silent by itself.
+    """
+    return hasattr(module, "weight") and hasattr(module, "bias")
+
+
+def register_pruning_types(model: nn.Module, names: list[str]) -> None:
+    """Let NNI wrap layers whose class it does not list, such as a user's subclass of Conv2d.
+
+    NNI knows layers by the name of their class; an unknown name is an assertion error. The entry
+    is the one that all of its convolutions have.
+    """
+    from nni.compression.base.setting import PruningSetting
+
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        kind = type(modules[name]).__name__
+        if kind not in PruningSetting.registry:
+            PruningSetting.register(kind, PruningSetting.default_setting)
+
+
+# --- NNI's manager: starting it, and what it leaves undone ---------------------------------------
+
+EXPERIMENT_MARK = "NNI_GCONV_EXPERIMENT"
+"""Variable that every process of an experiment we started carries: its NNI experiment id."""
+
+_SHIMS = Path(__file__).parent / "_shims"
+
+
+def write_launch_files(folder: Path) -> None:
+    """Write what an experiment needs beside NNI: repairs of its manager and our commands.
+
+    Parameters
+    ----------
+    folder : Path
+        Private folder of the experiment. Gets ``bind.js`` and ``parameters.js``, which the
+        manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
+        ``nni-gconv`` (the one of this very Python).
+    """
+    bin_folder = folder / "bin"
+    bin_folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    python = shlex.quote(sys.executable)
+    root = Path(__file__).resolve().parents[1]
+    installed = {Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib")}
+    # From a source tree that is not installed, trials find the package by its path.
+    environment = (
+        ""
+        if root in installed
+        else f'PYTHONPATH={shlex.quote(str(root))}"${{PYTHONPATH:+:$PYTHONPATH}}" '
+    )
+    for name in ("bind.js", "parameters.js"):
+        (folder / name).write_bytes((_SHIMS / name).read_bytes())
+    for name in ("tensorboard", "nni-gconv"):
+        text = (_SHIMS / f"{name}.sh").read_text(encoding="utf-8")
+        text = text.replace("@python@", python).replace("@environment@", environment)
+        script = bin_folder / name
+        script.write_text(text, encoding="utf-8")
+        script.chmod(0o700)
+
+
+def launch_path(folder: Path | None = None) -> str:
+    """Return the ``PATH`` of an experiment: our commands, this Python's folder, then the user's."""
+    # Not resolved: the python of a virtual environment is a link out of it.
+    ours = [str(folder / "bin")] if folder else []
+    return os.pathsep.join([*ours, str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def start_manager(
+    config: Any, experiment_id: str, port: int, folder: Path, *, loopback: bool = True
+) -> subprocess.Popen[bytes]:
+    """Start NNI's manager process, as ``nnictl create`` does but on the loopback interface.
+
+    Parameters
+    ----------
+    config : nni.experiment.ExperimentConfig
+        A canonical configuration (``config.canonical_copy()``).
+    experiment_id : str
+        A new id of NNI's kind.
+    port : int
+        Port of web UI and REST API.
+    folder : Path
+        Private folder that :func:`write_launch_files` filled.
+    loopback : bool, default True
+        Listen on 127.0.0.1 only; False leaves NNI's own way, every interface.
+
+    Returns
+    -------
+    subprocess.Popen
+        The manager, leader of its own process group so that Ctrl-C does not reach it.
+    """
+    import nni_node
+    from nni.experiment.launcher import NniManagerArgs
+    from nni.tools.nnictl.config_utils import Experiments
+
+    node = Path(nni_node.__path__[0])
+    args = NniManagerArgs("create", experiment_id, config, port, False, False, None, None)
+    command = [str(node / "node"), "--max-old-space-size=4096", "--trace-uncaught"]
+    for script in ("bind.js", "parameters.js") if loopback else ("parameters.js",):
+        command += ["--require", str(folder / script)]
+    command += [str(node / "main.js"), *args.to_command_line_args()]
+    env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}
+    # NNI reaches its own manager over HTTP: a proxy of the user must not stand between them.
+    for key in ("NO_PROXY", "no_proxy"):
+        env[key] = ",".join(filter(None, [env.get(key), "localhost,127.0.0.1"]))
+    working = Path(config.experiment_working_directory)
+    log = working / experiment_id / "log"
+    log.mkdir(parents=True, exist_ok=True)
+    with (
+        (log / "nnictl_stdout.log").open("ab") as out,
+        (log / "nnictl_stderr.log").open("ab") as err,
+    ):
+        process = subprocess.Popen(
+            command, stdout=out, stderr=err, stdin=subprocess.DEVNULL,
+            cwd=node, env=env, start_new_session=True,
+        )  # fmt: skip
+    Experiments().add_experiment(
+        experiment_id, port, int(time.time() * 1000), args.mode, config.experiment_name,
+        pid=process.pid, logDir=str(working),
+    )  # fmt: skip
+    with contextlib.suppress(OSError):  # a convenience of nnictl, as its failure is there
+        link = working / f"_latest.{experiment_id}"
+        link.symlink_to(experiment_id, target_is_directory=True)
+        link.replace(working / "_latest")
+    return process
+
+
+def load_experiment_config(data: dict[str, Any], base: Path) -> Any:
+    """Build and check NNI's ``ExperimentConfig`` from a mapping.
+
+    Parameters
+    ----------
+    data : dict
+        The content of an experiment file.
+    base : Path
+        Folder that relative paths start from.
+
+    Returns
+    -------
+    nni.experiment.ExperimentConfig
+        Canonical: absolute paths, the search space read in.
+
+    Raises
+    ------
+    ConfigError
+        With NNI's own words on one line, names as they are written in the file.
+    """
+    from nni.experiment.config import ExperimentConfig
+    from nni.experiment.config.utils import set_base_path, unset_base_path
+
+    quiet_nni()
+    unset_base_path()  # NNI leaves it set when a constructor raises, and then asserts
+    set_base_path(base)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ExperimentConfig(**data).canonical_copy()
+    except AssertionError as error:  # most of NNI's carry no words: the line itself is the message
+        line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+        reason = str(error) or line.removeprefix("assert ").replace("self.", "") + " does not hold"
+        raise ConfigError(_nni_words(reason)) from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(_nni_words(str(error))) from None
+    finally:
+        unset_base_path()
+
+
+def _nni_words(message: str) -> str:
+    """Write a message of NNI's configuration classes with the names that stand in the file."""
+    message = re.sub(r"^(\w+Config): ", "", message)
+    message = re.sub(
+        r"^_?(\w+)Config does not have field\(s\) (.+)$", r"unknown key \2 (\1)", message
+    )
+    message = re.sub(r"<class '([\w.]+)'>", r"\1", message).replace("typing.", "")
+    return re.sub(r"(?<=[a-z])_([a-z])", lambda m: m[1].upper(), " ".join(message.split()))
+
+
+def nni_algorithms(kind: str) -> set[str]:
+    """Return the names of NNI's built-in and registered ``"tuner"`` or ``"assessor"`` classes."""
+    from nni.tools.package_utils.config_manager import get_all_algo_meta
+
+    metas = [meta for meta in get_all_algo_meta() if meta.algo_type == kind]
+    return {name for meta in metas for name in (meta.name, meta.alias) if name}
+
+
+def quiet_nni() -> None:
+    """Keep NNI's log off standard output, where our tables and JSON go."""
+    from nni.runtime.log import silence_stdout
+
+    silence_stdout()
+
+
+def dispatcher_exception(log: str) -> str | None:
+    """Find the exception that ended NNI's dispatcher (tuner and assessor) in its log.
+
+    The manager does not notice it: the experiment would stay RUNNING for ever. An ERROR without a
+    traceback is only a complaint (BatchTuner logs one always), and so is one of another logger.
+
+    Parameters
+    ----------
+    log : str
+        Text of ``dispatcher.log``.
+
+    Returns
+    -------
+    str or None
+        Last line of the traceback with the place in the tuner, None while all is well.
+
+    Examples
+    --------
+    >>> dispatcher_exception("[2024-01-01 00:00:00] INFO (nni.x/MainThread) Dispatcher started")
+    """
+    records = re.split(r"^(?=\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] )", log, flags=re.MULTILINE)
+    for record in records:
+        head, _, body = record.partition("Traceback (most recent call last):")
+        if body and re.search(r"\] ERROR \(nni\.(main|runtime\.msg_dispatcher_base)\b", head):
+            lines = body.strip("\n").splitlines()
+            places = [text.strip() for text in lines if text.startswith('  File "')]
+            return f"{lines[-1].strip()} ({places[-1]})" if places else lines[-1].strip()
+    return None
+
+
+def link_tensorboard(output_dir: str | Path) -> Path | None:
+    """Make the web UI's TensorBoard button show what a trial writes.
+
+    NNI opens ``<experiment>/trials/<id>/output/tensorboard``; a trial is given
+    ``<experiment>/environments/<env>/trials/<id>``. A trial calls this at its start, because the
+    button leaves an empty folder behind that would be in the way (an empty one is replaced).
+
+    Parameters
+    ----------
+    output_dir : str or Path
+        The trial's ``NNI_OUTPUT_DIR``; events belong into its sub-folder ``tensorboard``, which
+        is made.
+
+    Returns
+    -------
+    Path or None
+        The link; None where `output_dir` is not laid out as NNI does it or a link cannot be made
+        (training goes on without the button).
+
+    Examples
+    --------
+    >>> link_tensorboard("runs/somewhere/else") is None
+    True
+    """
+    output = Path(output_dir).absolute()
+    if len(output.parts) < 5 or (output.parts[-2], output.parts[-4]) != ("trials", "environments"):
+        return None
+    events = output / "tensorboard"
+    link = output.parents[3] / "trials" / output.name / "output" / "tensorboard"
+    try:
+        events.mkdir(parents=True, exist_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink() and link.resolve() == events.resolve():
+            return link
+        if link.is_dir() and not link.is_symlink():
+            link.rmdir()  # raises when somebody has written there: then it stays
+        temporary = link.with_name(f"tensorboard.{os.getpid()}")
+        temporary.symlink_to(events, target_is_directory=True)
+        temporary.replace(link)
+    except OSError:
+        return None
+    return link
+
+
+# --- NNI's trial API: parameters in, metrics out --------------------------------------------------
+
+
+def running_under_nni() -> bool:
+    """Tell whether NNI's manager started this process.
+
+    NNI's own tests set ``NNI_PLATFORM=unittest``, which does not count.
+    """
+    return os.environ.get("NNI_PLATFORM", "unittest") != "unittest"
+
+
+def trial_folder() -> Path | None:
+    """Return the folder that NNI gives the running trial for its files; None outside NNI."""
+    given = os.environ.get("NNI_OUTPUT_DIR")
+    return Path(given) if given and running_under_nni() else None
+
+
+def experiment_folder() -> Path | None:
+    """Return the folder all trials of an experiment share on this machine; None outside NNI.
+
+    NNI gives a trial ``<experiment>/environments/<environment>/trials/<trial>``.
+    """
+    trial = trial_folder()
+    return trial.parents[1] if trial is not None else None
+
+
+def next_parameters() -> dict[str, Any]:
+    """Return what the tuner chose for this trial; empty when not under NNI.
+
+    NNI wants to be asked exactly once in a trial, and asked before any metric is reported. This
+    may be called again: it then returns what the first call got.
+
+    Raises
+    ------
+    ConfigError
+        The tuner sent no parameters.
+    """
+    if not running_under_nni():
+        return {}
+    import nni
+
+    parameters: Any = nni.get_current_parameter()
+    if parameters is None:
+        parameters = nni.get_next_parameter()
+    if not isinstance(parameters, dict):
+        raise ConfigError(f"the tuner sent {parameters!r} as parameters, expected a mapping")
+    return dict(parameters)
+
+
+def report_intermediate(metrics: dict[str, float]) -> None:
+    """Send flat numbers with a key ``default`` as NNI's intermediate result; else do nothing."""
+    if running_under_nni():
+        import nni
+
+        next_parameters()  # NNI asserts that a trial asked for its parameters first
+        nni.report_intermediate_result(metrics)
+
+
+def report_final(metrics: dict[str, float]) -> None:
+    """Send flat numbers with a key ``default`` as NNI's final result; else do nothing."""
+    if running_under_nni():
+        import nni
+
+        next_parameters()
+        nni.report_final_result(metrics)

@@ -1,0 +1,87 @@
+"""Every error a user can cause, each with one clear line.
+
+All errors derive from :class:`NniGconvError`; the command line prints the message on one line and
+exits with code 2, so a message says what is wrong, where, what is allowed, and the nearest name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "NniGconvError",
+    "SpeedupError",
+    "TraceError",
+    "nearest",
+    "unknown_name",
+]
+
+
+class NniGconvError(Exception):
+    """Base of all errors that a user can cause or mend."""
+
+
+class ConfigError(NniGconvError, ValueError):
+    """A recipe, a config_list, an experiment file or an argument is wrong."""
+
+
+class TraceError(NniGconvError):
+    """The model could not be traced; the message names the line of its forward."""
+
+
+class SpeedupError(NniGconvError):
+    """The small model would not equal the masked one; the message names the first layer."""
+
+
+class CheckpointError(NniGconvError):
+    """A file of weights, masks or state is missing, damaged or belongs to something else."""
+
+
+class BudgetError(NniGconvError, ValueError):
+    """The budget cannot be reached; the message says what can."""
+
+
+class DataError(NniGconvError):
+    """A data set is missing or damaged; the message says what was expected where."""
+
+
+def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
+    """Return the allowed names closest to `name`, best first, at most `count`."""
+    return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)
+
+
+def unknown_name(what: str, name: object, allowed: Iterable[str], where: str = "") -> str:
+    """Write the one line that tells a user about a name that does not exist.
+
+    Parameters
+    ----------
+    what : str
+        Kind of thing, for example ``"optimizer"``.
+    name : object
+        The name the user gave.
+    allowed : iterable of str
+        All names that would have been right.
+    where : str, optional
+        Place in the user's file, for example ``"train.optimizer.name"``.
+
+    Returns
+    -------
+    str
+        ``"train.optimizer.name: unknown optimizer 'SDG'; did you mean 'SGD'? (allowed: ...)"``.
+
+    Examples
+    --------
+    >>> unknown_name("optimizer", "SDG", ["SGD", "AdamW"], "train.optimizer.name")
+    "train.optimizer.name: unknown optimizer 'SDG'; did you mean 'SGD'? (allowed: AdamW, SGD)"
+    """
+    options = sorted({str(a) for a in allowed})
+    close = nearest(str(name), options, count=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    shown = ", ".join(options[:20]) + (", ..." if len(options) > 20 else "")
+    prefix = f"{where}: " if where else ""
+    return f"{prefix}unknown {what} {name!r}{hint} (allowed: {shown})"

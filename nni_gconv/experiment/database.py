@@ -1,0 +1,144 @@
+"""Reading what NNI's manager wrote down about the trials of an experiment.
+
+Only reading, so that it works beside a running manager as well as long after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nni_gconv.experiment.manager import parse_metrics, parse_parameters
+
+__all__ = ["ExperimentRecord", "TrialRecord", "read_database"]
+
+_END_EVENTS = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
+
+
+@dataclass
+class TrialRecord:
+    """What NNI wrote down about a trial.
+
+    Attributes
+    ----------
+    status : str
+        NNI's last status, or ``KILLED``: NNI also calls a trial USER_CANCELED that a signal ended
+        (out of memory, say) and nobody cancelled.
+    number : int
+        Order of submission, -1 where unknown.
+    parameters : dict
+        Those that the trial was given.
+    metrics : dict
+        Flat numbers of the final result.
+    start, end : int or None
+        Milliseconds since 1970.
+    """
+
+    status: str = "UNKNOWN"
+    number: int = -1
+    parameters: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    start: int | None = None
+    end: int | None = None
+    cancelled: bool = False
+
+
+@dataclass
+class ExperimentRecord:
+    """Everything of an experiment's database that is used here.
+
+    Attributes
+    ----------
+    trials : dict of str to TrialRecord
+        By trial id.
+    ended : bool
+        Whether the experiment is over; false also if its manager was killed.
+    """
+
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    ended: bool = False
+
+
+def read_database(folder: Path) -> ExperimentRecord:
+    """Read the database of an experiment.
+
+    Parameters
+    ----------
+    folder : Path
+        The experiment's folder.
+
+    Returns
+    -------
+    ExperimentRecord
+        Empty where there is no database, or one that cannot be read (yet).
+    """
+    file = folder / "db" / "nni.sqlite"
+    record = ExperimentRecord()
+    if not file.is_file():
+        return record
+    try:
+        uri = f"{file.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+            events = connection.execute(
+                "select trialJobId, event, timestamp, data, sequenceId from TrialJobEvent"
+                " order by rowid"
+            ).fetchall()
+            metrics = connection.execute(
+                "select trialJobId, parameterId, type, data from MetricData order by rowid"
+            ).fetchall()
+            profile = connection.execute(
+                "select endTime from ExperimentProfile order by revision desc limit 1"
+            ).fetchone()
+    except sqlite3.Error:
+        return record
+    chosen: dict[str, dict[str, Any]] = {}
+    for key, event, stamp, data, number in events:
+        if key:
+            _replay(record.trials.setdefault(key, TrialRecord()), event, stamp, data, number)
+            chosen.update(_by_parameter_id(data))
+    for key, parameter_id, kind, data in metrics:
+        trial = record.trials.get(key)
+        if trial is None:
+            continue
+        # Trials that start together may be given each other's parameters (NNI hands them out in
+        # the order of asking); what came back with the metric is what the trial really had.
+        trial.parameters = chosen.get(str(parameter_id), trial.parameters)
+        if kind == "FINAL":
+            trial.metrics = parse_metrics(data)
+    for trial in record.trials.values():
+        if trial.status == "USER_CANCELED" and not trial.cancelled:
+            trial.status = "KILLED"
+    record.ended = bool(profile and profile[0])
+    return record
+
+
+def _replay(
+    trial: TrialRecord, event: str, stamp: int | None, data: Any, number: int | None
+) -> None:
+    if event == "ADD_HYPERPARAMETER":
+        return
+    if event == "USER_TO_CANCEL":
+        trial.cancelled = True
+        event = "USER_CANCELED"
+    trial.status = event
+    trial.parameters = trial.parameters or parse_parameters(data)
+    if number is not None and trial.number < 0:
+        trial.number = number
+    if event in ("WAITING", "RUNNING"):
+        trial.start = stamp
+    elif event in _END_EVENTS:
+        trial.end = stamp
+
+
+def _by_parameter_id(data: Any) -> dict[str, dict[str, Any]]:
+    try:
+        entry = json.loads(data) if data else {}
+    except ValueError:
+        return {}
+    if not isinstance(entry, dict) or "parameter_id" not in entry:
+        return {}
+    return {str(entry["parameter_id"]): parse_parameters(entry)}

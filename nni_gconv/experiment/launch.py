@@ -1,0 +1,250 @@
+"""Starting an NNI experiment safely, and leaving nothing behind when it is over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from nni_gconv.experiment.manager import ManagerClient, ManagerError
+from nni_gconv.experiment.preflight import ExperimentPlan, as_json, preflight
+from nni_gconv.experiment.watch import Outcome, last_lines, watch
+
+if TYPE_CHECKING:
+    import psutil
+
+    from nni_gconv.experiment.progress import ExperimentView
+
+__all__ = ["RunningExperiment", "run_experiment", "start"]
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 60.0
+
+
+@dataclass
+class RunningExperiment:
+    """An experiment whose manager runs.
+
+    Attributes
+    ----------
+    id : str
+        NNI's id.
+    plan : ExperimentPlan
+        What it was started from.
+    process : subprocess.Popen
+        The manager.
+    client : ManagerClient
+        Its REST interface.
+    """
+
+    id: str
+    plan: ExperimentPlan
+    process: subprocess.Popen[bytes]
+    client: ManagerClient
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this experiment."""
+        return self.plan.folder / self.id
+
+    @property
+    def log_folder(self) -> Path:
+        """Folder of the manager's and the tuner's logs."""
+        return self.folder / "log"
+
+    def stop(self) -> None:
+        """Stop trials, tuner and manager, and whatever of them will not go.
+
+        Safe to call at any time and more than once; a second Ctrl-C does not wait any longer.
+        """
+        try:
+            if self.process.poll() is None:
+                with contextlib.suppress(ManagerError):
+                    self.client.stop()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(_STOP_SECONDS)
+        finally:
+            _end_all(self._survivors())
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+
+    def _survivors(self) -> list[psutil.Process]:
+        """Find the processes of this experiment by the mark in their environment.
+
+        By their parents they could not be found: those of a manager that was killed, and those of
+        a shell that NNI killed, belong to init.
+        """
+        import psutil
+
+        from nni_gconv.compat import EXPERIMENT_MARK
+
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(EXPERIMENT_MARK) == self.id:
+                    found.append(process)
+        return found
+
+
+def start(plan: ExperimentPlan) -> RunningExperiment:
+    """Start the manager of a checked experiment and hand it the experiment.
+
+    Parameters
+    ----------
+    plan : ExperimentPlan
+        From :func:`nni_gconv.experiment.preflight`.
+
+    Returns
+    -------
+    RunningExperiment
+        Its trials start within seconds.
+
+    Raises
+    ------
+    ManagerError
+        The manager did not come up; its last words are in the message, nothing is left running.
+
+    Examples
+    --------
+    >>> from nni_gconv.experiment import experiment_file, preflight, start
+    >>> experiment = start(preflight(experiment_file("quickstart")))  # doctest: +SKIP
+    >>> experiment.client.status()  # doctest: +SKIP
+    ('RUNNING', [])
+    >>> experiment.stop()  # doctest: +SKIP
+    """
+    from nni.experiment.management import generate_experiment_id
+
+    from nni_gconv.compat import quiet_nni, start_manager, write_launch_files
+
+    quiet_nni()
+    experiment_id = generate_experiment_id()
+    private = plan.folder / experiment_id / "launch"
+    write_launch_files(private)
+    process = start_manager(plan.config, experiment_id, plan.port, private, loopback=plan.loopback)
+    experiment = RunningExperiment(experiment_id, plan, process, ManagerClient(plan.port))
+    try:
+        _wait_until_ready(experiment)
+        experiment.client.begin(as_json(plan.config))
+    except BaseException:
+        experiment.stop()
+        raise
+    return experiment
+
+
+def _wait_until_ready(experiment: RunningExperiment) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        if experiment.process.poll() is not None:
+            words = last_lines(experiment.log_folder / "nnictl_stderr.log", 3).replace("\n", " ")
+            raise ManagerError(f"NNI's manager did not start: {words or 'it said nothing'}")
+        try:
+            if experiment.client.status()[0] != "INITIALIZING":
+                return
+        except ManagerError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+
+
+def run_experiment(
+    file: str | Path,
+    *,
+    port: int | None = None,
+    concurrency: int | None = None,
+    output: Path | None = None,
+    loopback: bool = True,
+    keep_ui: bool = False,
+    max_failed: int = 5,
+    view: ExperimentView | None = None,
+) -> Outcome:
+    """Check, start and watch an experiment until it has ended.
+
+    Parameters
+    ----------
+    file : str or Path
+        An NNI 3.0 experiment YAML; the same file works with ``nnictl create``.
+    port, concurrency, output, loopback
+        As in :func:`nni_gconv.experiment.preflight`.
+    keep_ui : bool, default False
+        Leave the web UI running after an end by itself (not after Ctrl-C); else nothing is left.
+    max_failed : int, default 5
+        Give up when this many trials have ended and every one of them failed.
+    view : ExperimentView, optional
+        Shows what happens; silent without.
+
+    Returns
+    -------
+    Outcome
+        How it ended; ``outcome.ok`` and ``outcome.exit_code`` say whether well.
+
+    Raises
+    ------
+    ConfigError
+        The file is wrong; nothing was started.
+    ManagerError
+        NNI's manager did not come up.
+
+    Examples
+    --------
+    >>> from nni_gconv.experiment import experiment_file, run_experiment
+    >>> run_experiment(experiment_file("quickstart")).ok  # doctest: +SKIP
+    True
+    """
+    from nni_gconv.experiment.progress import ExperimentView
+
+    view = view or ExperimentView.silent()
+    plan = preflight(file, port=port, concurrency=concurrency, output=output, loopback=loopback)
+    with _terminate_as_interrupt():
+        experiment = start(plan)
+        keep = False
+        try:
+            with view.showing(experiment):
+                outcome = watch(experiment, listener=view.update, max_failed=max_failed)
+            # What runs on after Ctrl-C or on a broken manager is nothing to keep.
+            keep = keep_ui and outcome.exit_code in (0, 3)
+        finally:
+            if not keep:
+                experiment.stop()
+    view.ended(outcome, experiment if keep else None)
+    return outcome
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM (a batch system's end, ``timeout``) like Ctrl-C, so that nothing is left."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_all(processes: list[psutil.Process]) -> None:
+    """End processes with SIGTERM, and after three seconds with SIGKILL."""
+    import psutil
+
+    own = os.getpid()
+    processes = [process for process in processes if process.pid != own]
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=3)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=3)

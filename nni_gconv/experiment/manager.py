@@ -1,0 +1,199 @@
+"""Talking to NNI's manager over its REST interface, always on the loopback address."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nni_gconv.errors import NniGconvError
+
+__all__ = ["ManagerClient", "ManagerError", "TrialState", "parse_trial"]
+
+FAILED = frozenset({"FAILED", "SYS_CANCELED", "KILLED"})
+ENDED = FAILED | {"SUCCEEDED", "USER_CANCELED", "EARLY_STOPPED"}
+
+
+class ManagerError(NniGconvError):
+    """NNI's manager does not answer, or answers that something is wrong."""
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """What NNI knows about one trial.
+
+    Attributes
+    ----------
+    id : str
+        NNI's id, five characters.
+    number : int
+        Order of submission, from 0; -1 where NNI has not said.
+    status : str
+        WAITING, RUNNING, SUCCEEDED, FAILED, USER_CANCELED, SYS_CANCELED, EARLY_STOPPED, UNKNOWN,
+        or KILLED: a signal ended it and nobody had cancelled it.
+    parameters : dict
+        What the tuner chose, by dotted key.
+    metrics : dict
+        Flat numbers of the final result; a single number is ``{"default": it}``. Empty before.
+    seconds : float or None
+        From start to end; None while it runs.
+    """
+
+    id: str
+    number: int
+    status: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, well or badly."""
+        return self.status in ENDED
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by itself without a result."""
+        return self.status in FAILED
+
+    @property
+    def score(self) -> float | None:
+        """The number that the tuner looks at."""
+        return self.metrics.get("default")
+
+
+def parse_metrics(data: Any) -> dict[str, float]:
+    """Read a metric as NNI keeps it: JSON inside JSON, a number or a mapping of numbers."""
+    for _ in range(2):
+        if isinstance(data, str):
+            try:
+                data = json.loads(data)
+            except ValueError:
+                return {}
+    if isinstance(data, int | float) and not isinstance(data, bool):
+        return {"default": float(data)}
+    if not isinstance(data, dict):
+        return {}
+    return {k: float(v) for k, v in data.items() if isinstance(v, int | float)}
+
+
+def parse_parameters(text: Any) -> dict[str, Any]:
+    """Read the parameters out of NNI's record of a trial; what is no JSON counts as none."""
+    try:
+        record = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return {}
+    parameters = record.get("parameters") if isinstance(record, dict) else None
+    return parameters if isinstance(parameters, dict) else {}
+
+
+def parse_trial(job: Mapping[str, Any]) -> TrialState:
+    """Read one entry of ``GET /trial-jobs``.
+
+    Examples
+    --------
+    >>> parse_trial({"trialJobId": "aB3de", "status": "RUNNING", "sequenceId": 4}).number
+    4
+    """
+    final = job.get("finalMetricData") or [{}]
+    chosen = job.get("hyperParameters") or [None]
+    start, end = job.get("startTime"), job.get("endTime")
+    return TrialState(
+        id=str(job.get("trialJobId", job.get("id", ""))),
+        number=int(job.get("sequenceId", -1)),
+        status=str(job.get("status", "UNKNOWN")),
+        parameters=parse_parameters(chosen[0]),
+        metrics=parse_metrics(final[0].get("data")),
+        seconds=(end - start) / 1000 if start is not None and end is not None else None,
+    )
+
+
+class ManagerClient:
+    """A small client of the manager of one experiment.
+
+    Parameters
+    ----------
+    port : int
+        Port of the web UI.
+    timeout : float, default 20
+        Seconds to wait for an answer.
+
+    Examples
+    --------
+    >>> client = ManagerClient(8080)
+    >>> client.url
+    'http://127.0.0.1:8080'
+    """
+
+    def __init__(self, port: int, timeout: float = 20.0) -> None:
+        self.port = port
+        self.timeout = timeout
+
+    @property
+    def url(self) -> str:
+        """Address of the web UI."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(self, method: str, api: str, data: Any = None, timeout: float | None = None) -> Any:
+        """Send one request and return the decoded answer, None where it is empty.
+
+        Raises
+        ------
+        ManagerError
+            Nobody answers, or the answer is an error.
+        """
+        # http.client and not urllib: no proxy of the environment may come between.
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=timeout or self.timeout
+        )
+        try:
+            body = None if data is None else json.dumps(data)
+            headers = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, f"/api/v1/nni{api}", body, headers)
+            response = connection.getresponse()
+            text = response.read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            raise ManagerError(f"NNI's manager at {self.url} does not answer: {reason}") from None
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise ManagerError(f"NNI's manager refused {method} {api}: {text[:500]}")
+        try:
+            return json.loads(text) if text else None
+        except ValueError:
+            return text
+
+    def status(self) -> tuple[str, list[str]]:
+        """Return the status of the experiment and the errors NNI noted."""
+        answer = self.request("GET", "/check-status")
+        if not isinstance(answer, dict):  # before it is ready it says INITIALIZING in plain text
+            return str(answer), []
+        return str(answer.get("status")), [str(error) for error in answer.get("errors") or []]
+
+    def trials(self) -> list[TrialState]:
+        """Return all trials submitted so far, in their order."""
+        jobs = self.request("GET", "/trial-jobs") or []
+        return sorted((parse_trial(job) for job in jobs), key=lambda trial: trial.number)
+
+    def generated(self) -> int:
+        """Return how many trials the tuner has made, with those not yet submitted."""
+        return int((self.request("GET", "/experiment") or {}).get("nextSequenceId", 0))
+
+    def trial_file(self, trial_id: str, name: str) -> str:
+        """Return a log file of a trial, fetched from the machine it ran on; "" if there is none."""
+        try:
+            text = str(self.request("GET", f"/trial-file/{trial_id}/{name}") or "")
+        except ManagerError:
+            return ""
+        return "" if text.strip() == f"{name} is empty." else text
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Send the experiment; the manager sets up its machines and its tuner before it answers."""
+        self.request("POST", "/experiment", config, timeout=120)
+
+    def stop(self) -> None:
+        """Ask the manager to stop trials, tuner and itself; it answers at once."""
+        self.request("DELETE", "/experiment")

@@ -1,0 +1,381 @@
+"""Everything that can be known to be wrong with an experiment before it starts.
+
+``nnictl create`` returns 0 and the experiment dies a second later, or runs for ever without a
+trial. Here each of these is one line that says what to change.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nni_gconv.errors import ConfigError, nearest, unknown_name
+
+__all__ = ["ExperimentPlan", "free_port", "preflight"]
+
+_PLATFORMS = ("local", "remote", "openpai", "aml", "dlc", "kubeflow", "frameworkcontroller")
+_OLD_KEYS = ("trainingServicePlatform", "authorName", "trial", "searchSpacePath")
+_SPACE_TYPES = (
+    "choice", "randint", "uniform", "quniform", "loguniform", "qloguniform",
+    "normal", "qnormal", "lognormal", "qlognormal",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """An experiment that has passed every check and may be started.
+
+    Attributes
+    ----------
+    file : Path
+        The YAML it was read from.
+    config : nni.experiment.ExperimentConfig
+        Canonical: absolute paths, search space read in.
+    port : int
+        A free port for the web UI.
+    loopback : bool
+        Whether the manager listens on 127.0.0.1 only.
+    notes : tuple of str
+        What is allowed but may not be meant; to be shown before the start.
+    """
+
+    file: Path
+    config: Any
+    port: int
+    loopback: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, the file's folder where it has none."""
+        return self.config.experiment_name or self.file.parent.name
+
+    @property
+    def folder(self) -> Path:
+        """Folder that all experiments of this kind are kept in."""
+        return Path(self.config.experiment_working_directory)
+
+    @property
+    def max_trials(self) -> int | None:
+        """How many trials there will be at most, where that is known."""
+        limits = [self.config.max_trial_number, self._grid_size()]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def minimize(self) -> bool:
+        """Whether the tuner looks for the smallest ``default`` metric."""
+        return (self.config.tuner.class_args or {}).get("optimize_mode") == "minimize"
+
+    def _grid_size(self) -> int | None:
+        space = self.config.search_space
+        tuner = (self.config.tuner.name or "").lower()
+        if tuner != "gridsearch" or any(spec["_type"] != "choice" for spec in space.values()):
+            return None
+        size = 1
+        for spec in space.values():
+            size *= len(spec["_value"])
+        return size
+
+
+def preflight(
+    file: str | Path,
+    *,
+    port: int | None = None,
+    concurrency: int | None = None,
+    output: Path | None = None,
+    loopback: bool = True,
+) -> ExperimentPlan:
+    """Check an experiment file and everything it names, without starting anything.
+
+    Parameters
+    ----------
+    file : str or Path
+        An NNI 3.0 experiment YAML.
+    port : int, optional
+        Port of the web UI; by default a free one is chosen.
+    concurrency : int, optional
+        Trials at a time, instead of the file's ``trialConcurrency``.
+    output : Path, optional
+        Folder to keep the experiment in, instead of the file's ``experimentWorkingDirectory``.
+    loopback : bool, default True
+        Keep the web server on this machine.
+
+    Returns
+    -------
+    ExperimentPlan
+        To be handed to :func:`nni_gconv.experiment.run_experiment`.
+
+    Raises
+    ------
+    ConfigError
+        The first thing found wrong: file, key, value and what is allowed.
+
+    Examples
+    --------
+    >>> from nni_gconv.experiment import experiment_file, preflight
+    >>> preflight(experiment_file("quickstart")).config.trial_concurrency
+    2
+    """
+    file = Path(file)
+    data = _read(file)
+    _check_tools()
+    if concurrency is not None:
+        data = {k: v for k, v in data.items() if _plain(k) != "trialconcurrency"}
+        data["trialConcurrency"] = concurrency
+    if output is not None:
+        data = {k: v for k, v in data.items() if _plain(k) != "experimentworkingdirectory"}
+        data["experimentWorkingDirectory"] = str(output.expanduser().absolute())
+    try:
+        config = _configure(file, data)
+        _check_algorithms(config)
+        _check_space(config.search_space, custom=bool(config.tuner.class_name))
+        _check_folders(config)
+        if platform_of(config) == "local":
+            _check_command(config)
+        elif loopback and not _tunnelled(config):
+            raise ConfigError(
+                "trainingService: machines elsewhere connect back to this one, and NNI's server "
+                "has no login: set nniManagerIp: 127.0.0.1 and give each machine a tunnel "
+                "(ssh -N -R PORT:127.0.0.1:PORT user@host, with --port PORT), or pass "
+                "--all-interfaces on a network you trust"
+            )
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    checked_port = free_port() if port is None else _check_port(port)
+    return ExperimentPlan(file, config, checked_port, loopback, tuple(_notes(config)))
+
+
+def platform_of(config: Any) -> str:
+    """Return the training service's name, ``hybrid`` for a list of them."""
+    service = config.training_service
+    return "hybrid" if isinstance(service, list) else str(service.platform)
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _plain(key: object) -> str:
+    return str(key).lower().replace("_", "")  # NNI takes keys in any case, with and without _
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        what = "is a folder, not an experiment file" if file.is_dir() else "no such file"
+        raise ConfigError(f"{file}: {what}")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: an experiment is a mapping of keys, this is {data!r:.60}")
+    return data
+
+
+def _check_tools() -> None:
+    # Looked up, not imported: pkg_resources warns, nnictl wraps standard output.
+    if importlib.util.find_spec("pkg_resources") is None:
+        raise ConfigError(
+            "nnictl needs pkg_resources, which setuptools 81 dropped: "
+            "pip install 'setuptools>=77.0.3,<81'"
+        )
+    if importlib.util.find_spec("nni") is None or importlib.util.find_spec("nni_node") is None:
+        raise ConfigError("NNI is not complete (nni, nni_node): pip install nni==3.0")
+
+
+def _configure(file: Path, data: dict[str, Any]) -> Any:
+    from dataclasses import fields
+
+    from nni.experiment.config import ExperimentConfig
+    from nni.experiment.config.utils import camel_case
+
+    from nni_gconv.compat import load_experiment_config
+
+    old = [key for key in _OLD_KEYS if key in data]
+    if old:
+        raise ConfigError(
+            f"{old[0]} belongs to NNI 1; this is NNI 3: trainingService: {{platform: local}}, "
+            "trialCommand, searchSpaceFile"
+        )
+    known = {_plain(field.name): camel_case(field.name) for field in fields(ExperimentConfig)}
+    unknown = next((key for key in data if _plain(key) not in known), None)
+    if unknown is not None:
+        raise ConfigError(unknown_name("key", unknown, _near_first(str(unknown), known.values())))
+    given = {known[_plain(key)]: value for key, value in data.items() if value is not None}
+    _check_given(given)
+    space_file = given.get("searchSpaceFile")
+    if space_file is not None:
+        path = file.parent / Path(str(space_file)).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"searchSpaceFile: no such file: {path}")
+    return load_experiment_config(data, file.parent.absolute())
+
+
+def _near_first(name: str, names: Any) -> list[str]:
+    # unknown_name cuts a long list short: of the 30 keys of NNI show those that may be meant.
+    names = sorted(names)
+    return nearest(name, names, count=8) or names
+
+
+def _check_given(given: Mapping[str, Any]) -> None:
+    """Check what NNI words badly or not at all; names are those of the documentation."""
+    service = given.get("trainingService")
+    listed = service if isinstance(service, list) else [service]
+    services = [one for one in listed if isinstance(one, dict)]
+    if not services or len(services) != len(listed):
+        raise ConfigError("trainingService is not set; write trainingService: {platform: local}")
+    for one in services:
+        if one.get("platform") not in _PLATFORMS:
+            where = "trainingService.platform"
+            raise ConfigError(unknown_name("platform", one.get("platform"), _PLATFORMS, where))
+        for key, value in one.items():
+            if _plain(key) == "trialgpunumber" and value:
+                raise ConfigError(_gpu_words(f"trainingService.{key}"))
+    if given.get("trialGpuNumber"):
+        raise ConfigError(_gpu_words("trialGpuNumber"))
+    inner = [{_plain(key) for key in one} for one in services]
+    if "trialCommand" not in given and not all("trialcommand" in keys for keys in inner):
+        raise ConfigError("trialCommand is not set; for example: nni-gconv run recipe.yml")
+    if "trialConcurrency" not in given:
+        raise ConfigError("trialConcurrency is not set: how many trials run at a time")
+    if given.get("useAnnotation"):
+        raise ConfigError("useAnnotation is not supported by NNI 3; use searchSpaceFile")
+    if "searchSpaceFile" not in given and "searchSpace" not in given:
+        raise ConfigError("the search space is not set; write searchSpaceFile or searchSpace")
+    if "tuner" not in given and "advisor" not in given:
+        raise ConfigError("tuner is not set; for example: tuner: {name: GridSearch}")
+
+
+def _gpu_words(where: str) -> str:
+    return (
+        f"{where}: NNI's GPU scheduler can start processes without end; leave it out and set "
+        "trialConcurrency to the number of GPUs: each trial takes a free one by itself"
+    )
+
+
+def _check_algorithms(config: Any) -> None:
+    from nni_gconv.compat import nni_algorithms
+
+    for kind in ("tuner", "assessor"):
+        algorithm = getattr(config, kind)
+        if algorithm is None or not algorithm.name:
+            continue
+        names = nni_algorithms(kind)
+        if algorithm.name.lower() not in {name.lower() for name in names}:
+            raise ConfigError(unknown_name(kind, algorithm.name, names, f"{kind}.name"))
+
+
+def _check_space(space: Any, *, custom: bool) -> None:
+    if custom:  # a tuner of the user's may read anything
+        return
+    if not isinstance(space, dict) or not space:
+        raise ConfigError(f"the search space must be a mapping of names, not {space!r:.60}")
+    for name, spec in space.items():
+        where = f"search space {name!r}"
+        if not isinstance(spec, dict) or set(spec) != {"_type", "_value"}:
+            raise ConfigError(
+                f"{where}: must have _type and _value and nothing else, not {spec!r:.60}"
+            )
+        if spec["_type"] not in _SPACE_TYPES:
+            raise ConfigError(unknown_name("type", spec["_type"], _SPACE_TYPES, where))
+        if not isinstance(spec["_value"], list) or not spec["_value"]:
+            raise ConfigError(f"{where}: _value must be a list, not {spec['_value']!r:.60}")
+        if spec["_type"] == "choice":
+            continue
+        count = 3 if spec["_type"].startswith("q") else 2
+        if len(spec["_value"]) != count or not all(_number(v) for v in spec["_value"]):
+            raise ConfigError(
+                f"{where}: {spec['_type']} takes {count} numbers, not {spec['_value']!r:.60}"
+            )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_folders(config: Any) -> None:
+    folder = Path(config.experiment_working_directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"experimentWorkingDirectory {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"experimentWorkingDirectory {folder}: not writable")
+
+
+def _check_command(config: Any) -> None:
+    """Check that the program a local trial starts exists, and the recipe it is given."""
+    from nni_gconv.compat import launch_path
+
+    service = config.training_service
+    code = Path(service.trial_code_directory)
+    try:
+        words = shlex.split(service.trial_command)
+    except ValueError as error:
+        raise ConfigError(f"trialCommand {service.trial_command!r}: {error}") from None
+    while words and re.fullmatch(r"\w+=.*", words[0]):
+        words = words[1:]
+    if not words or not re.fullmatch(r"[\w./+-]+", words[0]):
+        return  # a line of shell that only bash can judge
+    if words[0] != "nni-gconv":
+        found = subprocess.run(
+            ["/bin/bash", "-c", 'type -t -- "$1"', "bash", words[0]],
+            cwd=code, env={**os.environ, "PATH": launch_path()}, capture_output=True, check=False,
+        )  # fmt: skip
+        if found.returncode != 0:
+            raise ConfigError(f"trialCommand: there is no program {words[0]!r} (seen from {code})")
+    elif words[1:2] == ["run"] and len(words) > 2 and not words[2].startswith(("-", "$")):
+        recipe = code / Path(words[2]).expanduser()
+        if not recipe.is_file():
+            raise ConfigError(f"trialCommand: no such recipe: {recipe}")
+
+
+def _tunnelled(config: Any) -> bool:
+    ips = {config.nni_manager_ip, getattr(config.training_service, "nni_manager_ip", None)}
+    return bool(ips & {"127.0.0.1", "localhost"})
+
+
+def _check_port(port: int) -> int:
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port {port}: must be between 1 and 65535")
+    with socket.socket() as probe:
+        # As a server does: a port whose last user just left is free, one that is listened on not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = (
+                "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror
+            )
+            raise ConfigError(
+                f"--port {port}: {reason}; leave --port out and a free one is taken"
+            ) from None
+    return port
+
+
+def _notes(config: Any) -> list[str]:
+    notes = []
+    endless = config.max_trial_number is None and config.max_experiment_duration is None
+    if endless and (config.tuner.name or "").lower() not in ("gridsearch", "batchtuner"):
+        notes.append("neither maxTrialNumber nor maxExperimentDuration: it runs until Ctrl-C")
+    return notes
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """Return the configuration the way the manager takes it."""
+    return json.loads(json.dumps(config.json()))

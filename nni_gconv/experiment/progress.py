@@ -1,0 +1,141 @@
+"""Showing on standard error what an experiment does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from nni_gconv.experiment.manager import TrialState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from nni_gconv.experiment.launch import RunningExperiment
+    from nni_gconv.experiment.watch import Outcome
+
+__all__ = ["ExperimentView"]
+
+
+class ExperimentView:
+    """A progress bar on a terminal, one line per ended trial elsewhere.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        Where to write; a console of standard error keeps standard output for results.
+
+    Examples
+    --------
+    >>> view = ExperimentView.on_stderr()
+    >>> silent = ExperimentView.silent()
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._total: int | None = None
+        self._minimize = False
+        self._told: set[str] = set()
+
+    @classmethod
+    def on_stderr(cls) -> ExperimentView:
+        """Return a view that writes to standard error."""
+        from rich.console import Console
+
+        return cls(Console(stderr=True, highlight=False))
+
+    @classmethod
+    def silent(cls) -> ExperimentView:
+        """Return a view that writes nothing."""
+        from rich.console import Console
+
+        return cls(Console(quiet=True))
+
+    @contextlib.contextmanager
+    def showing(self, experiment: RunningExperiment) -> Iterator[None]:
+        """Announce an experiment and show its progress for the time of a ``with`` block."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        plan = experiment.plan
+        self._total = plan.max_trials
+        self._print(f"experiment {experiment.id} ({plan.name})")
+        self._print(f"web UI     {experiment.client.url}")
+        for note in plan.notes:
+            self._print(f"note       {note}")
+        self._minimize = plan.minimize
+        if not self.console.is_terminal:
+            yield
+            return
+        bar = Progress(
+            BarColumn(bar_width=30),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+        with bar:
+            bar.add_task("starting", total=self._total)
+            self._progress = bar
+            try:
+                yield
+            finally:
+                self._progress = None
+
+    def update(self, status: str, trials: Sequence[TrialState]) -> None:
+        """Show the state of the trials; a listener of :func:`nni_gconv.experiment.watch.watch`."""
+        ended = [trial for trial in trials if trial.ended]
+        for trial in ended:
+            if trial.id not in self._told:
+                self._told.add(trial.id)
+                self._print(self._trial_line(trial, len(self._told)))
+        if self._progress is not None:
+            task = self._progress.task_ids[0]
+            text = summary(status, trials, self._total, minimize=self._minimize)
+            self._progress.update(task, description=text, completed=len(ended))
+
+    def ended(self, outcome: Outcome, kept: RunningExperiment | None) -> None:
+        """Say how it ended, why trials failed, and where the web UI is if it was kept."""
+        for trial in outcome.trials:
+            words = outcome.failures.get(trial.id)
+            if trial.failed:
+                self._print(f"trial {trial.number} ({trial.id}) failed; the last it wrote:")
+                self._print("\n".join(f"  | {line}" for line in (words or "nothing").splitlines()))
+        self._print(f"{'done' if outcome.ok else 'ended'}: {outcome.message}")
+        self._print(f"kept in {outcome.folder}")
+        if kept is not None:
+            self._print(f"web UI stays at {kept.client.url}; stop it with: nnictl stop {kept.id}")
+
+    def _trial_line(self, trial: TrialState, count: int) -> str:
+        total = f"/{self._total}" if self._total else ""
+        chosen = ", ".join(f"{key}={value}" for key, value in trial.parameters.items())
+        score = f" {trial.score:.4f}" if trial.score is not None else ""
+        seconds = f" in {trial.seconds:.0f} s" if trial.seconds is not None else ""
+        return f"[{count}{total}] {trial.id} {trial.status.lower()}{score}{seconds}  {chosen}"
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def summary(
+    status: str, trials: Sequence[TrialState], total: int | None, *, minimize: bool = False
+) -> str:
+    """Write the state of an experiment on one line.
+
+    Examples
+    --------
+    >>> summary("RUNNING", [TrialState("a", 0, "RUNNING")], 6)
+    'running: 0/6 done, 1 running, 0 failed'
+    """
+    ended = sum(trial.ended for trial in trials)
+    failed = sum(trial.failed for trial in trials)
+    running = sum(trial.status == "RUNNING" for trial in trials)
+    of = f"/{total}" if total else ""
+    text = f"{status.lower()}: {ended}{of} done, {running} running, {failed} failed"
+    scored = [trial for trial in trials if trial.score is not None]
+    if scored:
+        sign = -1.0 if minimize else 1.0
+        best = max(scored, key=lambda trial: sign * (trial.score or 0.0))
+        text += f", best {best.score:.4f} ({best.id})"
+    return text

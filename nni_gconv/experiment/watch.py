@@ -1,0 +1,282 @@
+"""Waiting for an experiment, and telling the ways apart in which it can end.
+
+NNI says DONE when it has made ``maxTrialNumber`` trials, TUNER_NO_MORE_TRIAL for ever when the
+tuner ran out before, and nothing at all when the tuner or the manager has died.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nni_gconv.experiment.database import read_database
+from nni_gconv.experiment.manager import ManagerError, TrialState
+
+if TYPE_CHECKING:
+    from nni_gconv.experiment.launch import RunningExperiment
+
+__all__ = ["Ending", "Outcome", "watch"]
+
+_SILENCE = 60.0  # seconds without an answer of a living manager until it counts as gone
+_SETTLE = 2.0  # seconds that TUNER_NO_MORE_TRIAL must hold with every trial ended
+_TAIL_LINES = 6
+
+
+class Ending(enum.Enum):
+    """How an experiment ended; the value is the exit code of the command."""
+
+    SUCCESS = 0
+    TRIALS_FAILED = 3
+    BROKEN = 4
+    STOPPED = 5
+    INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an experiment ended, in one sentence and in detail.
+
+    Attributes
+    ----------
+    ending : Ending
+        The kind of end.
+    message : str
+        One line for the user.
+    experiment_id : str
+        NNI's id.
+    folder : Path
+        The experiment's folder, with everything its trials wrote.
+    trials : tuple of TrialState
+        All trials as last seen.
+    failures : dict
+        Last lines of the log of each failed trial, by its id.
+    """
+
+    ending: Ending
+    message: str
+    experiment_id: str
+    folder: Path
+    trials: tuple[TrialState, ...] = ()
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that was to be run has run and succeeded."""
+        return self.ending is Ending.SUCCESS
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command line: 0 on success only."""
+        return self.ending.value
+
+
+Listener = Callable[[str, Sequence[TrialState]], None]
+
+
+class _Watcher:
+    """The state of one wait; each method looks at one way to end."""
+
+    def __init__(
+        self, experiment: RunningExperiment, listener: Listener | None, max_failed: int
+    ) -> None:
+        self.experiment = experiment
+        self.listener = listener
+        self.max_failed = max_failed
+        self.status = "INITIALIZED"
+        self.errors: list[str] = []
+        self.trials: list[TrialState] = []
+        self.failures: dict[str, str] = {}
+        self.last_answer = time.monotonic()
+        self.all_ended_since: float | None = None
+
+    def step(self) -> Outcome | None:
+        """Look once; return the outcome when there is one."""
+        # The order matters: a manager that has gone explains silence, and a dead tuner silence
+        # of the manager about itself.
+        gone = self.process_gone()
+        if gone is not None:
+            return gone
+        try:
+            self.status, self.errors = self.experiment.client.status()
+            self.trials = self.tell_killed(self.experiment.client.trials())
+            self.last_answer = time.monotonic()
+        except ManagerError as error:
+            if time.monotonic() - self.last_answer > _SILENCE:
+                return self.end(Ending.BROKEN, f"{error} (for {_SILENCE:.0f} s)")
+            return None
+        for trial in self.trials:
+            if trial.failed and trial.id not in self.failures:
+                self.failures[trial.id] = failure_words(self.experiment, trial)
+        if self.listener is not None:
+            self.listener(self.status, self.trials)
+        return self.tuner_dead() or self.hopeless() or self.by_status()
+
+    def tell_killed(self, trials: list[TrialState]) -> list[TrialState]:
+        """Tell trials that a signal ended from those that somebody cancelled; NNI does not."""
+        if not any(trial.status == "USER_CANCELED" for trial in trials):
+            return trials
+        known = read_database(self.experiment.folder).trials
+        return [
+            replace(trial, status="KILLED")
+            if trial.status == "USER_CANCELED"
+            and trial.id in known
+            and known[trial.id].status == "KILLED"
+            else trial
+            for trial in trials
+        ]
+
+    def process_gone(self) -> Outcome | None:
+        code = self.experiment.process.poll()
+        if code is None:
+            return None
+        if code == 0:
+            return self.end(Ending.STOPPED, "the experiment was stopped from outside")
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        words = last_lines(self.experiment.log_folder / "nnictl_stderr.log", 1)
+        detail = f": {words}" if words and not words.startswith("---") else ""
+        return self.end(
+            Ending.BROKEN,
+            f"NNI's manager ended {how}{detail} (log: {self.experiment.log_folder})",
+        )
+
+    def tuner_dead(self) -> Outcome | None:
+        from nni_gconv.compat import dispatcher_exception
+
+        log = self.experiment.log_folder / "dispatcher.log"
+        try:
+            words = dispatcher_exception(log.read_text(encoding="utf-8", errors="replace"))
+        except FileNotFoundError:
+            return None
+        if words is None:
+            return None
+        return self.end(Ending.BROKEN, f"the tuner or assessor raised {words} (log: {log})")
+
+    def hopeless(self) -> Outcome | None:
+        ended = [trial for trial in self.trials if trial.ended]
+        failed = [trial for trial in ended if trial.failed]
+        if self.status == "DONE" or len(failed) < self.max_failed or len(failed) < len(ended):
+            return None
+        return self.end(
+            Ending.TRIALS_FAILED, f"stopped: the first {len(failed)} trials have all failed"
+        )
+
+    def by_status(self) -> Outcome | None:
+        if self.status == "ERROR":
+            reason = "; ".join(self.errors) or "no reason given"
+            log = self.experiment.log_folder / "nnimanager.log"
+            return self.end(Ending.BROKEN, f"NNI reports an error: {reason} (log: {log})")
+        if self.status in ("STOPPING", "STOPPED"):
+            return self.end(Ending.STOPPED, "the experiment was stopped from outside")
+        if self.status == "DONE":
+            return self.finished()
+        if self.status != "TUNER_NO_MORE_TRIAL" or not self.nothing_left():
+            self.all_ended_since = None
+            return None
+        if self.all_ended_since is None:
+            self.all_ended_since = time.monotonic()
+        # A tuner may think again when the last result reaches it, so the state must hold.
+        if time.monotonic() - self.all_ended_since < _SETTLE:
+            return None
+        return self.finished()
+
+    def nothing_left(self) -> bool:
+        try:
+            generated = self.experiment.client.generated()
+        except ManagerError:
+            return False
+        return generated <= len(self.trials) and all(trial.ended for trial in self.trials)
+
+    def finished(self) -> Outcome:
+        failed = [trial for trial in self.trials if trial.failed]
+        if not self.trials:
+            return self.end(Ending.BROKEN, "the tuner ended without a single trial")
+        if failed:
+            return self.end(
+                Ending.TRIALS_FAILED, f"{len(failed)} of {len(self.trials)} trials failed"
+            )
+        good = sum(trial.status == "SUCCEEDED" for trial in self.trials)
+        others = f", {len(self.trials) - good} cancelled" if good < len(self.trials) else ""
+        return self.end(Ending.SUCCESS, f"{good} trials succeeded{others}")
+
+    def end(self, ending: Ending, message: str) -> Outcome:
+        return Outcome(
+            ending,
+            message,
+            self.experiment.id,
+            self.experiment.folder,
+            tuple(self.trials),
+            dict(self.failures),
+        )
+
+
+def watch(
+    experiment: RunningExperiment,
+    *,
+    listener: Listener | None = None,
+    poll_seconds: float = 1.0,
+    max_failed: int = 5,
+) -> Outcome:
+    """Wait until an experiment has ended, however it ends.
+
+    Parameters
+    ----------
+    experiment : RunningExperiment
+        What :func:`nni_gconv.experiment.launch.start` returned.
+    listener : callable, optional
+        Called after every look with NNI's status and the list of trials.
+    poll_seconds : float, default 1.0
+        Time between two looks.
+    max_failed : int, default 5
+        Give up when this many trials have ended and every one of them failed.
+
+    Returns
+    -------
+    Outcome
+        Ctrl-C is an outcome too (:attr:`Ending.INTERRUPTED`). The experiment is left as it is:
+        stopping it is the caller's.
+
+    Examples
+    --------
+    >>> from nni_gconv.experiment import experiment_file, preflight, start
+    >>> experiment = start(preflight(experiment_file("quickstart")))  # doctest: +SKIP
+    >>> watch(experiment).ok  # doctest: +SKIP
+    True
+    """
+    watcher = _Watcher(experiment, listener, max_failed)
+    try:
+        while True:
+            outcome = watcher.step()
+            if outcome is not None:
+                return outcome
+            time.sleep(poll_seconds)
+    except KeyboardInterrupt:
+        return watcher.end(Ending.INTERRUPTED, "interrupted")
+
+
+def failure_words(experiment: RunningExperiment, trial: TrialState) -> str:
+    """Return the last lines a failed trial wrote, "" where nothing of it is left."""
+    for name in ("trial.stderr", "trial.log", "trial.stdout"):
+        for folder in experiment.folder.glob(f"environments/*/trials/{trial.id}"):
+            words = last_lines(folder / name, _TAIL_LINES)
+            if words:
+                return words
+    # Trials elsewhere: the manager fetches their files.
+    text = experiment.client.trial_file(trial.id, "trial.stderr")
+    return "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
+
+
+def last_lines(file: Path, count: int) -> str:
+    """Return the last `count` lines of a text file that are not empty, "" if there is no file."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - 65536))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])

@@ -1,0 +1,339 @@
+"""Seconds on this machine: of one model, and of several in turn so that their ratio is right.
+
+Times of the same model differ from minute to minute on a machine that does other things too. To
+compare models, use :func:`compare_latency`, which runs them in turn and compares neighbours.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from nni_gconv.errors import ConfigError
+from nni_gconv.profiling.forward import (
+    DummyInput,
+    device_of,
+    evaluating,
+    run,
+    to_device,
+    with_batch,
+)
+
+__all__ = [
+    "Latency",
+    "LatencyComparison",
+    "LatencySettings",
+    "compare_latency",
+    "measure_latency",
+]
+
+
+class LatencySettings(BaseModel):
+    """The recipe's ``report.latency``: how often, and on how many threads, to time a model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_sizes: tuple[PositiveInt, ...] = Field(
+        default=(1, 64), description="Batch sizes that are timed, each on its own"
+    )
+    threads: PositiveInt = Field(default=1, description="CPU threads of one operator")
+    warmup: NonNegativeInt = Field(default=3, description="Runs before the timed ones")
+    min_runs: PositiveInt = Field(default=10, description="At least so many timed runs")
+    min_seconds: NonNegativeFloat = Field(
+        default=0.5, description="And at least so many seconds of them"
+    )
+    channels_last: bool = Field(default=False, description="Time the channels-last memory layout")
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of :func:`measure_latency` but the batch size."""
+        return self.model_dump(exclude={"batch_sizes"})
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one forward pass of a whole batch.
+
+    Attributes
+    ----------
+    median_ms, p25_ms, p75_ms : float
+        Median and quartiles over `runs` runs.
+    runs : int
+        Timed runs.
+    batch_size, threads : int
+        Samples of a run, and CPU threads.
+    device : str
+        ``"cpu"`` or the name of the GPU.
+    channels_last : bool
+        Memory layout of the weights and inputs.
+    """
+
+    median_ms: float
+    p25_ms: float
+    p75_ms: float
+    runs: int
+    batch_size: int
+    threads: int
+    device: str
+    channels_last: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class LatencyComparison:
+    """What :func:`compare_latency` found.
+
+    Attributes
+    ----------
+    reference : str
+        Name of the first model, by whose time the others are divided.
+    latencies : dict of str to Latency
+        Each model's own times.
+    ratios : dict of str to float
+        Median over the rounds of (time of the model) / (time of the reference in the same round);
+        below 1 is faster. The reference itself has 1.0.
+    ratio_quartiles : dict of str to (float, float)
+        Quartiles of the same.
+    """
+
+    reference: str
+    latencies: dict[str, Latency]
+    ratios: dict[str, float]
+    ratio_quartiles: dict[str, tuple[float, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def measure_latency(
+    model: nn.Module,
+    dummy_input: DummyInput,
+    *,
+    batch_size: int,
+    threads: int = 1,
+    warmup: int = 3,
+    min_runs: int = 10,
+    min_seconds: float = 0.5,
+    channels_last: bool = False,
+) -> Latency:
+    """Time a model's forward pass in eval mode without gradients, on the device it is on.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Left as found.
+    dummy_input : Tensor, tuple or dict
+        What the model is called on: a tensor, positional or keyword arguments. Tensors with the
+        batch as first dimension are repeated or cut to `batch_size`.
+    batch_size : int
+        Samples in a run.
+    threads : int, default 1
+        CPU threads of one operator; torch's setting is put back afterwards.
+    warmup : int, default 3
+        Runs that are not timed.
+    min_runs : int, default 10
+        At least so many timed runs ...
+    min_seconds : float, default 0.5
+        ... and at least so many seconds of them.
+    channels_last : bool, default False
+        Time a copy of the model in the channels-last memory layout.
+
+    Returns
+    -------
+    Latency
+        Milliseconds for the whole batch.
+
+    Raises
+    ------
+    ConfigError
+        A count is out of range, or `dummy_input` holds no tensor.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(8, 8)
+    >>> found = measure_latency(layer, torch.zeros(1, 8), batch_size=4, min_runs=5, min_seconds=0)
+    >>> found.runs, found.batch_size, found.device
+    (5, 4, 'cpu')
+    """
+    comparison = compare_latency(
+        {"model": model},
+        dummy_input,
+        batch_size=batch_size,
+        threads=threads,
+        warmup=warmup,
+        min_runs=min_runs,
+        min_seconds=min_seconds,
+        channels_last=channels_last,
+    )
+    return comparison.latencies["model"]
+
+
+def compare_latency(
+    models: Mapping[str, nn.Module],
+    dummy_input: DummyInput,
+    *,
+    batch_size: int,
+    threads: int = 1,
+    warmup: int = 3,
+    min_runs: int = 10,
+    min_seconds: float = 0.5,
+    channels_last: bool = False,
+) -> LatencyComparison:
+    """Time models in turn, A B A B, and compare each with the first in the same round.
+
+    Whatever slows the machine for a while slows neighbouring runs alike, so the median of their
+    ratios stands where the ratio of two medians taken one after the other would wander.
+
+    Parameters
+    ----------
+    models : mapping of str to torch.nn.Module
+        The first is the reference. Left as found.
+    dummy_input : Tensor, tuple or dict
+        What each model is called on.
+    batch_size, threads, warmup, channels_last
+        As for :func:`measure_latency`.
+    min_runs : int, default 10
+        At least so many rounds ...
+    min_seconds : float, default 0.5
+        ... and at least so many seconds for each model.
+
+    Returns
+    -------
+    LatencyComparison
+        Times and ratios by name.
+
+    Raises
+    ------
+    ConfigError
+        No model, a count out of range, or `dummy_input` holds no tensor.
+
+    Examples
+    --------
+    >>> pair = {"dense": nn.Linear(256, 256), "small": nn.Linear(256, 16)}
+    >>> found = compare_latency(pair, torch.zeros(1, 256), batch_size=2, min_seconds=0.0)
+    >>> found.reference, found.ratios["dense"], sorted(found.latencies)
+    ('dense', 1.0, ['dense', 'small'])
+    """
+    if not models:
+        raise ConfigError("compare_latency: models is empty; give {'name': model, ...}")
+    counts = {"batch_size": batch_size, "threads": threads, "min_runs": min_runs}
+    for key, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"latency.{key}: {value} is less than 1")
+    if channels_last:
+        models = {name: _channels_last(model) for name, model in models.items()}
+    prepared = []
+    for model in models.values():
+        inputs = with_batch(to_device(dummy_input, device_of(model)), batch_size)
+        prepared.append((model, _inputs_channels_last(inputs) if channels_last else inputs))
+    with evaluating(*models.values()), _threads(threads):
+        for _ in range(warmup):
+            for model, inputs in prepared:
+                _milliseconds(model, inputs)
+        rounds = _rounds(prepared, min_runs, min_seconds * len(prepared))
+    columns = dict(zip(models, zip(*rounds, strict=True), strict=True))
+    return _summary(models, columns, batch_size, threads, channels_last)
+
+
+def _rounds(
+    prepared: Sequence[tuple[nn.Module, Any]], min_runs: int, min_seconds: float
+) -> list[list[float]]:
+    rounds: list[list[float]] = []
+    start = time.perf_counter()
+    while len(rounds) < min_runs or time.perf_counter() - start < min_seconds:
+        rounds.append([_milliseconds(model, inputs) for model, inputs in prepared])
+    return rounds
+
+
+def _summary(
+    models: Mapping[str, nn.Module],
+    columns: Mapping[str, Sequence[float]],
+    batch_size: int,
+    threads: int,
+    channels_last: bool,
+) -> LatencyComparison:
+    reference = next(iter(models))
+    latencies, ratios, quartiles = {}, {}, {}
+    for name, times in columns.items():
+        p25, median, p75 = _quartiles(times)
+        latencies[name] = Latency(
+            median_ms=median,
+            p25_ms=p25,
+            p75_ms=p75,
+            runs=len(times),
+            batch_size=batch_size,
+            threads=threads,
+            device=_device_name(device_of(models[name])),
+            channels_last=channels_last,
+        )
+        pairs = [own / base for own, base in zip(times, columns[reference], strict=True)]
+        low, ratios[name], high = _quartiles(pairs)
+        quartiles[name] = (low, high)
+    return LatencyComparison(reference, latencies, ratios, quartiles)
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def _milliseconds(model: nn.Module, inputs: Any) -> float:
+    """Time one run; on a GPU by its own clock, from an idle device until the work is done."""
+    device = device_of(model)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            begin = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            begin.record()
+            run(model, inputs)
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end)
+    start = time.perf_counter()
+    run(model, inputs)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    # A copy, because the layout is a property of the parameters themselves.
+    return copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _inputs_channels_last(inputs: Any) -> Any:
+    def convert(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim == 4:
+            return value.contiguous(memory_format=torch.channels_last)
+        return value
+
+    return tree_map(convert, inputs)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

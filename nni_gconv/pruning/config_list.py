@@ -1,0 +1,298 @@
+"""NNI's config_list, read strictly: every pattern matches, every key and value is known.
+
+NNI ignores a pattern that matches nothing and stops with a schema traceback at a wrong value; here
+each is one line that names the entry, the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from nni_gconv.errors import ConfigError, nearest, unknown_name
+
+__all__ = ["SELECT_KEYS", "SETTING_KEYS", "LayerConfig", "nni_entries", "resolve"]
+
+SELECT_KEYS = (
+    "op_types",
+    "op_names",
+    "op_names_re",
+    "exclude_op_types",
+    "exclude_op_names",
+    "exclude_op_names_re",
+)
+#: Keys of NNI that say how a layer is pruned.
+SETTING_KEYS = (
+    "sparse_ratio",
+    "sparse_threshold",
+    "min_sparse_ratio",
+    "max_sparse_ratio",
+    "global_group_id",
+    "dependency_group_id",
+    "internal_metric_block",
+    "granularity",
+    "apply_method",
+    "align",
+)
+#: Keys of ours for pruners that remove channels.
+CHANNEL_KEYS = ("min_channels", "round_to")
+_OTHER_KEYS = ("target_names", "target_settings")
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What the config_list asks of one layer; see NNI's documentation for the keys it shares.
+
+    Attributes
+    ----------
+    sparse_ratio, sparse_threshold : float or None
+        Share of the channels to remove, or the score below which they go.
+    min_sparse_ratio, max_sparse_ratio : float
+        Bounds of the share, kept by ratios, global ranking and budgets alike.
+    global_group_id : int, str or None
+        Layers of one group are ranked together.
+    dependency_group_id : int, str or None
+        Layers of one group lose the same channels.
+    internal_metric_block : int or None
+        So many equal blocks lose equally many channels.
+    min_channels : int
+        Never keep fewer channels.
+    round_to : int
+        Keep a multiple of this wherever channels are removed.
+    """
+
+    sparse_ratio: float | None = None
+    sparse_threshold: float | None = None
+    min_sparse_ratio: float = 0.0
+    max_sparse_ratio: float = 1.0
+    global_group_id: int | str | None = None
+    dependency_group_id: int | str | None = None
+    internal_metric_block: int | None = None
+    min_channels: int = 1
+    round_to: int = 1
+    apply_method: str = "mul"
+    align: str | None = None
+
+
+def resolve(
+    model: nn.Module, config_list: Sequence[Mapping[str, Any]], *, extra_keys: Collection[str] = ()
+) -> tuple[dict[str, LayerConfig], frozenset[str]]:
+    """Find what each layer is asked, with NNI's rule of selection.
+
+    A layer is selected when ``op_names`` or ``op_names_re`` match it (if given) and its type is in
+    ``op_types`` (if given) and no ``exclude_*`` matches. Later entries override earlier ones.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model the names belong to.
+    config_list : sequence of mapping
+        NNI's config_list.
+    extra_keys : collection of str
+        Keys a method adds.
+
+    Returns
+    -------
+    layers : dict of str to LayerConfig
+        In the order of the model.
+    excluded : frozenset of str
+        Layers that some entry excludes and none selects.
+
+    Raises
+    ------
+    ConfigError
+        A wrong key, value or pattern; the message says which entry.
+    """
+    if isinstance(config_list, Mapping | str) or not isinstance(config_list, Sequence):
+        raise ConfigError(
+            f"config_list: expected a list of entries, got {type(config_list).__name__}"
+        )
+    if not config_list:
+        raise ConfigError("config_list: the list is empty, nothing would be pruned")
+    modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
+    found: dict[str, LayerConfig] = {}
+    excluded: set[str] = set()
+    for number, entry in enumerate(config_list):
+        where = f"config_list[{number}]"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{where}: expected a mapping, got {entry!r}")
+        _check_keys(entry, where, extra_keys)
+        selected, left_out = _select(modules, entry, where)
+        excluded |= left_out
+        settings = _settings(entry, where)
+        for name in selected:
+            if not isinstance(modules[name], (*_LAYERS, *_TRANSPOSED)):
+                raise ConfigError(
+                    f"{where}: {name} is a {type(modules[name]).__name__}; channels can be pruned "
+                    "in Conv1d/2d/3d, ConvTranspose1d/2d/3d and Linear"
+                )
+            found[name] = replace(found.get(name, LayerConfig()), **settings)
+    return {n: found[n] for n in modules if n in found}, frozenset(excluded - set(found))
+
+
+def _check_keys(entry: Mapping[str, Any], where: str, extra_keys: Collection[str]) -> None:
+    allowed = (*SELECT_KEYS, *SETTING_KEYS, *CHANNEL_KEYS, *_OTHER_KEYS, *extra_keys)
+    for key in entry:
+        if key not in allowed:
+            raise ConfigError(unknown_name("key", key, allowed, where))
+    for key in SELECT_KEYS:
+        value = entry.get(key, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise ConfigError(f"{where}.{key}: expected a list of strings, got {value!r}")
+    if not any(entry.get(key) for key in SELECT_KEYS[:3]):
+        raise ConfigError(f"{where}: one of op_types, op_names, op_names_re is needed")
+
+
+def _select(
+    modules: Mapping[str, nn.Module], entry: Mapping[str, Any], where: str
+) -> tuple[list[str], set[str]]:
+    types = {type(m).__name__ for m in modules.values()}
+    names: set[str] = set()
+    for pattern in entry.get("op_names", ()):
+        _must_match(pattern, {pattern} & set(modules), modules, f"{where}.op_names", "module")
+        names.add(pattern)
+    for key in ("op_names_re", "exclude_op_names_re"):
+        for pattern in entry.get(key, ()):
+            hits = _matching(modules, pattern, f"{where}.{key}")
+            _must_match(pattern, hits, modules, f"{where}.{key}", "module")
+            names |= hits if key == "op_names_re" else set()
+    for key in ("op_types", "exclude_op_types"):
+        for kind in entry.get(key, ()):
+            _must_match(kind, {kind} & types, types, f"{where}.{key}", "module type")
+    for name in entry.get("exclude_op_names", ()):
+        _must_match(name, {name} & set(modules), modules, f"{where}.exclude_op_names", "module")
+    wanted = set(entry.get("op_types", ()))
+    by_type = {n for n, m in modules.items() if type(m).__name__ in wanted}
+    if entry.get("op_names") or entry.get("op_names_re"):
+        chosen = names & by_type if wanted else names
+    else:
+        chosen = by_type
+    out = chosen & _excluded(modules, entry, where)
+    chosen -= out
+    if not chosen:
+        raise ConfigError(f"{where}: its patterns together select no module")
+    return [n for n in modules if n in chosen], out
+
+
+def _excluded(modules: Mapping[str, nn.Module], entry: Mapping[str, Any], where: str) -> set[str]:
+    out = set(entry.get("exclude_op_names", ()))
+    for pattern in entry.get("exclude_op_names_re", ()):
+        out |= _matching(modules, pattern, f"{where}.exclude_op_names_re")
+    kinds = set(entry.get("exclude_op_types", ()))
+    return out | {n for n, m in modules.items() if type(m).__name__ in kinds}
+
+
+def _matching(modules: Mapping[str, nn.Module], pattern: str, where: str) -> set[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{where}: {pattern!r} is not a regular expression ({error})") from error
+    return {name for name in modules if compiled.match(name)}
+
+
+def _must_match(
+    pattern: str, hits: set[str], allowed: Collection[str], where: str, kind: str
+) -> None:
+    if hits:
+        return
+    close = nearest(pattern, allowed)
+    if not close and pattern.startswith("module."):
+        close = nearest(pattern.removeprefix("module."), allowed)
+    hint = f"; nearest: {', '.join(close)}" if close else ""
+    raise ConfigError(f"{where}: {pattern!r} matches no {kind} of the model{hint}")
+
+
+def _settings(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    values = {k: entry[k] for k in (*SETTING_KEYS, *CHANNEL_KEYS) if entry.get(k) is not None}
+    targets = entry.get("target_names")
+    if targets is not None and "weight" not in targets:
+        raise ConfigError(
+            f"{where}.target_names: {targets!r} lacks 'weight', whose rows are pruned"
+        )
+    per_target = entry.get("target_settings") or {}
+    if not isinstance(per_target, Mapping):
+        raise ConfigError(f"{where}.target_settings: expected a mapping, got {per_target!r}")
+    for target, setting in per_target.items():
+        for key in setting:
+            if key not in SETTING_KEYS:
+                raise ConfigError(
+                    unknown_name("key", key, SETTING_KEYS, f"{where}.target_settings.{target}")
+                )
+    values.update(per_target.get("weight", {}))
+    granularity = values.pop("granularity", "default")
+    if granularity not in ("default", "out_channel"):
+        raise ConfigError(
+            f"{where}.granularity: {granularity!r} is not allowed for whole channels "
+            "(allowed: default, out_channel)"
+        )
+    if "align" in values:
+        values["align"] = _align(values["align"], f"{where}.align")
+    _check_values(values, where)
+    return values
+
+
+def _align(value: Any, where: str) -> str:
+    if not isinstance(value, Mapping) or list(value.get("dims") or []) != [0]:
+        raise ConfigError(
+            f"{where}: expected {{module_name, target_name, dims: [0]}}, got {value!r}"
+        )
+    return str(value.get("module_name"))
+
+
+def _check_values(values: dict[str, Any], where: str) -> None:
+    for key, low, high in (
+        ("sparse_ratio", 0, 1),
+        ("min_sparse_ratio", 0, 1),
+        ("max_sparse_ratio", 0, 1),
+        ("sparse_threshold", 0, float("inf")),
+    ):
+        if key in values:
+            values[key] = _number(values[key], low, high, f"{where}.{key}")
+    for key in ("min_channels", "round_to", "internal_metric_block"):
+        value = values.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{where}.{key}: {value!r} is not allowed (a whole number from 1)")
+    for key in ("global_group_id", "dependency_group_id"):
+        if not isinstance(values.get(key, 0), int | str):
+            raise ConfigError(f"{where}.{key}: {values[key]!r} is not a name or a number")
+    if values.get("apply_method", "mul") not in ("mul", "bypass"):
+        raise ConfigError(
+            f"{where}.apply_method: {values['apply_method']!r} is not allowed "
+            "(allowed: bypass, mul)"
+        )
+    if "sparse_ratio" in values and "sparse_threshold" in values:
+        raise ConfigError(f"{where}: sparse_ratio and sparse_threshold exclude each other")
+    low, high = values.get("min_sparse_ratio", 0.0), values.get("max_sparse_ratio", 1.0)
+    if low > high:
+        raise ConfigError(f"{where}: min_sparse_ratio {low} is above max_sparse_ratio {high}")
+
+
+def _number(value: Any, low: float, high: float, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        limit = f"a number from {low} to {high}" if high != float("inf") else f"a number from {low}"
+        raise ConfigError(f"{where}: {value!r} is not allowed ({limit})")
+    return float(value)
+
+
+def nni_entries(layers: Mapping[str, LayerConfig]) -> list[dict[str, Any]]:
+    """Write one entry of NNI's own schema per layer, without keys that only we know."""
+    entries = []
+    for name, layer in layers.items():
+        entry: dict[str, Any] = {"op_names": [name], "apply_method": layer.apply_method}
+        for key in ("sparse_ratio", "sparse_threshold", "global_group_id", "dependency_group_id"):
+            if getattr(layer, key) is not None:
+                entry[key] = getattr(layer, key)
+        if layer.max_sparse_ratio < 1:
+            entry["max_sparse_ratio"] = max(layer.max_sparse_ratio, 1e-9)
+        if layer.min_sparse_ratio > 0:
+            entry["min_sparse_ratio"] = min(layer.min_sparse_ratio, 1 - 1e-9)
+        if layer.internal_metric_block is not None:
+            entry["internal_metric_block"] = layer.internal_metric_block
+        entries.append(entry)
+    return entries

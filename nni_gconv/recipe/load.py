@@ -1,0 +1,158 @@
+"""Reading a recipe: YAML, overrides by dotted keys, and errors on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nni_gconv.errors import ConfigError, nearest
+from nni_gconv.recipe.schema import Recipe
+
+__all__ = ["apply_overrides", "load_recipe", "parse_recipe"]
+
+
+def load_recipe(
+    source: Recipe | Mapping[str, Any] | str | Path,
+    overrides: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Parameters
+    ----------
+    source : Recipe, mapping, str or Path
+        A recipe, its content, or a YAML file of it.
+    overrides : mapping of str to value, optional
+        Dotted keys, ``{"prune.budget.macs": 0.5, "prune.config_list.0.sparse_ratio": 0.3}``.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or no YAML, a key is unknown, or a value is not allowed.
+    """
+    if isinstance(source, Recipe):
+        data, where = source.model_dump(mode="json", exclude_unset=True), "recipe"
+    elif isinstance(source, Mapping):
+        data, where = dict(source), "recipe"
+    else:
+        path = Path(source).expanduser()
+        data, where = _read(path), path.name
+        if "name" not in data:
+            data["name"] = path.stem
+    return parse_recipe(apply_overrides(data, overrides or {}), where)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        hint = ""
+        if path.parent.is_dir():
+            close = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_file()])
+            hint = f"; nearest: {', '.join(close)}" if close else ""
+        raise ConfigError(f"no recipe at {path}{hint}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path.name}{line}: not valid YAML: {problem}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path.name}: expected a mapping of sections, got {type(data).__name__}")
+    return data
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Set values by dotted keys; sections that are absent are made, list items go by number.
+
+    Examples
+    --------
+    >>> apply_overrides({"prune": {"budget": {"macs": 0.5}}}, {"prune.budget.macs": 0.3})
+    {'prune': {'budget': {'macs': 0.3}}}
+    """
+    result = _copy(data)
+    for key, value in overrides.items():
+        place: Any = result
+        parts = key.split(".")
+        for i, part in enumerate(parts[:-1]):
+            place = _step(place, part, ".".join(parts[: i + 1]))
+        last = parts[-1]
+        if isinstance(place, list):
+            place[_index(place, last, key)] = value
+        elif isinstance(place, dict):
+            place[last] = value
+        else:
+            raise ConfigError(f"override {key}: {'.'.join(parts[:-1])} is no section")
+    return result
+
+
+def _copy(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {k: _copy(v) for k, v in data.items()}
+    return [_copy(v) for v in data] if isinstance(data, list | tuple) else data
+
+
+def _step(place: Any, part: str, where: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, part, where)]
+    if not isinstance(place, dict):
+        raise ConfigError(f"override {where}: there is no section to set it in")
+    if place.get(part) is None:
+        place[part] = {}
+    return place[part]
+
+
+def _index(items: list[Any], part: str, where: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(f"override {where}: {part!r} is not an item from 0 to {len(items) - 1}")
+    return int(part)
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check the content of a recipe; the first thing wrong is a ConfigError of one line."""
+    try:
+        return Recipe.model_validate(_copy(data))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_error(error)}") from error
+
+
+def _first_error(error: ValidationError) -> str:
+    # An unknown key is most often a slip that also makes a needed key missing: it comes first.
+    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    problem = problems[0]
+    path = [p for p in problem["loc"] if not (isinstance(p, str) and p.startswith("function-"))]
+    key = ".".join(str(p) for p in path)
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        allowed = _fields(path[:-1])
+        close = nearest(str(path[-1]), allowed, count=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{key}: unknown key{hint} (allowed: {', '.join(sorted(allowed))}){more}"
+    if problem["type"] == "missing":
+        return f"{key}: this key is needed{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{message}{more}"
+    given = problem.get("input")
+    shown = (
+        f"{given!r}" if isinstance(given, str | int | float | bool | None) else type(given).__name__
+    )
+    return f"{key}: {shown} is not allowed: {message[0].lower()}{message[1:]}{more}"
+
+
+def _fields(path: list[Any]) -> list[str]:
+    """Names of the keys that the section at `path` knows."""
+    model: Any = Recipe
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        kinds = [field.annotation, *get_args(field.annotation)]
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    return list(getattr(model, "model_fields", {}))

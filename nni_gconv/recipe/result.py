@@ -1,0 +1,53 @@
+"""What a trial came to: the content of ``result.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["TrialResult"]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Numbers of one finished trial.
+
+    Attributes
+    ----------
+    metrics : dict of str to float
+        Flat numbers, as reported to NNI: ``default``, ``accuracy`` and ``accuracy_dense``
+        (fractions of 1 on the validation images), ``params``, ``params_ratio``, ``macs``,
+        ``macs_ratio`` and, if measured, ``latency_ms`` and ``latency_ratio``; ratios are small
+        over dense.
+    test : dict of str to float
+        ``accuracy`` and ``accuracy_dense`` on the test images, which served for no choice.
+    stages : dict of str to dict
+        Seconds and facts of each stage.
+    output : Path
+        The folder of the trial.
+    """
+
+    name: str
+    method: str
+    budget: dict[str, float] | None
+    metrics: dict[str, float]
+    dense: dict[str, float]
+    test: dict[str, float]
+    latency: list[dict[str, Any]]
+    stages: dict[str, dict[str, Any]]
+    seed: int
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    trial: str | None
+    output: Path = field(compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``result.json``."""
+        fields = {k: v for k, v in vars(self).items() if k != "output"}
+        return {"format": 1, **fields}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], output: Path) -> TrialResult:
+        """Read back what :meth:`to_dict` gave."""
+        return cls(**{k: v for k, v in data.items() if k != "format"}, output=output)

@@ -1,0 +1,101 @@
+"""One trial from start to end: the same for a person, a script and NNI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nni_gconv import compat
+from nni_gconv.files import write_json
+from nni_gconv.recipe.folder import TrialFolder, choose_output
+from nni_gconv.recipe.load import load_recipe
+from nni_gconv.recipe.result import TrialResult
+from nni_gconv.recipe.schema import Recipe
+from nni_gconv.recipe.stages import Trial
+from nni_gconv.training.distributed import Distributed
+
+__all__ = ["run_recipe"]
+
+
+def run_recipe(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    output: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+) -> TrialResult:
+    """Run a recipe: train, sparsify, prune, speed up, fine-tune, export, measure.
+
+    Under NNI the tuner's parameters, dotted keys, override the recipe, and results are reported.
+
+    Parameters
+    ----------
+    recipe : Recipe, mapping, str or Path
+        A recipe, its content, or a YAML file.
+    output : str or Path, optional
+        Folder to write to; default: NNI's folder of the trial, else ``runs/NAME``.
+    overrides : mapping, optional
+        Dotted keys and values.
+    resume : bool, default True
+        Go on where an earlier run of this recipe in the folder stopped: finished stages are not
+        run again, training goes on from its last epoch, and the numbers are those of an
+        uninterrupted run. False refuses a folder that holds a run.
+    quiet : bool, default False
+        No progress on standard error.
+
+    Returns
+    -------
+    TrialResult
+
+    Raises
+    ------
+    NniGconvError
+        ConfigError, DataError, CheckpointError, TraceError, SpeedupError or BudgetError.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> result = run_recipe(
+    ...     {
+    ...         "model": {"name": "resnet8", "options": {"width": 0.25}},
+    ...         "data": {"name": "digits", "train_size": 200},
+    ...         "train": {"epochs": 1},
+    ...         "prune": {"method": "fpgm", "budget": {"macs": 0.5}},
+    ...         "report": {"latency": None},
+    ...     },
+    ...     output=tempfile.mkdtemp(),
+    ...     quiet=True,
+    ... )
+    >>> result.metrics["macs_ratio"] <= 0.5
+    True
+    """
+    given = dict(overrides or {})
+    device = load_recipe(recipe, given).device
+    with Distributed.from_environment(None if device == "auto" else device) as distributed:
+        asked = (
+            compat.next_parameters() if distributed.is_main and compat.running_under_nni() else {}
+        )
+        loaded = load_recipe(recipe, {**given, **distributed.broadcast_object(asked)})
+        path = choose_output(loaded, Path(output) if output else None)
+        with TrialFolder(path, loaded, distributed, resume=resume) as folder:
+            return _run(loaded, folder, distributed, quiet)
+
+
+def _run(recipe: Recipe, folder: TrialFolder, distributed: Distributed, quiet: bool) -> TrialResult:
+    reports = distributed.is_main and compat.running_under_nni()
+    if reports:
+        compat.link_tensorboard(folder.path)
+    with Trial(recipe, folder, distributed, quiet=quiet) as trial:
+        trial.train()
+        trial.prune()
+        trial.speedup()
+        trial.finetune()
+        trial.export()
+        result = trial.report()
+    if distributed.is_main:
+        write_json(folder.path / "result.json", result.to_dict())
+    if reports:
+        compat.report_final(result.metrics)
+    return result

@@ -1,0 +1,114 @@
+"""The recipe: one YAML, one trial. Sections are the settings of the parts that use them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nni_gconv.profiling.latency import LatencySettings
+from nni_gconv.pruning.methods import PruneSettings
+from nni_gconv.training.data import DataSettings
+from nni_gconv.training.settings import FinetuneSettings, TrainSettings
+from nni_gconv.training.zoo import ModelSettings
+
+__all__ = ["ExportSettings", "Recipe", "ReportSettings", "SpeedupSettings", "TrainStage"]
+
+#: What an objective may weigh, and what a trial reports.
+METRICS = (
+    "accuracy",
+    "accuracy_dense",
+    "params",
+    "params_ratio",
+    "macs",
+    "macs_ratio",
+    "latency_ms",
+    "latency_ratio",
+)
+_FORBID = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainStage(TrainSettings):
+    """The ``train:`` section: how the dense network is trained, and who else may use it."""
+
+    share: str | None = Field(
+        None,
+        description="'experiment': trials of one NNI experiment that ask for the same dense "
+        "network train it once; or a folder, for the same among runs.",
+    )
+
+
+class SpeedupSettings(BaseModel):
+    """The ``speedup:`` section."""
+
+    model_config = _FORBID
+
+    verify: bool = Field(True, description="Compare masked and small model in float64.")
+    constants: Literal["silence", "fold"] = Field(
+        "silence", description="What to do with what a norm emits behind a masked filter."
+    )
+    fold_permutations: bool = Field(True, description="Fold permutations into weights.")
+
+
+class ExportSettings(BaseModel):
+    """The ``export:`` section."""
+
+    model_config = _FORBID
+
+    formats: tuple[Literal["safetensors", "onnx", "pt2"], ...] = Field(
+        ("safetensors",), description="Files to write; safetensors is always written."
+    )
+
+
+class ReportSettings(BaseModel):
+    """The ``report:`` section."""
+
+    model_config = _FORBID
+
+    latency: LatencySettings | None = Field(
+        default_factory=LatencySettings, description="How latency is measured; null: it is not."
+    )
+
+
+class Recipe(BaseModel):
+    """Everything one trial does. Stages that are absent are skipped.
+
+    Examples
+    --------
+    >>> recipe = Recipe(model={"name": "resnet20"}, data={"name": "digits"})
+    >>> recipe.seed, recipe.prune
+    (0, None)
+    """
+
+    model_config = _FORBID
+
+    name: str | None = Field(None, description="Shown in reports; default: the file's name.")
+    seed: int = Field(0, ge=0, description="Of weights, splits, order and augmentation.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, or auto: a GPU when there is one.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice.")
+    model: ModelSettings
+    data: DataSettings
+    train: TrainStage | None = None
+    sparsify: TrainSettings | None = None
+    prune: PruneSettings | None = None
+    speedup: SpeedupSettings = Field(default_factory=SpeedupSettings)
+    finetune: FinetuneSettings | None = None
+    export: ExportSettings = Field(default_factory=ExportSettings)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+    objective: dict[Literal[METRICS], float] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="Weights of metrics whose sum is reported as 'default'; null: accuracy.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.sparsify is not None and self.prune is None:
+            raise ValueError("sparsify: needs a prune section that names the method")
+        if self.train is None and self.model.weights is None and self.prune is not None:
+            untrained = self.finetune is None or not self.finetune.from_scratch
+            if untrained and self.sparsify is None:
+                raise ValueError(
+                    "nothing to prune: give model.weights, or a train section, or "
+                    "finetune.from_scratch: true"
+                )
+        return self

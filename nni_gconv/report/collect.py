@@ -1,0 +1,306 @@
+"""Reading the trials of an experiment, or of run folders, finished or not.
+
+A trial's own ``result.json`` is believed first; what it lacks (status, parameters, times, and
+everything of a trial that broke) comes from NNI's database, and where that is missing too, from
+the folders on disk. Nothing is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nni_gconv.errors import ConfigError, nearest
+from nni_gconv.experiment.database import TrialRecord, read_database
+from nni_gconv.experiment.watch import last_lines
+
+__all__ = ["TrialRow", "collect"]
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial, as a row of a table; what is not known is None.
+
+    Attributes
+    ----------
+    trial : str
+        NNI's trial id, or the run folder's name.
+    status : str
+        ``succeeded``, ``failed``, ``killed`` (by a signal, as when memory runs out),
+        ``running``, ``waiting``, ``cancelled``, ``early stopped``, ``stopped`` (it was running
+        when its experiment ended) or ``unreadable`` (its ``result.json`` is damaged).
+    name, method : str or None
+        The recipe's name; the pruning method.
+    budget : dict or None
+        For example ``{"macs": 0.5}``.
+    accuracy, accuracy_dense : float or None
+        Fractions of 1, on the validation split, of the small and of the dense network.
+    params, macs : float or None
+        Counts of the small network.
+    params_ratio, macs_ratio, latency_ratio : float or None
+        Small over dense: 0.5 is half.
+    latency_ms : float or None
+        Milliseconds of the small network.
+    seconds : float or None
+        From the trial's start to its end; of its stages for a run without NNI.
+    test_accuracy, test_accuracy_dense : float or None
+        Fractions of 1, on the test split.
+    parameters : dict
+        What the tuner chose.
+    folder : str or None
+        Where the trial wrote.
+    error : str or None
+        Last line of a failed trial's log, or why its result cannot be read.
+    """
+
+    trial: str
+    status: str
+    name: str | None = None
+    method: str | None = None
+    budget: dict[str, Any] | None = None
+    accuracy: float | None = None
+    accuracy_dense: float | None = None
+    params: float | None = None
+    params_ratio: float | None = None
+    macs: float | None = None
+    macs_ratio: float | None = None
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
+    seconds: float | None = None
+    test_accuracy: float | None = None
+    test_accuracy_dense: float | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    folder: str | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, ready for JSON."""
+        return asdict(self)
+
+
+class _Stage(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    seconds: float = 0.0
+
+
+class _Result(BaseModel):
+    """What is read of a trial's ``result.json``, format 1; other keys are left alone."""
+
+    model_config = ConfigDict(extra="ignore")
+    format: int = Field(ge=1, le=1)
+    name: str | None = None
+    method: str | None = None
+    budget: dict[str, Any] | None = None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    test: dict[str, float | None] | None = None
+    stages: dict[str, _Stage] = Field(default_factory=dict)
+
+
+def collect(sources: str | Path | Iterable[str | Path]) -> list[TrialRow]:
+    """Read trials into rows.
+
+    Parameters
+    ----------
+    sources : str, Path, or several of them
+        Each is the folder of an experiment, an experiment's id (looked up as ``nnictl`` does,
+        under ``~/nni-experiments``), the folder of a run (one with a ``result.json``) or a folder
+        of run folders.
+
+    Returns
+    -------
+    list of TrialRow
+        In the order of submission, source by source. Running and broken experiments are fine.
+
+    Raises
+    ------
+    ConfigError
+        A source is none of these.
+
+    Examples
+    --------
+    >>> rows = collect("~/nni-experiments/_latest")  # doctest: +SKIP
+    >>> rows[0].accuracy, rows[0].macs_ratio  # doctest: +SKIP
+    (0.967, 0.499)
+    """
+    if isinstance(sources, str | Path):
+        sources = [sources]
+    rows: list[TrialRow] = []
+    for source in sources:
+        folder = _locate(source)
+        if (folder / "db").is_dir() or (folder / "environments").is_dir():
+            rows += _experiment_rows(folder)
+        elif (folder / "result.json").is_file():
+            rows.append(_run_row(folder))
+        else:
+            rows += [_run_row(file.parent) for file in sorted(folder.glob("*/result.json"))]
+    return rows
+
+
+def _locate(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    home = Path.home() / "nni-experiments"
+    if not path.is_dir() and len(path.parts) == 1:
+        known = _registry(home)
+        path = Path(known.get(str(source), home)) / str(source)
+        if not path.is_dir():
+            close = nearest(str(source), [*known, *(p.name for p in home.glob("*/"))], count=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{source}: neither a folder nor an experiment's id{hint}")
+    if not path.is_dir():
+        raise ConfigError(f"{source}: no such folder")
+    looks = ("db", "environments", "result.json")
+    if not any((path / name).exists() for name in looks) and not any(path.glob("*/result.json")):
+        raise ConfigError(
+            f"{source}: neither an experiment's folder (with db/) nor one with a result.json"
+        )
+    return path
+
+
+def _registry(home: Path) -> dict[str, str]:
+    """Return nnictl's list of experiments: id -> folder they are kept in."""
+    try:
+        entries = json.loads((home / ".experiment").read_text(encoding="utf-8"))
+        return {key: str(entry.get("logDir") or home) for key, entry in entries.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _experiment_rows(folder: Path) -> list[TrialRow]:
+    record = read_database(folder)
+    known = record.trials
+    places = [*folder.glob("environments/*/trials/*"), *folder.glob("trials/*")]
+    found: dict[str, Path] = {}
+    for place in places:  # trials/<id>/output only holds the link for TensorBoard
+        if place.is_dir() and (place.name not in found or (place / "result.json").is_file()):
+            found[place.name] = place
+    ids = sorted(known, key=lambda key: known[key].number)
+    ids += sorted(set(found) - set(known))
+    return [_trial_row(key, known.get(key), found.get(key), record.ended) for key in ids]
+
+
+_WORDS = {
+    "SUCCEEDED": "succeeded",
+    "FAILED": "failed",
+    "SYS_CANCELED": "failed",
+    "KILLED": "killed",
+    "USER_CANCELED": "cancelled",
+    "EARLY_STOPPED": "early stopped",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+}
+
+
+def _trial_row(key: str, known: TrialRecord | None, folder: Path | None, ended: bool) -> TrialRow:
+    result, error = _read_result(folder)
+    known = known or TrialRecord("SUCCEEDED" if result else "RUNNING")
+    status = _WORDS.get(known.status, known.status.lower())
+    if ended and status in ("running", "waiting"):
+        status = "stopped"
+    if error is not None and status == "succeeded":
+        status = "unreadable"
+    if status in ("failed", "killed") and folder is not None:
+        error = last_lines(folder / "trial.stderr", 1) or last_lines(folder / "trial.log", 1)
+    seconds = None
+    if known.start is not None and known.end is not None:
+        seconds = (known.end - known.start) / 1000
+    return _make_row(key, status, result, known, folder, seconds, error or None)
+
+
+def _run_row(folder: Path) -> TrialRow:
+    result, error = _read_result(folder)
+    status = "succeeded" if result else "unreadable"
+    return _make_row(folder.resolve().name, status, result, TrialRecord(), folder, None, error)
+
+
+def _read_result(folder: Path | None) -> tuple[_Result | None, str | None]:
+    file = folder / "result.json" if folder is not None else None
+    if file is None or not file.is_file():
+        return None, None
+    try:
+        return _Result.model_validate_json(file.read_text(encoding="utf-8")), None
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        return None, f"{file}: {reason}"
+
+
+def _make_row(
+    key: str,
+    status: str,
+    result: _Result | None,
+    known: TrialRecord,
+    folder: Path | None,
+    seconds: float | None,
+    error: str | None,
+) -> TrialRow:
+    metrics: Mapping[str, float | None] = result.metrics if result else known.metrics
+    stages = result.stages.values() if result else ()
+    if seconds is None and stages:
+        seconds = sum(stage.seconds for stage in stages)
+    test = (result.test if result else None) or {}
+    numbers = (
+        "accuracy", "accuracy_dense", "params", "params_ratio", "macs", "macs_ratio",
+        "latency_ms", "latency_ratio",
+    )  # fmt: skip
+    return TrialRow(
+        trial=key,
+        status=status,
+        name=result.name if result else None,
+        method=(result.method if result else None) or _chosen_method(known.parameters),
+        budget=(result.budget if result else None) or _chosen_budget(known.parameters),
+        seconds=seconds,
+        test_accuracy=test.get("accuracy"),
+        test_accuracy_dense=test.get("accuracy_dense"),
+        parameters=known.parameters,
+        folder=str(folder) if folder is not None else None,
+        error=error,
+        **{name: metrics.get(name) for name in numbers},
+    )
+
+
+def _chosen_method(parameters: dict[str, Any]) -> str | None:
+    method = parameters.get("prune.method", parameters.get("sparsify.method"))
+    return str(method) if method is not None else None
+
+
+def _chosen_budget(parameters: dict[str, Any]) -> dict[str, Any] | None:
+    chosen = {
+        key.removeprefix("prune.budget."): value
+        for key, value in parameters.items()
+        if key.startswith("prune.budget.")
+    }
+    return chosen or None
+
+
+def pareto_front(rows: Sequence[TrialRow], cost: str = "macs_ratio") -> list[TrialRow]:
+    """Return the rows that no other beats in both accuracy and cost, by rising cost.
+
+    Parameters
+    ----------
+    rows : sequence of TrialRow
+        Rows without an accuracy or the cost are left out.
+    cost : str, default "macs_ratio"
+        Field to be small: ``macs_ratio``, ``params_ratio``, ``latency_ratio``, ...
+
+    Returns
+    -------
+    list of TrialRow
+        Of rows that are equal in both, the first.
+
+    Examples
+    --------
+    >>> rows = [TrialRow("a", "succeeded", accuracy=0.9, macs_ratio=0.5),
+    ...         TrialRow("b", "succeeded", accuracy=0.8, macs_ratio=0.6)]
+    >>> [row.trial for row in pareto_front(rows)]
+    ['a']
+    """
+    usable = [row for row in rows if row.accuracy is not None and getattr(row, cost) is not None]
+    front: list[TrialRow] = []
+    for row in sorted(usable, key=lambda row: (getattr(row, cost), -(row.accuracy or 0.0))):
+        if not front or (row.accuracy or 0.0) > (front[-1].accuracy or 0.0):
+            front.append(row)
+    return front

@@ -1,0 +1,135 @@
+"""The picture of an experiment: accuracy against cost, with the dense network and the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.report.collect import TrialRow, pareto_front
+from nni_gconv.report.files import output_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_trials"]
+
+# Okabe and Ito's palette, told apart with any colour vision; black and yellow are left out, black
+# for the dense line and yellow for being unreadable on white. Markers say the same again.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_FORMATS = (".png", ".svg", ".pdf")
+_COSTS = {
+    "macs_ratio": "MACs (small / dense)",
+    "params_ratio": "parameters (small / dense)",
+    "latency_ratio": "latency (small / dense)",
+}
+
+
+def plot_trials(
+    rows: Sequence[TrialRow],
+    path: str | Path,
+    *,
+    cost: str = "macs_ratio",
+    title: str | None = None,
+) -> Path:
+    """Draw validation accuracy against cost, one colour and marker per method.
+
+    Parameters
+    ----------
+    rows : sequence of TrialRow
+        Rows without an accuracy or the cost are left out.
+    path : str or Path
+        ``.png``, ``.svg`` or ``.pdf``; replaced in one step, its folder is made.
+    cost : {"macs_ratio", "params_ratio", "latency_ratio"}, default "macs_ratio"
+        Horizontal axis.
+    title : str, optional
+        Heading of the picture.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ConfigError
+        No row can be drawn, or the file's format or the cost is unknown.
+
+    Examples
+    --------
+    >>> row = TrialRow("a", "succeeded", method="fpgm", accuracy=0.9, macs_ratio=0.5)
+    >>> plot_trials([row], "runs/plot.png")  # doctest: +SKIP
+    PosixPath('runs/plot.png')
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in _FORMATS:
+        raise ConfigError(unknown_name("picture format", path.suffix, _FORMATS, str(path)))
+    if cost not in _COSTS:
+        raise ConfigError(unknown_name("cost", cost, _COSTS))
+    usable = [row for row in rows if row.accuracy is not None and getattr(row, cost) is not None]
+    if not usable:
+        raise ConfigError(f"nothing to plot: no trial has both an accuracy and a {cost}")
+    # The object interface on the Agg canvas: no display, and pyplot's global state stays alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_dense(axes, usable)
+    _draw_methods(axes, usable, cost)
+    _draw_front(axes, pareto_front(usable, cost), cost)
+    axes.set_xlabel(_COSTS[cost])
+    axes.set_ylabel("validation accuracy (%)")
+    axes.grid(visible=True, color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(0.08, 0.12)
+    if title:
+        axes.set_title(title)
+    axes.legend(frameon=True, framealpha=0.9, edgecolor="0.8", fontsize="small")
+    with output_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix.lower()[1:])
+    return path
+
+
+def _draw_dense(axes: Axes, rows: Sequence[TrialRow]) -> None:
+    """Draw a line at the dense accuracy, a band where the trials' own baselines differ."""
+    dense = [100 * row.accuracy_dense for row in rows if row.accuracy_dense is not None]
+    if not dense:
+        return
+    low, high = min(dense), max(dense)
+    if high - low < 1e-6:
+        axes.axhline(high, color="black", linestyle="--", linewidth=1.2, label=f"dense {high:.2f}")
+    else:
+        label = f"dense {low:.2f} to {high:.2f}"
+        axes.axhspan(low, high, color="black", alpha=0.12, linewidth=0, label=label)
+
+
+def _draw_methods(axes: Axes, rows: Sequence[TrialRow], cost: str) -> None:
+    methods = sorted({row.method or "unknown" for row in rows})
+    for i, method in enumerate(methods):
+        points = [row for row in rows if (row.method or "unknown") == method]
+        axes.scatter(
+            [getattr(row, cost) for row in points],
+            [100 * (row.accuracy or 0.0) for row in points],
+            s=90 / (1 + 0.6 * i),  # a point that lies on another leaves its rim to be seen
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            edgecolor="white",
+            linewidth=0.6,
+            label=method,
+            zorder=3,
+        )
+
+
+def _draw_front(axes: Axes, front: Sequence[TrialRow], cost: str) -> None:
+    x = [getattr(row, cost) for row in front]
+    y = [100 * (row.accuracy or 0.0) for row in front]
+    # Steps and no slopes: between two networks nothing has been measured.
+    axes.step(x, y, where="post", color="0.45", linewidth=1.0, zorder=2)
+    axes.scatter(
+        x, y, s=190, facecolor="none", edgecolor="0.35", linewidth=1.0, label="Pareto front"
+    )

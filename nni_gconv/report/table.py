@@ -1,0 +1,168 @@
+"""Trials as a table: on a terminal, as plain text, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_gconv.report.collect import TrialRow, pareto_front
+from nni_gconv.report.files import output_file
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["json_rows", "plain_table", "rich_table", "write_csv"]
+
+_CSV_FIELDS = (
+    "trial", "status", "name", "method", "budget", "accuracy", "accuracy_dense", "params",
+    "params_ratio", "macs", "macs_ratio", "latency_ms", "latency_ratio", "seconds",
+    "test_accuracy", "test_accuracy_dense", "folder", "error",
+)  # fmt: skip
+
+
+def format_budget(budget: Mapping[str, Any] | None) -> str:
+    """Write a budget the way it stands in a recipe.
+
+    Examples
+    --------
+    >>> format_budget({"macs": 0.5})
+    'macs 0.5'
+    """
+    return ", ".join(f"{key} {_short(value)}" for key, value in (budget or {}).items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+# Heading, how a row is written, whether it is a number (aligned right).
+_COLUMNS: tuple[tuple[str, Callable[[TrialRow], str], bool], ...] = (
+    ("method", lambda row: row.method or "", False),
+    ("budget", lambda row: format_budget(row.budget), False),
+    ("accuracy %", lambda row: _percent(row.accuracy), True),
+    ("dense %", lambda row: _percent(row.accuracy_dense), True),
+    ("params", lambda row: _ratio(row.params_ratio), True),
+    ("MACs", lambda row: _ratio(row.macs_ratio), True),
+    ("latency", lambda row: _ratio(row.latency_ratio), True),
+    ("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.0f}", True),
+    ("status", lambda row: row.status, False),
+    ("trial", lambda row: row.trial, False),
+)
+
+_LEGEND = "params, MACs, latency: small network over dense; * = Pareto front of accuracy and MACs"
+
+
+def _cells(rows: Sequence[TrialRow]) -> list[list[str]]:
+    best = {row.trial for row in pareto_front(rows)} if len(rows) > 1 else set()
+    return [
+        [write(row) + ("*" if title == "trial" and row.trial in best else "")
+         for title, write, _ in _COLUMNS]
+        for row in rows
+    ]  # fmt: skip
+
+
+def rich_table(rows: Sequence[TrialRow], title: str | None = None) -> Table:
+    """Return the trials as a table for a :class:`rich.console.Console`.
+
+    Parameters
+    ----------
+    rows : sequence of TrialRow
+        One line each, in this order. Accuracies are shown in percent, ratios as small over dense.
+    title : str, optional
+        Heading.
+
+    Returns
+    -------
+    rich.table.Table
+        Trials on the Pareto front of accuracy and MACs are bold and carry a ``*``.
+
+    Examples
+    --------
+    >>> rich_table([TrialRow("a", "succeeded", accuracy=0.9)]).row_count
+    1
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, caption=_LEGEND)
+    for heading, _, number in _COLUMNS:
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row, cells in zip(rows, _cells(rows), strict=True):
+        style = "red" if row.status in ("failed", "killed", "unreadable") else None
+        style = "bold" if cells[-1].endswith("*") else style
+        table.add_row(*(Text(cell) for cell in cells), style=style)
+    return table
+
+
+def plain_table(rows: Sequence[TrialRow]) -> str:
+    """Return the trials as text in aligned columns, without colour, of any width.
+
+    Examples
+    --------
+    >>> print(plain_table([TrialRow("a", "succeeded", method="fpgm")]).splitlines()[1].split())
+    ['fpgm', 'succeeded', 'a']
+    """
+    headings = [heading for heading, _, _ in _COLUMNS]
+    lines = [headings, *_cells(rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    text = []
+    for line in lines:
+        cells = [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, (_, _, number) in zip(line, widths, _COLUMNS, strict=True)
+        ]
+        text.append("  ".join(cells).rstrip())
+    return "\n".join([*text, _LEGEND])
+
+
+def json_rows(rows: Sequence[TrialRow]) -> list[dict[str, Any]]:
+    """Return one mapping a trial with all fields of :class:`TrialRow`, ready for ``json.dumps``.
+
+    Accuracies are fractions of 1 and ratios are small over dense; unknown is None.
+
+    Examples
+    --------
+    >>> json_rows([TrialRow("a", "succeeded", accuracy=0.9)])[0]["accuracy"]
+    0.9
+    """
+    return [row.to_dict() for row in rows]
+
+
+def write_csv(rows: Sequence[TrialRow], path: str | Path) -> Path:
+    """Write the trials to a CSV file, replacing it in one step.
+
+    Parameters
+    ----------
+    rows : sequence of TrialRow
+        One line each under a line of headings; the tuner's choices stand in columns
+        ``parameters.<key>``. Numbers are unrounded, what is not known is empty.
+    path : str or Path
+        File to write; its folder is made.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    keys = sorted({key for row in rows for key in row.parameters})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_CSV_FIELDS, *(f"parameters.{key}" for key in keys)])
+    for row in rows:
+        fields = [getattr(row, name) for name in _CSV_FIELDS]
+        fields[_CSV_FIELDS.index("budget")] = format_budget(row.budget)
+        writer.writerow([*fields, *(row.parameters.get(key) for key in keys)])
+    with output_file(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+    return Path(path).expanduser()

@@ -1,0 +1,1 @@
+"""Masks to a smaller, equal model: trace, couple, cut, verify."""

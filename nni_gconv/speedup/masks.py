@@ -1,0 +1,110 @@
+"""Masks as NNI writes them, read strictly: ``{module: {target: 0/1 tensor}}`` or a file of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nni_gconv.errors import CheckpointError, unknown_name
+
+__all__ = ["load_masks", "read_masks"]
+
+Masks = Mapping[str, Mapping[str, Tensor | None]]
+
+
+def load_masks(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """Read masks from a file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.safetensors`` file with keys ``module.target`` or a torch file of NNI's mask dict
+        (saved as plain dicts; nothing in the file is executed).
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged or holds no masks.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no mask file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            masks: dict[str, dict[str, Tensor]] = {}
+            for key, tensor in load_file(path).items():
+                module, _, target = key.rpartition(".")
+                masks.setdefault(module, {})[target] = tensor
+            return masks
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be read as masks ({first}); save NNI's masks as plain dicts: "
+            "torch.save({k: dict(v) for k, v in masks.items()}, path)"
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, dict) for v in loaded.values()):
+        raise CheckpointError(f"{path} holds no masks: expected {{module: {{target: tensor}}}}")
+    return loaded
+
+
+def read_masks(
+    model: nn.Module, masks: Masks, aliases: Mapping[str, tuple[str, ...]]
+) -> dict[str, Tensor]:
+    """Turn NNI's masks into bool tensors by parameter name, checked against the model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The unwrapped model the masks were made for.
+    masks : mapping
+        ``{module: {target: tensor or None}}``; None and all-ones masks are left out.
+    aliases : mapping of str to tuple of str
+        Dotted name -> all names of the same tensor.
+
+    Returns
+    -------
+    dict of str to bool Tensor
+        First alias of each masked parameter -> True where it is kept.
+
+    Raises
+    ------
+    CheckpointError
+        A module, target or shape does not belong to the model.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    kept: dict[str, Tensor] = {}
+    for module_name, targets in masks.items():
+        if module_name not in modules:
+            raise CheckpointError(unknown_name("module", module_name, modules, "masks"))
+        for target, mask in targets.items():
+            if mask is None:
+                continue
+            name = f"{module_name}.{target}" if module_name else target
+            tensor = _target(modules[module_name], target)
+            if tensor is None:
+                if bool((mask != 0).all()):
+                    continue
+                raise CheckpointError(
+                    f"masks: {name} is not a parameter; masks of inputs and outputs cannot be cut"
+                )
+            if mask.shape != tensor.shape:
+                raise CheckpointError(
+                    f"masks: {name} has shape {tuple(tensor.shape)}, its mask {tuple(mask.shape)}"
+                )
+            live = (mask != 0).cpu()
+            if bool(live.all()):
+                continue
+            first = aliases[name][0]
+            kept[first] = kept[first] & live if first in kept else live
+    return kept
+
+
+def _target(module: Any, target: str) -> Tensor | None:
+    tensor = getattr(module, target, None)
+    return tensor if isinstance(tensor, Tensor) else None

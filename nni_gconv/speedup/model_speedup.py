@@ -1,0 +1,296 @@
+"""Masks in, a smaller and equal model out."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.fx import Node
+
+from nni_gconv import compat
+from nni_gconv.errors import ConfigError, SpeedupError
+from nni_gconv.speedup.channels import ChannelMap
+from nni_gconv.speedup.masks import Masks, load_masks, read_masks
+from nni_gconv.speedup.operators import map_channels
+from nni_gconv.speedup.plan import Decision, Plan, apply_plan, decide, make_plan, silence
+from nni_gconv.speedup.trace import Graph, as_inputs, frames, trace
+from nni_gconv.speedup.verify import masked_copy, verify_equal
+
+__all__ = ["LayerChange", "ModelSpeedup", "SpeedupReport"]
+
+#: A forward that holds this many different literal widths is not worth another attempt.
+_MAX_RETRIES = 32
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer before and after: widths as (out, in), groups, and how many channels went."""
+
+    name: str
+    type: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    groups: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class SpeedupReport:
+    """What a speedup did.
+
+    Attributes
+    ----------
+    layers : tuple of LayerChange
+        Every layer with weights, in the order of the model.
+    notes : tuple of str
+        What stayed although its mask asked for less, and what was silenced, one line each.
+    gathers : int
+        Index operations the small model has to run for permutations that could not be folded.
+    difference : float or None
+        Largest relative difference of the outputs seen in verification; None if not verified.
+    """
+
+    layers: tuple[LayerChange, ...]
+    notes: tuple[str, ...]
+    gathers: int
+    difference: float | None
+
+    def table(self) -> Table:
+        """Return the layers as a rich table."""
+        table = Table("layer", "type", "before", "after", "groups", "removed", title="speedup")
+        for row in self.layers:
+            table.add_row(
+                row.name, row.type, _widths(row.before), _widths(row.after), str(row.groups),
+                str(row.removed),
+            )  # fmt: skip
+        return table
+
+
+def _widths(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(s) for s in shape)
+
+
+class ModelSpeedup:
+    """Turn a masked model into a small one that gives the same outputs.
+
+    Everything is read from the masks: channels whose filters, or all whose readers, are masked are
+    removed together with what is coupled to them; what cannot go because of a sum, a group or a
+    literal width in the forward stays as zeros. The model's class and forward are kept; its layers
+    stay plain torch modules with smaller tensors. The model given is changed in place, as NNI's
+    class of this name does, but only after a copy has passed verification.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The unwrapped model (``pruner.unwrap_model()`` first).
+    dummy_input : Tensor, tuple or dict
+        Example arguments of the forward, on the model's device.
+    masks_or_file : dict, str or Path
+        ``{module: {target: 0/1 tensor}}`` as ``pruner.compress()`` returns, or a file of it.
+    fold_permutations : bool, default True
+        Fold the channel permutations that block-diagonal masks need into neighbouring weights.
+    verify : bool, default True
+        Compare masked and small model in float64 before the model is touched.
+    constants : {"silence", "fold"}, default "silence"
+        Masks that zero a filter but not the batch norm behind it leave a constant. ``"silence"``
+        masks the norm too (the outputs change by what the constant was worth; reported).
+        ``"fold"`` adds the constant to the biases of its readers wherever that is exact and keeps
+        the channel where it is not.
+    seed : int, default 0
+        Seed of the random inputs of the verification.
+
+    Raises
+    ------
+    TraceError, CheckpointError, SpeedupError
+        From :meth:`speedup_model`; each names the line or the layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> mask = torch.ones(8, 3, 3, 3)
+    >>> mask[2:5] = 0
+    >>> bias = torch.ones(8)
+    >>> bias[2:5] = 0
+    >>> masks = {"0": {"weight": mask, "bias": bias}}
+    >>> small = ModelSpeedup(net, torch.zeros(1, 3, 8, 8), masks).speedup_model()
+    >>> small[0].out_channels, small[2].in_channels
+    (5, 5)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dummy_input: Any,
+        masks_or_file: Masks | str | Path,
+        *,
+        fold_permutations: bool = True,
+        verify: bool = True,
+        constants: Literal["silence", "fold"] = "silence",
+        seed: int = 0,
+    ) -> None:
+        if constants not in ("silence", "fold"):
+            raise ConfigError(f"constants: {constants!r} is not allowed (allowed: fold, silence)")
+        if compat.is_wrapped(model):
+            raise SpeedupError("the model is still wrapped by a pruner: call pruner.unwrap_model()")
+        self.model = model
+        self.dummy_input = dummy_input
+        self.fold_permutations = fold_permutations
+        self.verify = verify
+        self.constants = constants
+        self.seed = seed
+        self._masks = (
+            load_masks(masks_or_file) if isinstance(masks_or_file, str | Path) else masks_or_file
+        )
+        self._report: SpeedupReport | None = None
+        self.plan: Plan | None = None
+
+    def speedup_model(self) -> nn.Module:
+        """Make the model small, in place, and return it."""
+        graph = trace(self.model, self.dummy_input)
+        masks = read_masks(self.model, self._masks, graph.aliases)
+        pins: dict[Node, str] = {}
+        no_change: dict[str, Tensor] = {}
+        for _ in range(_MAX_RETRIES):
+            channels = map_channels(graph, pin=pins.items())
+            kept, silenced = masks, no_change
+            if self.constants == "silence":
+                kept, silenced = silence(graph, channels, masks)
+            decision = decide(graph, channels, kept, fold=self.constants == "fold")
+            plan = make_plan(graph, channels, kept, decision)
+            small = copy.deepcopy(self.model)
+            apply_plan(small, graph, plan, kept)
+            blocked = self._try_forward(small, graph, pins)
+            if blocked is None:
+                break
+            pins[blocked] = f"its width is written in the forward at {_place(blocked)}"
+        else:
+            raise SpeedupError("the forward holds too many literal widths to work around")
+        difference = None
+        if self.verify:
+            difference = verify_equal(
+                masked_copy(self.model, kept, graph.aliases),
+                small,
+                self.dummy_input,
+                graph=graph,
+                channels=channels,
+                removed=decision.removed,
+                seed=self.seed,
+            )
+        before = _shapes(self.model)
+        apply_plan(self.model, graph, plan, kept)
+        self.plan = plan
+        notes = _notes(channels, masks, silenced, decision)
+        self._report = SpeedupReport(_changes(self.model, before), notes, 0, difference)
+        return self.model
+
+    def report(self) -> SpeedupReport:
+        """Return what was done, per layer; call :meth:`speedup_model` first."""
+        if self._report is None:
+            raise SpeedupError("nothing to report yet: call speedup_model() first")
+        return self._report
+
+    def _try_forward(self, small: nn.Module, graph: Graph, pins: dict[Node, str]) -> Node | None:
+        """Run the small model; if it fails at a literal width, return the operator to pin."""
+        args, kwargs = as_inputs(self.dummy_input)
+        training = [m for m in small.modules() if m.training]
+        small.eval()
+        try:
+            with torch.no_grad():
+                small(*args, **kwargs)
+        except Exception as error:
+            node = _culprit(graph, pins)
+            if node is None:
+                raise SpeedupError(f"the small model does not run: {_one_line(error)}") from error
+            return node
+        finally:
+            for module in training:
+                module.training = True
+        return None
+
+
+def _culprit(graph: Graph, pins: dict[Node, str]) -> Node | None:
+    """Find the traced operator on the line where the small model's forward just failed."""
+    walk = sys.exc_info()[2]
+    lines = []
+    while walk is not None:
+        file = walk.tb_frame.f_code.co_filename
+        if not compat.is_torch_file(file) and file != __file__:
+            lines.append((file, walk.tb_lineno))
+        walk = walk.tb_next
+    for place in reversed(lines):
+        for node in graph.nodes:
+            stack = frames(node.meta.get("stack_trace") or "")
+            if node not in pins and place in {(file, line) for file, line, _ in stack}:
+                return node
+    return None
+
+
+def _place(node: Node) -> str:
+    found = [
+        f for f in frames(node.meta.get("stack_trace") or "") if not compat.is_torch_file(f[0])
+    ]
+    return f"{found[-1][0]}:{found[-1][1]}" if found else str(node.target)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor):
+            shapes[name] = tuple(weight.shape[:2])
+    return shapes
+
+
+def _changes(model: nn.Module, before: dict[str, tuple[int, ...]]) -> tuple[LayerChange, ...]:
+    modules = dict(model.named_modules())
+    return tuple(
+        LayerChange(
+            name=name,
+            type=type(modules[name]).__name__,
+            before=shape,
+            after=after,
+            groups=int(getattr(modules[name], "groups", 1)),
+            removed=shape[0] - after[0],
+        )
+        for name, shape in before.items()
+        for after in [tuple(modules[name].weight.shape[:2])]
+    )
+
+
+def _notes(
+    channels: ChannelMap,
+    masks: dict[str, Tensor],
+    silenced: dict[str, Tensor],
+    decision: Decision,
+) -> tuple[str, ...]:
+    """Tell what the masks did not say themselves."""
+    notes = [
+        f"{name}: {len(positions)} values silenced with the filters they follow"
+        for name, positions in silenced.items()
+    ]
+    notes += [
+        text if "one channel" in text else f"{text} ({n})" for text, n in decision.held.items()
+    ]
+    for axis in channels.axes.values():
+        mask = masks.get(axis.tensor)
+        if axis.role != "row" or mask is None:
+            continue
+        dead = ~mask.movedim(axis.dim, 0).flatten(1).any(1).numpy()
+        of = channels.of(axis.labels)
+        stay = dead & ~decision.removed[of]
+        if stay.any():
+            reasons = sorted({channels.pinned[c] for c in of[stay] if c in channels.pinned})
+            why = reasons[0] if reasons else "what it is coupled to is not masked"
+            notes.append(f"{axis.tensor}: {int(stay.sum())} masked channels stay as zeros: {why}")
+    return tuple(notes)

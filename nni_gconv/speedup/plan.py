@@ -1,0 +1,382 @@
+"""From masks to a plan: which channels go, and what each tensor and module becomes.
+
+A class of channels goes when nothing can tell: every layer that reads it reads zero or reads it
+through masked weights. The decision is repeated until it settles, since a layer that goes stops
+reading. Groups stay balanced and nothing becomes empty; what has to stay for that stays as zeros,
+which is exact, only not as small as the masks asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from nni_gconv.speedup.channels import ChannelMap, Read, lookup
+from nni_gconv.speedup.constants import connections, has_padding, known_values
+from nni_gconv.speedup.trace import Graph
+
+__all__ = ["Decision", "Plan", "TensorEdit", "apply_plan", "decide", "make_plan", "silence"]
+
+Kept = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TensorEdit:
+    """How one parameter or buffer is cut.
+
+    Attributes
+    ----------
+    keep : dict of int to list of int
+        Dimension -> positions that stay, in their new order.
+    columns : list of list of int, optional
+        For a grouped convolution: the input positions each group keeps, one list per group.
+    """
+
+    keep: dict[int, list[int]] = field(default_factory=dict)
+    columns: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All edits that turn the dense model into the small one.
+
+    Attributes
+    ----------
+    tensors : dict of str to TensorEdit
+        Dotted name of a parameter or buffer -> its edit.
+    pads : dict of str to list of int
+        Dotted name of a padding module -> its new ``padding``.
+    shifts : dict of str to list of float
+        Dotted name of a layer -> what is added to its bias for constants that went.
+    """
+
+    tensors: dict[str, TensorEdit]
+    pads: dict[str, list[int]]
+    shifts: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Outcome of :func:`decide`: ``removed`` is bool per class, ``held`` says what stayed."""
+
+    removed: np.ndarray
+    held: dict[str, int]
+    values: dict[Node, Any]
+
+
+def silence(graph: Graph, channels: ChannelMap, kept: Kept) -> tuple[Kept, dict[str, Tensor]]:
+    """Extend masks that silence only filters to all that acts behind the filter.
+
+    A class all of whose filters are masked is meant to be gone; its biases and the scale and shift
+    of the norms behind it are masked with it.
+
+    Returns
+    -------
+    kept : dict of str to bool Tensor
+        The extended masks.
+    added : dict of str to Tensor
+        Parameter -> positions that this masked in addition.
+    """
+    gone = _all_rows_masked(channels, kept) & ~_pinned(channels)
+    extended = dict(kept)
+    added: dict[str, Tensor] = {}
+    for axis in channels.axes.values():
+        if axis.role not in ("bias", "scale"):
+            continue
+        quiet = torch.from_numpy(gone[channels.of(axis.labels)])
+        if not bool(quiet.any()):
+            continue
+        for name in graph.aliases[axis.tensor]:
+            tensor = lookup(graph, name)
+            before = extended.get(name, torch.ones(tensor.shape, dtype=torch.bool))
+            view = [1] * tensor.dim()
+            view[axis.dim] = -1
+            after = before & ~quiet.view(view)
+            if not torch.equal(before, after):
+                extended[name] = after
+                added[name] = (before & ~after).nonzero()[:, axis.dim].unique()
+    return extended, added
+
+
+def _pinned(channels: ChannelMap) -> np.ndarray:
+    pinned = np.zeros(int(channels.classes.max(initial=-1)) + 1, dtype=bool)
+    pinned[list(channels.pinned)] = True
+    return pinned
+
+
+def _all_rows_masked(channels: ChannelMap, kept: Kept) -> np.ndarray:
+    """Tell for each class whether it has filters and every one of them is masked whole."""
+    count = int(channels.classes.max(initial=-1)) + 1
+    has_row, has_live = np.zeros(count, bool), np.zeros(count, bool)
+    for axis in channels.axes.values():
+        if axis.role != "row":
+            continue
+        of = channels.of(axis.labels)
+        has_row[of] = True
+        mask = kept.get(axis.tensor)
+        live = np.ones(len(of), bool)
+        if mask is not None:
+            live = mask.movedim(axis.dim, 0).flatten(1).any(1).numpy()
+        has_live[of[live]] = True
+    return has_row & ~has_live
+
+
+def decide(graph: Graph, channels: ChannelMap, kept: Kept, *, fold: bool = False) -> Decision:
+    """Find the classes that can go without changing any output.
+
+    Parameters
+    ----------
+    graph, channels
+        The traced model and its channel map.
+    kept : dict of str to bool Tensor
+        Masks: True where a parameter is kept.
+    fold : bool
+        Count a channel with a constant value other than zero as removable where every reader can
+        take the constant into its bias exactly.
+    """
+    pinned = _pinned(channels)
+    removed = np.zeros_like(pinned)
+    held: dict[str, int] = {}
+    while True:
+        cut = _without(graph, channels, kept, removed)
+        values = known_values(graph, cut)
+        asked, read = _all_rows_masked(channels, kept), np.zeros_like(pinned)
+        alive = pinned.copy()
+        for reading in channels.reads:
+            of = channels.of(reading.labels)
+            read[of] = True
+            alive[of[_needed(graph, reading, cut, values, fold)]] = True
+        candidates = ~alive & (read | asked) & _with_rows(channels)
+        settled, held = _settle(channels, candidates)
+        if np.array_equal(settled, removed):
+            return Decision(removed, held, values)
+        removed = settled
+
+
+def _with_rows(channels: ChannelMap) -> np.ndarray:
+    found = np.zeros(int(channels.classes.max(initial=-1)) + 1, bool)
+    for axis in channels.axes.values():
+        if axis.role == "row":
+            found[channels.of(axis.labels)] = True
+    return found
+
+
+def _without(graph: Graph, channels: ChannelMap, kept: Kept, removed: np.ndarray) -> Kept:
+    """Mask the filters of removed classes, so that what only they read is seen to be unread."""
+    cut = dict(kept)
+    for axis in channels.axes.values():
+        gone = torch.from_numpy(removed[channels.of(axis.labels)])
+        if axis.role != "row" or not bool(gone.any()):
+            continue
+        view = [1] * lookup(graph, axis.tensor).dim()
+        view[axis.dim] = -1
+        before = cut.get(axis.tensor)
+        shape = lookup(graph, axis.tensor).shape
+        whole = torch.ones(shape, dtype=torch.bool) if before is None else before
+        cut[axis.tensor] = whole & ~gone.view(view)
+    return cut
+
+
+def _needed(
+    graph: Graph, reading: Read, cut: Kept, values: dict[Node, Any], fold: bool
+) -> np.ndarray:
+    """Tell for each channel a layer reads whether removing it would change what the layer emits."""
+    weight = lookup(graph, reading.weight)
+    connected = connections(weight, cut.get(reading.weight), reading.transposed)
+    if reading.groups > 1:
+        connected = connected.view(reading.groups, -1, connected.shape[1]).any(1).reshape(-1)
+    else:
+        connected = connected.any(0)
+    value = values.get(reading.node.args[0])  # type: ignore[arg-type]
+    if isinstance(value, Tensor) and value.numel() in (1, connected.numel()):
+        given = value.reshape(-1)
+        foldable = fold and reading.groups == 1 and not reading.transposed
+        foldable = foldable and (
+            "conv" not in str(reading.node.target) or not has_padding(reading.node)
+        )
+        ignored = ~given.isnan() if foldable else given == 0
+        connected = connected & ~ignored
+    return connected.numpy()
+
+
+def _settle(channels: ChannelMap, candidates: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+    """Keep as many in every block of a group and at least one on every axis."""
+    removed = candidates.copy()
+    held: dict[str, int] = {}
+    changed = True
+    while changed:
+        changed = False
+        for axis in channels.axes.values():
+            of = channels.of(axis.labels)
+            if len(of) and bool(removed[of].all()):
+                removed[of[0]] = False
+                held[f"{axis.tensor}: one channel stays, none would be left"] = 1
+                changed = True
+        for balance in channels.balances:
+            of = channels.of(balance.labels)
+            blocks = balance.blocks.numpy()
+            counts = np.bincount(blocks, weights=~removed[of]).astype(int)
+            for block in np.flatnonzero(counts < counts.max()):
+                # The last channels that would go stay, as zeros, so that blocks are equally wide.
+                gone = of[(blocks == block) & removed[of]]
+                back = np.unique(gone)[-(counts.max() - counts[block]) :]
+                removed[back] = False
+                key = f"{balance.where}: channels stay so that groups are equally wide"
+                held[key] = held.get(key, 0) + len(back)
+                changed = True
+    return removed, held
+
+
+def make_plan(graph: Graph, channels: ChannelMap, kept: Kept, decision: Decision) -> Plan:
+    """Turn a decision into edits of tensors and modules."""
+    removed = decision.removed
+    tensors: dict[str, TensorEdit] = {}
+    for axis in channels.axes.values():
+        stays = ~removed[channels.of(axis.labels)]
+        if bool(stays.all()):
+            continue
+        edit = tensors.setdefault(axis.tensor, TensorEdit())
+        edit.keep[axis.dim] = np.flatnonzero(stays).tolist()
+    for reading in channels.reads:
+        stays = ~removed[channels.of(reading.labels)]
+        if reading.groups > 1 and not bool(stays.all()):
+            columns = [
+                np.flatnonzero(block).tolist() for block in stays.reshape(reading.groups, -1)
+            ]
+            name = graph.aliases[reading.weight][0]
+            previous = tensors.get(name, TensorEdit())
+            tensors[name] = TensorEdit(previous.keep, columns)
+    pads = {}
+    for pad in channels.pads:
+        widths = list(graph.modules[pad.module].padding)  # type: ignore[arg-type, union-attr]
+        widths[pad.entry] = int((~removed[channels.of(pad.front)]).sum())
+        widths[pad.entry + 1] = int((~removed[channels.of(pad.back)]).sum())
+        pads[pad.module] = widths
+    return Plan(tensors, pads, _shifts(graph, channels, kept, decision))
+
+
+def _shifts(
+    graph: Graph, channels: ChannelMap, kept: Kept, decision: Decision
+) -> dict[str, list[float]]:
+    """What readers have to add to their biases for constants other than zero that went."""
+    shifts: dict[str, list[float]] = {}
+    for reading in channels.reads:
+        gone = decision.removed[channels.of(reading.labels)]
+        value = decision.values.get(reading.node.args[0])  # type: ignore[arg-type]
+        if not isinstance(value, Tensor) or not gone.any() or reading.groups > 1:
+            continue
+        given = value.reshape(-1).expand(len(gone)).nan_to_num(nan=0.0)
+        given = given * torch.from_numpy(gone)
+        if not bool((given != 0).any()):
+            continue
+        weight = lookup(graph, reading.weight).detach().to("cpu", torch.float64)
+        if reading.weight in kept:
+            weight = weight * kept[reading.weight]
+        sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+        layer = reading.weight.rpartition(".")[0]
+        if layer in shifts:
+            # Called twice with different constants: one bias cannot serve both.
+            continue
+        shifts[layer] = (sums @ given).tolist()
+    return shifts
+
+
+def apply_plan(model: nn.Module, graph: Graph, plan: Plan, kept: Mapping[str, Tensor]) -> None:
+    """Cut a model in place: masked weights, fewer channels, plain torch modules.
+
+    The model's class and forward stay; only parameters, buffers and the width attributes of its
+    layers change.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    done: dict[int, Tensor] = {}
+    for name in sorted({*plan.tensors, *kept}):
+        for alias in graph.aliases[name]:
+            path, _, attribute = alias.rpartition(".")
+            _replace(modules[path], attribute, plan.tensors.get(name), kept.get(name), done)
+    for layer, shift in plan.shifts.items():
+        _shift_bias(modules[layer], shift, plan.tensors.get(f"{layer}.weight"))
+    for module in modules.values():
+        _set_widths(module)
+    for name, padding in plan.pads.items():
+        modules[name].padding = tuple(padding)  # type: ignore[assignment]
+
+
+def _replace(
+    module: nn.Module,
+    attribute: str,
+    edit: TensorEdit | None,
+    kept: Tensor | None,
+    done: dict[int, Tensor],
+) -> None:
+    old = getattr(module, attribute)
+    if id(old) in done:  # tied to a tensor that is cut already
+        setattr(module, attribute, done[id(old)])
+        return
+    if any(old is new for new in done.values()):
+        return
+    new = old.detach()
+    if kept is not None:
+        new = new * kept.to(new.device)
+    if edit is not None:
+        new = cut_tensor(new, edit)
+    new = new.clone(memory_format=torch.preserve_format)
+    if isinstance(old, nn.Parameter):
+        parameter = nn.Parameter(new, requires_grad=old.requires_grad)
+        done[id(old)] = parameter
+        setattr(module, attribute, parameter)
+    else:
+        done[id(old)] = new
+        module._buffers[attribute] = new
+
+
+def cut_tensor(tensor: Tensor, edit: TensorEdit) -> Tensor:
+    """Apply one edit to a tensor."""
+    if edit.columns is not None:
+        groups = len(edit.columns)
+        rows = tensor.shape[0] // groups
+        index = torch.tensor(edit.columns, device=tensor.device).repeat_interleave(rows, dim=0)
+        view = (*index.shape, *[1] * (tensor.dim() - 2))
+        tensor = tensor.gather(1, index.view(view).expand(-1, -1, *tensor.shape[2:]))
+    for dim, keep in edit.keep.items():
+        tensor = tensor.index_select(dim, torch.tensor(keep, device=tensor.device))
+    return tensor
+
+
+def _shift_bias(module: nn.Module, shift: list[float], edit: TensorEdit | None) -> None:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    added = torch.tensor(shift, dtype=weight.dtype, device=weight.device)
+    if edit is not None and 0 in edit.keep:
+        added = added[edit.keep[0]]
+    with torch.no_grad():
+        if module.bias is None:
+            module.bias = nn.Parameter(added, requires_grad=weight.requires_grad)
+        else:
+            module.bias += added  # type: ignore[operator]
+
+
+def _set_widths(module: nn.Module) -> None:
+    """Make the width attributes of a layer say what its tensors hold."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(weight, Tensor):
+        if module.groups > 1 and weight.shape[1] == 1 and module.in_channels == module.groups:
+            multiplier = module.out_channels // module.groups
+            module.groups = weight.shape[0] // multiplier
+        module.out_channels = weight.shape[0]
+        module.in_channels = weight.shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        module.in_channels = module.weight.shape[0]
+        module.out_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        reference = weight if isinstance(weight, Tensor) else module.running_mean
+        if isinstance(reference, Tensor):
+            module.num_features = reference.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.shape[0]

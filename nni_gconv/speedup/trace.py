@@ -1,0 +1,195 @@
+"""A model as a graph of torch operators.
+
+``torch.export`` runs the forward once on fake tensors and records every ATen operator it meets,
+with the shape of each value, the module it was called from and the line of the user's code. All
+that follows (channels, constants, slicing) reads this graph and nothing else, so it knows
+operators, not module types.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from nni_gconv import compat
+from nni_gconv.errors import TraceError
+
+__all__ = ["Graph", "as_inputs", "example_input", "frames", "location", "trace"]
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+#: Image sizes tried, in this order, for a model whose input nobody described.
+_GUESSED_SIZES = (32, 224, 28, 64, 96, 128, 299, 256, 8, 16)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Traced operators of one model.
+
+    Attributes
+    ----------
+    nodes : tuple of torch.fx.Node
+        Operators in the order they run, placeholders first and the output last.
+    tensors : dict of str to str
+        Name of a placeholder node -> dotted name of the parameter or buffer it stands for.
+    buffers : frozenset of str
+        The dotted names in `tensors` that are buffers.
+    aliases : dict of str to tuple of str
+        Dotted name -> all dotted names under which the same tensor is registered.
+    modules : dict of str to nn.Module
+        Dotted module name -> module of the traced model.
+    """
+
+    nodes: tuple[Node, ...]
+    tensors: dict[str, str]
+    buffers: frozenset[str]
+    aliases: dict[str, tuple[str, ...]]
+    modules: dict[str, nn.Module] = field(repr=False)
+
+    def owner(self, node: Node) -> str:
+        """Return the dotted name of the innermost module that called the operator."""
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next(reversed(list(stack.values())), ("", None))[0]
+        # A module called a second time is recorded as "name@1".
+        return str(path).split("@")[0]
+
+
+def as_inputs(dummy_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn a tensor, a tuple of arguments or a dict of keywords into ``(args, kwargs)``."""
+    if isinstance(dummy_input, Mapping):
+        return (), dict(dummy_input)
+    if isinstance(dummy_input, Sequence) and not isinstance(dummy_input, str):
+        return tuple(dummy_input), {}
+    return (dummy_input,), {}
+
+
+def trace(model: nn.Module, dummy_input: Any) -> Graph:
+    """Trace a model in eval mode; the model is left exactly as it was found.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any module that ``torch.export`` can follow without graph breaks.
+    dummy_input : Tensor, tuple or dict
+        One example of the forward's arguments, on the model's device.
+
+    Returns
+    -------
+    Graph
+
+    Raises
+    ------
+    TraceError
+        The forward depends on values of tensors, or fails on the input. Names the line.
+
+    Examples
+    --------
+    >>> import torch
+    >>> graph = trace(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8))
+    >>> sorted(graph.tensors.values())
+    ['bias', 'weight']
+    """
+    args, kwargs = as_inputs(dummy_input)
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        program = compat.export_program(model, args, kwargs)
+    except Exception as error:
+        raise TraceError(_explain(model, error)) from error
+    finally:
+        for module in training:
+            module.training = True
+    signature = program.graph_signature
+    tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return Graph(
+        nodes=tuple(program.graph.nodes),
+        tensors=tensors,
+        buffers=frozenset(signature.inputs_to_buffers.values()),
+        aliases=_aliases(model),
+        modules=dict(model.named_modules(remove_duplicate=False)),
+    )
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        names[id(tensor)].append(name)
+    return {name: tuple(group) for group in names.values() for name in group}
+
+
+def frames(text: str) -> list[tuple[str, int, str]]:
+    """Return ``(file, line, function)`` of each frame in a stack trace, outermost first."""
+    return [(m["file"], int(m["line"]), m["function"]) for m in _FRAME.finditer(text)]
+
+
+def location(node: Node) -> str:
+    """Say where the user's code called an operator: ``model.py:41 in forward``."""
+    found = [
+        f for f in frames(node.meta.get("stack_trace") or "") if not compat.is_torch_file(f[0])
+    ]
+    if not found:
+        return str(node.target)
+    file, line, function = found[-1]
+    return f"{file}:{line} in {function}"
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    """Put the failure of a trace on one line: whose forward, which line, what it says."""
+    name = type(model).__name__
+    inner = error
+    while inner.__cause__ is not None and isinstance(inner.__cause__, Exception):
+        inner = inner.__cause__
+    where = ""
+    walk = inner.__traceback__
+    while walk is not None:
+        file = walk.tb_frame.f_code.co_filename
+        if not compat.is_torch_file(file) and not file.startswith("<") and file != __file__:
+            where = f"{file}:{walk.tb_lineno} in {walk.tb_frame.f_code.co_name}"
+        walk = walk.tb_next
+    first = (str(inner).strip().splitlines() or [type(inner).__name__])[0]
+    place = f" at {where}" if where and "compat.py" not in where else ""
+    return f"cannot trace {name}{place}: {first}"
+
+
+def example_input(model: nn.Module) -> torch.Tensor:
+    """Guess an input for an image model that came without one.
+
+    Channels are found by trial on the first convolution, the size by trying common image sizes;
+    coupling of channels does not depend on the size, so any that runs will do.
+
+    Raises
+    ------
+    TraceError
+        No common image size fits; the caller has to say ``dummy_input=``.
+    """
+    first = next(
+        (m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None
+    )
+    tensor = next(model.parameters(), torch.zeros(()))
+    if first is not None:
+        spatial = len(first.kernel_size)
+        training = [m for m in model.modules() if m.training]
+        model.eval()
+        try:
+            for size in _GUESSED_SIZES:
+                shape = (1, first.in_channels, *[size] * spatial)
+                dummy = torch.zeros(shape, device=tensor.device, dtype=tensor.dtype)
+                try:
+                    with torch.no_grad():
+                        model(dummy)
+                except (RuntimeError, ValueError, IndexError, TypeError):
+                    continue
+                return dummy
+        finally:
+            for module in training:
+                module.training = True
+    raise TraceError(f"no common image size runs through {type(model).__name__}: pass dummy_input=")

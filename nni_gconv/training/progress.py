@@ -1,0 +1,85 @@
+"""What a person sees while a network trains: a bar on a terminal, a line an epoch in a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["EpochProgress"]
+
+
+class EpochProgress:
+    """Progress of one stage, on standard error.
+
+    Parameters
+    ----------
+    stage : str
+        Shown in front of each line.
+    epochs : int
+        How many there will be.
+    enabled : bool
+        False shows nothing.
+    """
+
+    def __init__(self, stage: str, epochs: int, enabled: bool) -> None:
+        self.stage, self.epochs, self.enabled = stage, epochs, enabled
+        self._bar: Progress | None = None
+        if enabled and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(stage)
+
+    def __enter__(self) -> EpochProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, epoch: int, steps: int) -> None:
+        """Start the bar of `epoch` (from 1)."""
+        if self._bar is not None:
+            text = f"{self.stage} {epoch}/{self.epochs}"
+            self._bar.reset(self._task, total=steps, description=text)
+
+    def step(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def end(self, epoch: int, record: Mapping[str, float]) -> None:
+        """Show the numbers of a finished epoch (from 1)."""
+        if not self.enabled:
+            return
+        line = (
+            f"{self.stage} {epoch}/{self.epochs}  loss {record['loss']:.4f}  "
+            f"val loss {record['val_loss']:.4f}  val accuracy {record['val_accuracy']:.4f}  "
+            f"lr {record['lr']:.3g}  {record['seconds']:.1f} s"
+        )
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - meant for a person

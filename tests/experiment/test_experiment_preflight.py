@@ -1,0 +1,173 @@
+import socket
+
+import pytest
+import yaml
+
+from nni_gconv.errors import ConfigError
+from nni_gconv.experiment import experiment_file, experiment_names, preflight
+
+from .conftest import BASE
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path / "config"))
+    (tmp_path / "stand_in_trial.py").touch()
+
+    def write(**changes):
+        data = {key: value for key, value in {**BASE, **changes}.items() if value is not None}
+        file = tmp_path / "experiment.yml"
+        file.write_text(yaml.safe_dump(data))
+        return file
+
+    return write
+
+
+def test_a_good_file_gives_a_plan(write, tmp_path):
+    plan = preflight(write(maxTrialNumber=2), concurrency=3, output=tmp_path / "out")
+    assert plan.config.trial_concurrency == 3
+    assert plan.folder == tmp_path / "out"
+    assert plan.config.training_service.trial_code_directory == str(tmp_path)
+    assert plan.max_trials == 2
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", plan.port))
+
+
+def test_the_size_of_a_grid_is_known(write):
+    space = {"a": BASE["searchSpace"]["x"], "b": {"_type": "choice", "_value": [1, 2]}}
+    assert preflight(write(searchSpace=space)).max_trials == 6
+    space["c"] = {"_type": "uniform", "_value": [0, 1]}
+    assert preflight(write(searchSpace=space)).max_trials is None
+
+
+def test_keys_may_be_written_as_nni_takes_them(write):
+    plan = preflight(write(trialConcurrency=None, trial_concurrency=2), concurrency=4)
+    assert plan.config.trial_concurrency == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trialComand": "x"}, ["unknown key 'trialComand'", "did you mean 'trialCommand'"]),
+        ({"searchSpace": None}, ["search space is not set"]),
+        ({"searchSpaceFile": "no.json", "searchSpace": None}, ["no such file", "no.json"]),
+        ({"trialGpuNumber": 1}, ["trialGpuNumber", "trialConcurrency"]),
+        (
+            {"trainingService": {"platform": "local", "trialGpuNumber": 1}},
+            ["trainingService.trialGpuNumber"],
+        ),
+        ({"trialConcurrency": None}, ["trialConcurrency is not set"]),
+        ({"trialConcurrency": "two"}, ["trialConcurrency", "'two'", "int"]),
+        ({"trialConcurrency": 0}, ["trialConcurrency > 0 does not hold"]),
+        ({"trialCommand": None}, ["trialCommand is not set"]),
+        ({"trialCommand": "pythn trial.py"}, ["no program 'pythn'"]),
+        ({"trialCommand": "nni-gconv run nowhere.yml"}, ["no such recipe", "nowhere.yml"]),
+        ({"trialCommand": "python 'trial.py"}, ["trialCommand", "quotation"]),
+        ({"trialCodeDirectory": "nowhere"}, ["trialCodeDirectory", "nowhere"]),
+        ({"tuner": None}, ["tuner is not set"]),
+        ({"tuner": {"name": "GridSerch"}}, ["tuner.name", "did you mean 'GridSearch'"]),
+        ({"tuner": {"nam": "GridSearch"}}, ["unknown key nam"]),
+        ({"tuner": {"className": "a.B", "codeDirectory": "no"}}, ["codeDirectory", "no"]),
+        ({"assessor": {"name": "Medianstopp"}}, ["assessor.name", "Medianstop"]),
+        ({"trainingService": None}, ["trainingService is not set"]),
+        ({"trainingService": {"platform": "locl"}}, ["did you mean 'local'"]),
+        ({"trainingService": {"platform": "local", "gpus": 1}}, ["unknown key gpus"]),
+        ({"trainingServicePlatform": "local"}, ["trainingServicePlatform", "NNI 1"]),
+        ({"searchSpace": {"x": [1, 2]}}, ["'x'", "_type and _value"]),
+        ({"searchSpace": {"x": {"_type": "choise", "_value": [1]}}}, ["did you mean 'choice'"]),
+        ({"searchSpace": {"x": {"_type": "choice", "_value": 1}}}, ["must be a list"]),
+        ({"searchSpace": {"x": {"_type": "uniform", "_value": [1]}}}, ["takes 2 numbers"]),
+        ({"maxExperimentDuration": "1y"}, ["Bad unit", "1y"]),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_it(write, changes, words):
+    file = write(**changes)
+    with pytest.raises(ConfigError) as caught:
+        preflight(file)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(file))
+    for word in words:
+        assert word in message
+
+
+def test_one_mistake_does_not_spoil_the_next_file(write):
+    # NNI remembers the folder of a file whose reading failed, and then asserts.
+    with pytest.raises(ConfigError):
+        preflight(write(tuner={"nam": 1}))
+    preflight(write())
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "", "\ta: 1"])
+def test_what_is_no_mapping_is_said(tmp_path, text):
+    file = tmp_path / "experiment.yml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"YAML|mapping") as caught:
+        preflight(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        preflight(tmp_path / "no.yml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        preflight(tmp_path)
+
+
+def test_a_port_in_use_is_refused(write):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        with pytest.raises(ConfigError, match="another program uses it"):
+            preflight(write(), port=server.getsockname()[1])
+    with pytest.raises(ConfigError, match="between 1 and 65535"):
+        preflight(write(), port=70000)
+
+
+def test_machines_elsewhere_need_a_tunnel_or_a_word(write, tmp_path):
+    key = tmp_path / "key"
+    key.touch()
+    machine = {"host": "10.0.0.2", "user": "me", "sshKeyFile": str(key)}
+    service = {"platform": "remote", "machineList": [machine]}
+    with pytest.raises(ConfigError, match=r"nniManagerIp: 127\.0\.0\.1"):
+        preflight(write(trainingService=service, nniManagerIp="10.0.0.1"))
+    preflight(write(trainingService=service, nniManagerIp="127.0.0.1"))
+    assert not preflight(
+        write(trainingService=service, nniManagerIp="10.0.0.1"), loopback=False
+    ).loopback
+
+
+def test_a_search_without_an_end_is_noted(write):
+    assert "until Ctrl-C" in preflight(write(tuner={"name": "TPE"})).notes[0]
+    assert preflight(write(tuner={"name": "TPE"}, maxTrialNumber=3)).notes == ()
+
+
+def test_the_experiments_that_come_with_the_package_pass(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
+    assert "quickstart" in experiment_names()
+    plan = preflight(experiment_file("quickstart"), output=tmp_path)
+    assert plan.max_trials >= 6
+    assert plan.config.trial_concurrency == 2
+
+
+def test_the_quickstart_recipe_takes_every_choice_of_its_search_space():
+    import itertools
+    import json
+
+    load = pytest.importorskip("nni_gconv.recipe.load")
+    space = json.loads(experiment_file("quickstart", "search_space.json").read_text())
+    values = [spec["_value"] for spec in space.values()]
+    for chosen in itertools.product(*values):
+        recipe = load.load_recipe(
+            experiment_file("quickstart", "recipe.yml"), dict(zip(space, chosen, strict=True))
+        )
+        assert (recipe.prune.method, recipe.train.share) == (chosen[0], "experiment")
+
+
+def test_an_unknown_experiment_names_those_there_are():
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        experiment_file("quikstart")
+    with pytest.raises(ConfigError, match=r"recipe\.yml"):
+        experiment_file("quickstart", "recip.yml")

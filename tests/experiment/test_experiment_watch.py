@@ -1,0 +1,192 @@
+"""The watcher against a manager that says what a test tells it to."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from nni_gconv.experiment import watch as module
+from nni_gconv.experiment.manager import ManagerError, TrialState, parse_trial
+from nni_gconv.experiment.progress import summary
+from nni_gconv.experiment.watch import Ending, watch
+
+
+class Process:
+    def __init__(self, code=None):
+        self.code = code
+
+    def poll(self):
+        return self.code
+
+
+@dataclass
+class Client:
+    """Answers look by look; the last answer stays."""
+
+    states: list
+    made: int = 0
+    looks: int = 0
+
+    def status(self):
+        self.now = self.states[min(self.looks, len(self.states) - 1)]
+        self.looks += 1
+        if isinstance(self.now, Exception):
+            raise self.now
+        return self.now[0], list(self.now[2:])
+
+    def trials(self):
+        return self.now[1]
+
+    def generated(self):
+        return self.made
+
+    def trial_file(self, trial, name):
+        return "fetched from afar\n"
+
+
+@dataclass
+class Experiment:
+    client: Client
+    folder: Path
+    process: Process = field(default_factory=Process)
+    id: str = "abc"
+
+    @property
+    def log_folder(self):
+        return self.folder / "log"
+
+
+def trial(number, status, **metrics):
+    return TrialState(f"t{number}", number, status, {}, metrics)
+
+
+@pytest.fixture
+def look(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SETTLE", 0.02)
+    (tmp_path / "log").mkdir()
+
+    def look(*states, made=0, code=None, log="", max_failed=5, listener=None):
+        (tmp_path / "log" / "dispatcher.log").write_text(log)
+        experiment = Experiment(Client(list(states), made), tmp_path, Process(code))
+        return watch(
+            experiment, poll_seconds=0.005, max_failed=max_failed, listener=listener
+        ), experiment
+
+    return look
+
+
+def test_done_is_waited_for(look):
+    good = [trial(0, "SUCCEEDED")]
+    outcome, experiment = look(
+        ("RUNNING", []), ("RUNNING", [trial(0, "RUNNING")]), ("NO_MORE_TRIAL", good), ("DONE", good)
+    )
+    assert (outcome.ending, outcome.exit_code) == (Ending.SUCCESS, 0)
+    assert experiment.client.looks == 4
+
+
+def test_no_more_trials_counts_only_when_all_that_were_made_have_ended(look):
+    good = [trial(0, "SUCCEEDED"), trial(1, "SUCCEEDED")]
+    outcome, experiment = look(
+        ("TUNER_NO_MORE_TRIAL", good[:1]),  # one made and not yet submitted
+        ("TUNER_NO_MORE_TRIAL", [good[0], trial(1, "RUNNING")]),
+        ("RUNNING", good),  # the tuner thought again
+        ("TUNER_NO_MORE_TRIAL", good),
+        made=2,
+    )
+    assert outcome.ok
+    assert experiment.client.looks > 4
+    assert len(outcome.trials) == 2
+
+
+def test_no_more_trials_with_a_failed_one_is_no_success(look):
+    outcome, _ = look(("TUNER_NO_MORE_TRIAL", [trial(0, "SUCCEEDED"), trial(1, "FAILED")]), made=2)
+    assert (outcome.ending, outcome.exit_code) == (Ending.TRIALS_FAILED, 3)
+    assert outcome.message == "1 of 2 trials failed"
+    assert outcome.failures == {"t1": "fetched from afar"}
+
+
+def test_no_trial_at_all_is_no_success(look):
+    assert look(("TUNER_NO_MORE_TRIAL", []))[0].ending is Ending.BROKEN
+
+
+def test_an_error_says_nni_s_words(look):
+    outcome, _ = look(("ERROR", [], "tuner did not connect"))
+    assert outcome.ending is Ending.BROKEN
+    assert "tuner did not connect" in outcome.message
+
+
+def test_the_end_of_the_manager_is_told_apart(look):
+    assert look(("RUNNING", []), code=0)[0].ending is Ending.STOPPED
+    killed, _ = look(("RUNNING", []), code=-9)
+    assert (killed.ending, killed.exit_code) == (Ending.BROKEN, 4)
+    assert "SIGKILL" in killed.message
+    assert "exit code 1" in look(("RUNNING", []), code=1)[0].message
+    assert look(("STOPPING", []))[0].ending is Ending.STOPPED
+
+
+def test_short_silence_is_borne_and_long_silence_is_not(look, monkeypatch):
+    silent = ManagerError("does not answer")
+    assert look(silent, silent, ("DONE", [trial(0, "SUCCEEDED")]))[0].ok
+    monkeypatch.setattr(module, "_SILENCE", 0.02)
+    outcome, _ = look(silent)
+    assert outcome.ending is Ending.BROKEN
+    assert "does not answer" in outcome.message
+
+
+def test_when_every_trial_fails_it_gives_up(look):
+    failed = [trial(number, "FAILED") for number in range(3)]
+    running = [*failed, trial(3, "RUNNING")]
+    outcome, _ = look(("RUNNING", running), max_failed=3)
+    assert outcome.ending is Ending.TRIALS_FAILED
+    assert "the first 3 trials have all failed" in outcome.message
+    good = [*failed, trial(3, "SUCCEEDED")]
+    outcome, _ = look(("RUNNING", good), ("DONE", good), max_failed=3)
+    assert outcome.message == "3 of 4 trials failed"
+
+
+def test_a_dead_tuner_ends_it_whatever_nni_says(look):
+    log = (
+        "[2024-01-01 00:00:00] INFO (nni.runtime.msg_dispatcher_base/MainThread) started\n"
+        "[2024-01-01 00:00:01] ERROR (nni.runtime.msg_dispatcher_base/Thread-1) boom\n"
+        "Traceback (most recent call last):\n"
+        '  File "tuner.py", line 3, in receive_trial_result\n'
+        "    raise ValueError('boom')\n"
+        "ValueError: boom\n"
+        "[2024-01-01 00:00:02] INFO (nni.runtime.msg_dispatcher_base/MainThread) exiting\n"
+    )
+    outcome, _ = look(("RUNNING", [trial(0, "RUNNING")]), log=log)
+    assert outcome.ending is Ending.BROKEN
+    assert 'ValueError: boom (File "tuner.py", line 3, in receive_trial_result)' in outcome.message
+
+
+def test_ctrl_c_is_an_outcome(look):
+    def interrupt(status, trials):
+        raise KeyboardInterrupt
+
+    outcome, _ = look(("RUNNING", [trial(0, "RUNNING")]), listener=interrupt)
+    assert (outcome.ending, outcome.exit_code) == (Ending.INTERRUPTED, 130)
+    assert len(outcome.trials) == 1
+
+
+def test_a_trial_is_read_as_the_manager_writes_it():
+    job = {
+        "trialJobId": "aB3de",
+        "status": "SUCCEEDED",
+        "sequenceId": 4,
+        "startTime": 1000,
+        "endTime": 3500,
+        "hyperParameters": ['{"parameter_id": 4, "parameters": {"prune.budget.macs": 0.5}}'],
+        "finalMetricData": [{"data": '"{\\"default\\": 0.5, \\"macs\\": 3}"'}],
+    }
+    read = parse_trial(job)
+    assert (read.id, read.number, read.seconds) == ("aB3de", 4, 2.5)
+    assert read.parameters == {"prune.budget.macs": 0.5}
+    assert read.metrics == {"default": 0.5, "macs": 3.0}
+    assert parse_trial({**job, "finalMetricData": [{"data": '"0.25"'}]}).score == 0.25
+    assert parse_trial({"trialJobId": "x", "status": "WAITING"}).metrics == {}
+
+
+def test_the_best_is_the_smallest_where_that_is_looked_for():
+    trials = [trial(0, "SUCCEEDED", default=0.1), trial(1, "SUCCEEDED", default=0.2)]
+    assert summary("DONE", trials, 2).endswith("best 0.2000 (t1)")
+    assert summary("DONE", trials, 2, minimize=True).endswith("best 0.1000 (t0)")

@@ -1,0 +1,319 @@
+import csv
+import io
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from nni_gconv.errors import ConfigError
+from nni_gconv.report import (
+    TrialRow,
+    collect,
+    json_rows,
+    pareto_front,
+    plain_table,
+    plot_trials,
+    rich_table,
+    write_csv,
+)
+
+# The tables of NNI 3.0, core/sqlDatabase.js.
+TABLES = """
+create table TrialJobEvent (timestamp integer, trialJobId text, event text, data text,
+    logPath text, sequenceId integer, message text, environmentId text);
+create table MetricData (timestamp integer, trialJobId text, parameterId text, type text,
+    sequence integer, data text);
+create table ExperimentProfile (params text, id text, execDuration integer, startTime integer,
+    endTime integer, logDir text, nextSequenceId integer, revision integer);
+"""
+
+
+def result(accuracy=0.9, macs=0.5, method="fpgm", **changes):
+    return {
+        "format": 1,
+        "name": "r",
+        "method": method,
+        "budget": {"macs": macs},
+        "metrics": {
+            "default": accuracy,
+            "accuracy": accuracy,
+            "accuracy_dense": 0.95,
+            "params": 100.0,
+            "params_ratio": 0.6,
+            "macs": 1000.0,
+            "macs_ratio": macs,
+            "latency_ms": None,
+            "latency_ratio": None,
+        },
+        "dense": {"params": 200, "macs": 2000, "latency_ms": 1.0},
+        "test": {"accuracy": 0.88, "accuracy_dense": 0.94},
+        "stages": {"train": {"seconds": 3.0}, "prune": {"seconds": 1.5}},
+        **changes,
+    }
+
+
+class Experiment:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "db").mkdir(parents=True)
+        self.number = 0
+        self.execute(TABLES, script=True)
+
+    def execute(self, sql, values=(), script=False):
+        connection = sqlite3.connect(self.folder / "db" / "nni.sqlite")
+        with connection:
+            connection.executescript(sql) if script else connection.execute(sql, values)
+        connection.close()
+
+    def trial(self, key, *events, parameters=None, written=None, metrics=None, asked=None):
+        data = json.dumps({"parameter_id": self.number, "parameters": parameters or {}})
+        for i, event in enumerate(events):
+            self.execute(
+                "insert into TrialJobEvent values (?,?,?,?,null,?,null,'local-env')",
+                (1000 * (i + 1), key, event, data if i == 0 else None, self.number),
+            )
+        if metrics is not None:
+            self.execute(
+                "insert into MetricData values (0,?,?,'FINAL',0,?)",
+                (
+                    key,
+                    str(self.number if asked is None else asked),
+                    json.dumps(json.dumps(metrics)),
+                ),
+            )
+        place = self.folder / "environments" / "local-env" / "trials" / key
+        place.mkdir(parents=True)
+        if written is not None:
+            text = written if isinstance(written, str) else json.dumps(written)
+            (place / "result.json").write_text(text)
+        self.number += 1
+        return place
+
+    def end(self):
+        self.execute("insert into ExperimentProfile values ('{}','e',1,1,5000,null,9,1)")
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return Experiment(tmp_path / "exp1")
+
+
+def test_a_finished_trial_is_read_from_its_own_result(experiment):
+    experiment.trial("a", "WAITING", "RUNNING", "SUCCEEDED", written=result())
+    (row,) = collect(experiment.folder)
+    assert (row.trial, row.status, row.method, row.budget) == (
+        "a",
+        "succeeded",
+        "fpgm",
+        {"macs": 0.5},
+    )
+    assert (row.accuracy, row.accuracy_dense, row.macs_ratio) == (0.9, 0.95, 0.5)
+    assert (row.test_accuracy, row.test_accuracy_dense) == (0.88, 0.94)
+    assert row.latency_ratio is None
+    assert row.seconds == 1.0  # NNI's clock, from RUNNING to the end
+
+
+def test_without_a_result_there_is_still_what_nni_knows(experiment):
+    given = {"prune.method": "fpgm", "prune.budget.macs": 0.25}
+    experiment.trial(
+        "a", "RUNNING", "SUCCEEDED", parameters=given, metrics={"default": 0.5, "accuracy": 0.5}
+    )
+    (row,) = collect(experiment.folder)
+    assert (row.method, row.budget, row.accuracy) == ("fpgm", {"macs": 0.25}, 0.5)
+    assert row.parameters == given
+
+
+def test_every_status_has_its_word(experiment):
+    failed = experiment.trial("f", "RUNNING", "FAILED")
+    (failed / "trial.stderr").write_text("Traceback\n  ...\nerror: no such data\n\n")
+    experiment.trial("k", "RUNNING", "USER_CANCELED")  # nobody cancelled it
+    experiment.trial("c", "RUNNING", "USER_TO_CANCEL", "USER_CANCELED")
+    experiment.trial("e", "RUNNING", "EARLY_STOPPED")
+    experiment.trial("r", "RUNNING")
+    experiment.trial("u", "RUNNING", "SUCCEEDED", written='{"format": 1')
+    experiment.trial("v", "RUNNING", "SUCCEEDED", written={"format": 2})
+    rows = {row.trial: row for row in collect(experiment.folder)}
+    assert list(rows) == ["f", "k", "c", "e", "r", "u", "v"]
+    assert [row.status for row in rows.values()] == [
+        "failed",
+        "killed",
+        "cancelled",
+        "early stopped",
+        "running",
+        "unreadable",
+        "unreadable",
+    ]
+    assert rows["f"].error == "error: no such data"
+    assert "result.json" in rows["v"].error
+    experiment.end()
+    assert {row.trial: row.status for row in collect(experiment.folder)}["r"] == "stopped"
+
+
+def test_swapped_parameters_are_put_right(experiment):
+    # NNI gave the two trials each other's; the metric says which it was.
+    experiment.trial("a", "RUNNING", "SUCCEEDED", parameters={"x": 1}, metrics=0.1, asked=1)
+    experiment.trial("b", "RUNNING", "SUCCEEDED", parameters={"x": 2}, metrics=0.2, asked=0)
+    assert [row.parameters for row in collect(experiment.folder)] == [{"x": 2}, {"x": 1}]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "garbage"])
+def test_a_lost_database_leaves_the_folders(experiment, damage):
+    experiment.trial("a", "RUNNING", "SUCCEEDED", written=result())
+    experiment.trial("b", "RUNNING")
+    database = experiment.folder / "db" / "nni.sqlite"
+    database.unlink()
+    if damage != "missing":
+        database.write_bytes(b"" if damage == "empty" else b"no database at all" * 99)
+    rows = collect(experiment.folder)
+    assert [(row.trial, row.status) for row in rows] == [("a", "succeeded"), ("b", "running")]
+
+
+def test_run_folders_and_folders_of_them(tmp_path):
+    for name, accuracy in (("one", 0.8), ("two", 0.9)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "result.json").write_text(json.dumps(result(accuracy)))
+    (tmp_path / "runs" / "unfinished").mkdir()
+    rows = collect(tmp_path / "runs")
+    assert [(row.trial, row.accuracy, row.seconds) for row in rows] == [
+        ("one", 0.8, 4.5),
+        ("two", 0.9, 4.5),
+    ]
+    twice = collect([tmp_path / "runs" / "two", str(tmp_path / "runs" / "one")])
+    assert [row.trial for row in twice] == ["two", "one"]
+
+
+def test_an_id_is_looked_up_as_nnictl_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "nni-experiments"
+    Experiment(home / "abcdefgh").trial("a", "RUNNING")
+    Experiment(tmp_path / "elsewhere" / "ijklmnop").trial("b", "RUNNING")
+    (home / ".experiment").write_text(
+        json.dumps({"ijklmnop": {"logDir": str(tmp_path / "elsewhere")}})
+    )
+    assert [row.trial for row in collect(["abcdefgh", "ijklmnop"])] == ["a", "b"]
+    with pytest.raises(ConfigError, match="did you mean 'abcdefgh'"):
+        collect("abcdefgg")
+    with pytest.raises(ConfigError, match="did you mean 'ijklmnop'"):
+        collect("ijklmnoo")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"result\.json"):
+        collect(tmp_path)
+    with pytest.raises(ConfigError, match="no such folder"):
+        collect(tmp_path / "a" / "b")
+
+
+def row(trial, accuracy, macs, method="fpgm", **more):
+    return TrialRow(trial, "succeeded", method=method, accuracy=accuracy, macs_ratio=macs, **more)
+
+
+def test_the_pareto_front_is_of_those_that_nothing_beats():
+    rows = [
+        row("worse", 0.80, 0.6),
+        row("best", 0.95, 0.7),
+        row("small", 0.85, 0.2),
+        row("equal", 0.85, 0.2),
+        row("tie", 0.85, 0.4),
+        row("mid", 0.90, 0.4),
+        row("none", None, 0.1),
+        row("unmeasured", 0.99, None),
+    ]
+    assert [r.trial for r in pareto_front(rows)] == ["small", "mid", "best"]
+
+
+ROWS = [
+    row("a", 0.91234, 0.5, accuracy_dense=0.95, budget={"macs": 0.5}, seconds=12.4),
+    row("b", 0.85, 0.25, "nni:L1NormPruner", accuracy_dense=0.95, budget={"macs": 0.25}),
+    TrialRow("c", "failed", parameters={"prune.method": "fpgm"}, error='went, "wrong"\nbadly'),
+]
+
+
+def test_the_plain_table_is_aligned_and_complete():
+    lines = plain_table(ROWS).splitlines()
+    assert lines[0].split("  ")[0] == "method"
+    assert "91.23" in lines[1]
+    assert "macs 0.5" in lines[1]
+    assert lines[1].endswith("a*")
+    assert lines[3].split() == ["failed", "c"]
+    assert len({line.find("succeeded") for line in lines[1:3]}) == 1
+
+
+def test_the_rich_table_holds_the_same():
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(rich_table(ROWS, "a title [with brackets]"))
+    text = console.export_text()
+    for word in ("91.23", "nni:L1NormPruner", "macs 0.25", "failed", "a*", "b*"):
+        assert word in text
+
+
+def test_json_rows_are_json_with_unrounded_fractions():
+    rows = json.loads(json.dumps(json_rows(ROWS)))
+    assert rows[0]["accuracy"] == 0.91234
+    assert rows[2]["accuracy"] is None
+    wanted = {
+        "method",
+        "accuracy",
+        "accuracy_dense",
+        "params_ratio",
+        "macs_ratio",
+        "latency_ratio",
+        "trial",
+    }
+    assert wanted <= set(rows[0])
+
+
+def test_csv_survives_commas_quotes_and_lines(tmp_path):
+    path = write_csv(ROWS, tmp_path / "deep" / "t.csv")
+    with path.open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [line["trial"] for line in read] == ["a", "b", "c"]
+    assert float(read[0]["accuracy"]) == 0.91234
+    assert read[2]["error"] == 'went, "wrong"\nbadly'
+    assert read[2]["parameters.prune.method"] == "fpgm"
+    assert [p.name for p in path.parent.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+def test_the_picture_is_drawn(tmp_path, suffix, start):
+    path = plot_trials(ROWS, tmp_path / f"p{suffix}", title="t")
+    assert path.read_bytes().startswith(start)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_picture_says_what_it_shows(tmp_path):
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        text = plot_trials(ROWS, tmp_path / "p.svg").read_text()
+    for word in ("validation accuracy (%)", "MACs", "fpgm", "nni:L1NormPruner", "dense 95.00"):
+        assert word in text
+    assert "Pareto front" in text
+
+
+def test_differing_baselines_are_a_band(tmp_path):
+    import matplotlib
+
+    rows = [row("a", 0.9, 0.5, accuracy_dense=0.95), row("b", 0.8, 0.4, accuracy_dense=0.93)]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        assert "dense 93.00 to 95.00" in plot_trials(rows, tmp_path / "p.svg").read_text()
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to plot"):
+        plot_trials([ROWS[2]], tmp_path / "p.png")
+    with pytest.raises(ConfigError, match="picture format"):
+        plot_trials(ROWS, tmp_path / "p.bmp")
+    with pytest.raises(ConfigError, match="did you mean 'macs_ratio'"):
+        plot_trials(ROWS, tmp_path / "p.png", cost="mac_ratio")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_csv(ROWS, tmp_path / "file" / "t.csv")
