@@ -15,7 +15,10 @@ import numpy as np
 
 from nni_gconv.pruning.scores import count
 
-__all__ = ["Request", "fit_budget", "removal_steps", "take"]
+__all__ = ["Request", "fit_budget", "fit_measured", "removal_steps", "take"]
+
+#: A share such as 0.3 * 10 is whole although its binary value is a little off.
+_SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,12 @@ class Request:
 
     def most(self) -> int:
         """Largest number of steps that the upper bound and the floor on channels allow."""
-        allowed = count(self.size, self.high)
+        allowed = math.floor(self.size * self.high + _SLACK)
         return int(np.searchsorted(np.cumsum([len(s) for s in self.steps]), allowed, side="right"))
 
     def least(self) -> int:
         """Smallest number of steps that reaches the lower bound, as far as :meth:`most` allows."""
-        wanted = count(self.size, self.low)
+        wanted = math.ceil(self.size * self.low - _SLACK)
         totals = np.cumsum([0, *[len(s) for s in self.steps]])
         return min(int(np.searchsorted(totals, wanted, side="left")), self.most())
 
@@ -199,18 +202,83 @@ def fit_budget(
     if cost(floor) <= limit:
         return floor
     queue = _priorities(requests, floor)
-
-    def prefix(length: int) -> list[int]:
-        taken = list(floor)
-        for _, i, k in queue[:length]:
-            taken[i] = k + 1
-        return taken
-
     low, high = 0, len(queue)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if cost(prefix(middle)) <= limit else (middle, high)
-    return _put_back(prefix(high), floor, queue[:high], cost, limit)
+        fits = cost(_prefix(floor, queue, middle)) <= limit
+        low, high = (low, middle) if fits else (middle, high)
+    return _put_back(_prefix(floor, queue, high), floor, queue[:high], cost, limit)
+
+
+def fit_measured(
+    requests: Sequence[Request],
+    measure: Callable[[Sequence[int]], float],
+    limit: float,
+    *,
+    start: Sequence[int] | None = None,
+    calls: int = 8,
+) -> tuple[list[int], float]:
+    """Do what :func:`fit_budget` does for a cost that is measured: dear, and not quite monotone.
+
+    The share that all sets lose is halved between one that fits and one that does not. What is
+    returned has been measured itself.
+
+    Parameters
+    ----------
+    requests : sequence of Request
+        The sets; ratios are ignored, bounds are kept.
+    measure : callable
+        Steps taken from each set -> cost of the small model.
+    limit : float
+        Largest allowed cost.
+    start : sequence of int, optional
+        Steps that are taken in any case.
+    calls : int, default 8
+        At most so many measurements, at least two.
+
+    Returns
+    -------
+    taken : list of int
+        Steps taken from each request: all that may go if even that does not fit.
+    cost : float
+        What was measured for them.
+
+    Examples
+    --------
+    >>> scores = np.arange(8.0)
+    >>> request = Request(scores, removal_steps(scores))
+    >>> fit_measured([request], lambda steps: 8 - steps[0], limit=5.5)
+    ([3], 5)
+    """
+    floor = [r.least() for r in requests]
+    if start is not None:
+        floor = [max(a, b) for a, b in zip(floor, start, strict=True)]
+    queue = _priorities(requests, floor)
+    low, high = 0, len(queue)
+    taken = _prefix(floor, queue, high)
+    best = measure(taken)
+    if best > limit or not queue:
+        return taken, best
+    least = measure(floor)
+    if least <= limit:
+        return floor, least
+    for _ in range(calls - 2):
+        if high - low <= 1:
+            break
+        middle = (low + high) // 2
+        found = measure(_prefix(floor, queue, middle))
+        if found <= limit:
+            high, best = middle, found
+        else:
+            low = middle
+    return _prefix(floor, queue, high), best
+
+
+def _prefix(floor: list[int], queue: list[tuple[float, int, int]], length: int) -> list[int]:
+    taken = list(floor)
+    for _, i, k in queue[:length]:
+        taken[i] = k + 1
+    return taken
 
 
 def _priorities(requests: Sequence[Request], floor: list[int]) -> list[tuple[float, int, int]]:

@@ -25,9 +25,22 @@ from nni_gconv import compat
 from nni_gconv.errors import ConfigError
 from nni_gconv.pruning.allocation import Request, removal_steps, take
 from nni_gconv.pruning.budget import check_reachable, fit
-from nni_gconv.pruning.config_list import LayerConfig, nni_entries, resolve
+from nni_gconv.pruning.config_list import nni_entries, resolve
 from nni_gconv.pruning.cost import CostModel, parse_budget
-from nni_gconv.speedup.coupling import CoupledSet, Coupling
+from nni_gconv.pruning.latency import LatencyModel
+from nni_gconv.pruning.sets import (
+    agreed,
+    first_reason,
+    followers,
+    listed,
+    loud,
+    skip_lines,
+    step_limits,
+    taken_channels,
+    tied_weights,
+    unit_matrix,
+)
+from nni_gconv.speedup.coupling import CoupledSet, Coupling, Member
 from nni_gconv.speedup.trace import example_input
 
 __all__ = ["ChannelPruner", "Rule"]
@@ -56,7 +69,9 @@ class ChannelPruner(Pruner):
         Example arguments of the forward. Without one, common image sizes are tried.
     budget : dict, optional
         ``{"macs": 0.5}``: fraction of the dense model (or an absolute count) of ``macs``,
-        ``params`` or ``latency`` (a fraction), in place of ratios. Needs `dummy_input`.
+        ``params`` or ``latency`` (a fraction), in place of ratios. Needs `dummy_input`. Latency is
+        measured on small models built for it, with the batch of `dummy_input`, so such masks
+        depend on the machine and what else it does.
     coupling : {"mean", "max", "union"}, default "mean"
         How layers that share channels agree: by the mean or the largest of their scores, each
         relative to its layer's mean; or by union, where a channel goes only if every layer would
@@ -96,22 +111,27 @@ class ChannelPruner(Pruner):
             raise ConfigError("budget: needs dummy_input= to count what the model costs")
         self._check_budget_alone()
         self.dummy_input = example_input(model) if dummy_input is None else dummy_input
-        self.coupling = Coupling.trace(model, self.dummy_input, tie=_ties(self.layers))
+        self.coupling = Coupling.trace(
+            model, self.dummy_input, tie=tied_weights(model, self.layers)
+        )
         self.cost = CostModel(model, self.dummy_input, self.coupling)
+        self.latency: LatencyModel | None = None
+        if self.budget is not None and "latency" in self.budget:
+            self.latency = LatencyModel(model, self.dummy_input, self.coupling)
         self.skipped = self._find_skipped()
         self.sets = [s for i, s in enumerate(self.coupling.sets) if i not in self._skipped_sets]
         if not self.sets:
-            raise ConfigError(f"config_list: nothing can be pruned: {_first(self.skipped)}")
-        for line in self._skip_lines():
+            raise ConfigError(f"config_list: nothing can be pruned: {first_reason(self.skipped)}")
+        for line in skip_lines(self.skipped):
             _logger.warning(line)
         # LinearPruner and AGPPruner of NNI overwrite these to drive any pruner that has them.
         self.interval_steps, self.total_times = -1, 1
-        entries = [*nni_entries(self.layers), *self._follower_entries(model)]
+        entries = [*nni_entries(self.layers), *self._follower_entries()]
         compat.register_pruning_types(model, [e["op_names"][0] for e in entries])
         super().__init__(model, entries, evaluator, existed_wrappers)
         if self.budget is not None:
             # Said now and not after hours of training: what can go does not depend on scores.
-            check_reachable(self.budget, self.cost, self.sets, self._unscored())
+            check_reachable(self.budget, self.cost, self.sets, self._unscored(), self.latency)
 
     # -- what a method supplies -------------------------------------------------------------------
 
@@ -143,55 +163,56 @@ class ChannelPruner(Pruner):
 
     def _check_budget_alone(self) -> None:
         for name, layer in self.layers.items():
-            given = layer.sparse_ratio is not None or layer.sparse_threshold is not None
+            given = [
+                key
+                for key in ("sparse_ratio", "sparse_threshold")
+                if getattr(layer, key) is not None
+            ]
             if self.budget is not None and given:
-                raise ConfigError(f"budget: {name} has a sparse_ratio too; give one or the other")
+                raise ConfigError(f"budget: {name} has a {given[0]} too; give one or the other")
             if self.budget is None and not given:
-                raise ConfigError(f"config_list: {name} has no sparse_ratio and there is no budget")
+                raise ConfigError(
+                    f"config_list: {name} has neither sparse_ratio nor sparse_threshold, and there "
+                    "is no budget"
+                )
 
     def _find_skipped(self) -> dict[str, str]:
         """Say for every selected layer that keeps channels why it does."""
+        reasons = [self._reason(coupled) for coupled in self.coupling.sets]
+        going = self.coupling.empty()
+        for coupled, reason in zip(self.coupling.sets, reasons, strict=True):
+            going[coupled.classes] = reason is None
+        readers = loud(self.coupling, going)
         skipped: dict[str, str] = {}
         self._skipped_sets: set[int] = set()
-        for index, coupled in enumerate(self.coupling.sets):
-            names = [m.module for m in coupled.members]
-            outside = [n for n in names if n not in self.layers]
-            reason = coupled.reason
-            if reason is None and outside:
-                how = "excludes" if outside[0] in self._excluded else "does not select"
-                reason = f"its channels are coupled to {outside[0]}, which the config_list {how}"
+        for index, (coupled, known) in enumerate(zip(self.coupling.sets, reasons, strict=True)):
+            reader = next((readers[c] for c in coupled.classes.tolist() if c in readers), None)
+            reason = known
+            if reason is None and reader is not None:
+                reason = (
+                    f"what follows it turns a masked channel into a constant that {reader} reads"
+                )
             if reason is not None:
                 self._skipped_sets.add(index)
-                for name in names:
-                    if name in self.layers:
-                        skipped.setdefault(name, reason)
+                for name in (m.module for m in coupled.members if m.module in self.layers):
+                    skipped.setdefault(name, reason)
         return skipped
 
-    def _skip_lines(self) -> list[str]:
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in self.skipped.items():
-            by_reason.setdefault(reason, []).append(name)
-        return [f"not pruned: {_listed(names)}: {reason}" for reason, names in by_reason.items()]
+    def _reason(self, coupled: CoupledSet) -> str | None:
+        outside = [m.module for m in coupled.members if m.module not in self.layers]
+        if coupled.reason is None and outside:
+            how = "excludes" if outside[0] in self._excluded else "does not select"
+            return f"its channels are coupled to {outside[0]}, which the config_list {how}"
+        return coupled.reason
 
-    def _follower_entries(self, model: nn.Module) -> list[dict[str, Any]]:
+    def _follower_entries(self) -> list[dict[str, Any]]:
         """Entries for norms and unselected layers whose biases a pruned channel runs through."""
         going = self.coupling.empty()
         for coupled in self.sets:
             going[coupled.classes] = True
-        modules = dict(model.named_modules(remove_duplicate=False))
-        names: dict[str, None] = {}
-        for axis in self.coupling.channels.axes.values():
-            module = axis.tensor.rpartition(".")[0]
-            touched = going[self.coupling.channels.of(axis.labels)].any()
-            if (
-                touched
-                and axis.role in ("bias", "scale")
-                and compat.has_scale_and_shift(modules[module])
-            ):
-                names.setdefault(module)
         return [
             {"op_names": [name], "target_names": ["weight", "bias"]}
-            for name in names
+            for name in followers(self.coupling, going)
             if name not in self.layers
         ]
 
@@ -213,7 +234,7 @@ class ChannelPruner(Pruner):
         metrics: dict[str, dict[str, Tensor]] = {}
         for coupled in self.sets:
             matrices = [
-                _unit_matrix(data[m.module]["weight"], m.dim, m.rows, m.units, coupled.size)
+                unit_matrix(data[m.module]["weight"], m.dim, m.rows, m.units, coupled.size)
                 for m in coupled.members
             ]
             shared = None if self.rule == "union" else self.rank(matrices)
@@ -231,7 +252,7 @@ class ChannelPruner(Pruner):
         removed = self.coupling.empty()
         if self.budget is not None:
             requests = [self._request(s, metrics, s.members[0].module) for s in self.sets]
-            removed = fit(self.budget, self.cost, self.sets, requests)
+            removed = fit(self.budget, self.cost, self.sets, requests, self.latency)
         else:
             for coupled, gone in zip(self.sets, self._by_ratio(metrics), strict=True):
                 removed[coupled.classes[gone]] = True
@@ -239,18 +260,29 @@ class ChannelPruner(Pruner):
 
     def _by_ratio(self, metrics: Mapping[str, Mapping[str, Tensor]]) -> list[np.ndarray]:
         """Channels of each set that its layers' ratios remove."""
-        votes: list[tuple[int, Request]] = []
+        owners: list[int] = []
+        requests: list[Request] = []
         for index, coupled in enumerate(self.sets):
-            voters = [m.module for m in coupled.members] if self.rule == "union" else [""]
-            votes += [(index, self._request(coupled, metrics, voter)) for voter in voters]
-        outcome: list[np.ndarray | None] = [None] * len(self.sets)
-        for (index, request), steps in zip(votes, take([r for _, r in votes]), strict=True):
-            gone = np.zeros(request.size, dtype=bool)
-            gone[_taken(request, steps)] = True
-            before = outcome[index]
-            outcome[index] = gone if before is None else before & gone
-        found = [np.flatnonzero(o) for o in outcome if o is not None]
-        return [_balanced(s, gone) for s, gone in zip(self.sets, found, strict=True)]
+            voters = list(dict.fromkeys(m.module for m in coupled.members))
+            for voter in voters if self.rule == "union" else [""]:
+                owners.append(index)
+                requests.append(self._request(coupled, metrics, voter))
+        votes = [taken_channels(r, n) for r, n in zip(requests, take(requests), strict=True)]
+        outcome = []
+        for index, coupled in enumerate(self.sets):
+            mine = [i for i, owner in enumerate(owners) if owner == index]
+            if len(mine) == 1:
+                outcome.append(votes[mine[0]])
+            else:
+                limits = self._limits(coupled, coupled.members)
+                outcome.append(
+                    agreed([votes[i] for i in mine], [requests[i] for i in mine], **limits)
+                )
+        return outcome
+
+    def _limits(self, coupled: CoupledSet, members: Sequence[Member]) -> dict[str, Any]:
+        widths = [self._target_spaces[m.module]["weight"].shape[m.dim] for m in members]
+        return step_limits(coupled, [self.layers[m.module] for m in members], widths)
 
     def _request(
         self, coupled: CoupledSet, metrics: Mapping[str, Mapping[str, Tensor]], voter: str
@@ -264,17 +296,7 @@ class ChannelPruner(Pruner):
         settings = [self.layers[m.module] for m in members]
         ratios = [a.sparse_ratio for a in asked if a.sparse_ratio is not None]
         thresholds = [a.sparse_threshold for a in asked if a.sparse_threshold is not None]
-        sizes = [self._target_spaces[m.module]["weight"].shape[m.dim] for m in members]
-        steps = removal_steps(
-            scores,
-            blocks=_joined_blocks(coupled, settings),
-            # A set may be a part of a layer: it keeps its share of the layer's least width.
-            min_channels=max(
-                -(-s.min_channels * coupled.size // size)
-                for s, size in zip(settings, sizes, strict=True)
-            ),
-            round_to=int(np.lcm.reduce([s.round_to for s in settings])),
-        )
+        steps = removal_steps(scores, **self._limits(coupled, members))
         return Request(
             scores=scores,
             steps=steps,
@@ -367,79 +389,8 @@ class ChannelPruner(Pruner):
             if mask is not None:
                 alive = mask.movedim(member.dim, 0).flatten(1).any(1).cpu().numpy()[member.rows]
                 kept = len(np.unique(member.units[alive]))
-            names = _listed(list(dict.fromkeys(m.module for m in coupled.members)))
+            names = listed(list(dict.fromkeys(m.module for m in coupled.members)))
             table.add_row(names, str(coupled.size), str(kept), "")
         for name, reason in self.skipped.items():
             table.add_row(name, "", "all", reason)
         return table
-
-
-def _unit_matrix(
-    weight: Tensor, dim: int, rows: np.ndarray, units: np.ndarray, size: int
-) -> Tensor:
-    """Filters of a layer as one row per channel; several filters of a channel stand in one row."""
-    flat = weight.movedim(dim, 0).flatten(1)
-    order = np.argsort(units, kind="stable")
-    gathered = flat[torch.from_numpy(rows[order]).to(flat.device)]
-    if len(rows) % size:
-        raise ConfigError("layers that make a channel with unequal numbers of filters")
-    return gathered.reshape(size, -1)
-
-
-def _taken(request: Request, steps: int) -> np.ndarray:
-    gone = request.steps[:steps]
-    return np.concatenate(gone) if gone else np.zeros(0, dtype=np.int64)
-
-
-def _balanced(coupled: CoupledSet, gone: np.ndarray) -> np.ndarray:
-    """After a vote, give back what would leave some groups wider than others."""
-    if coupled.blocks is None or not len(gone):
-        return gone
-    fewest = int(np.bincount(coupled.blocks[gone], minlength=int(coupled.blocks.max()) + 1).min())
-    per_block = [gone[coupled.blocks[gone] == b][:fewest] for b in np.unique(coupled.blocks)]
-    return np.concatenate(per_block)
-
-
-def _joined_blocks(coupled: CoupledSet, settings: Sequence[LayerConfig]) -> np.ndarray | None:
-    """Blocks of the graph's groups together with those of ``internal_metric_block``."""
-    blocks = coupled.blocks
-    for layer in settings:
-        asked = layer.internal_metric_block
-        if asked is None or asked == 1:
-            continue
-        if coupled.size % asked:
-            raise ConfigError(
-                f"internal_metric_block: {asked} does not divide the {coupled.size} channels of "
-                f"{coupled.name}"
-            )
-        own = np.arange(coupled.size) // (coupled.size // asked)
-        if blocks is not None:
-            own = np.unique(np.stack([blocks, own]), axis=1, return_inverse=True)[1].reshape(-1)
-        if len(set(np.bincount(own).tolist())) != 1:
-            raise ConfigError(
-                f"internal_metric_block: {asked} blocks cut across the groups of {coupled.name}"
-            )
-        blocks = own
-    return blocks
-
-
-def _ties(layers: Mapping[str, LayerConfig]) -> list[tuple[str, str]]:
-    """Pairs of layers that the user wants to lose the same channels."""
-    first: dict[Any, str] = {}
-    ties = []
-    for name, layer in layers.items():
-        if layer.dependency_group_id is not None:
-            leader = first.setdefault(layer.dependency_group_id, name)
-            ties += [(f"{leader}.weight", f"{name}.weight")] if leader != name else []
-        if layer.align is not None:
-            ties.append((f"{layer.align}.weight", f"{name}.weight"))
-    return ties
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _first(skipped: Mapping[str, str]) -> str:
-    name, reason = next(iter(skipped.items()), ("the model", "no layer was selected"))
-    return f"{name}: {reason}"

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from nni_gconv.errors import BudgetError
-from nni_gconv.pruning.allocation import Request, fit_budget
+from nni_gconv.pruning.allocation import Request, fit_budget, fit_measured
 from nni_gconv.pruning.cost import CostModel
 from nni_gconv.speedup.coupling import CoupledSet
 
 __all__ = ["check_reachable", "fit"]
+
+#: Classes removed -> latency relative to the dense model.
+Latency = Callable[[np.ndarray], float]
 
 
 def check_reachable(
@@ -19,6 +22,7 @@ def check_reachable(
     cost: CostModel,
     sets: Sequence[CoupledSet],
     requests: Sequence[Request],
+    latency: Latency | None = None,
 ) -> None:
     """Raise a BudgetError if removing all that may go is not enough.
 
@@ -30,15 +34,19 @@ def check_reachable(
         Counts MACs and parameters.
     sets, requests : sequences of equal length
         The coupled sets and what may be taken from them.
+    latency : callable, optional
+        Measures; needed for a budget of latency.
     """
     least = _removed(cost, sets, requests, [r.most() for r in requests])
-    for measure, value in budget.items():
+    for measure, value in _counted(budget).items():
         reachable, limit = cost(measure, least), cost.limit(measure, value)
         if reachable > limit:
             raise BudgetError(
                 f"budget: {_shown(cost, measure, limit)} cannot be reached; the selected layers "
                 f"allow {_shown(cost, measure, reachable)} at the least"
             )
+    if latency is not None and "latency" in budget:
+        _check_latency(budget["latency"], latency(least))
 
 
 def fit(
@@ -46,6 +54,7 @@ def fit(
     cost: CostModel,
     sets: Sequence[CoupledSet],
     requests: Sequence[Request],
+    latency: Latency | None = None,
 ) -> np.ndarray:
     """Remove as little as meets every measure of a budget.
 
@@ -53,19 +62,44 @@ def fit(
     -------
     ndarray of bool, shape (classes,)
         The classes removed.
+
+    Raises
+    ------
+    BudgetError
+        The latency cannot be reached; the message says what was measured.
     """
     taken = [0] * len(requests)
-    for measure, value in budget.items():
-        price = _price(cost, measure, sets, requests)
-        found = fit_budget(requests, price, cost.limit(measure, value))
-        taken = [max(a, b) for a, b in zip(taken, found, strict=True)]
+    counted = _counted(budget)
+    if counted:
+        limits = {m: cost.limit(m, value) for m, value in counted.items()}
+
+        def fullest(steps: Sequence[int]) -> float:
+            """Cost over limit of the measure that is worst off."""
+            gone = _removed(cost, sets, requests, steps)
+            return max(cost(m, gone) / limit for m, limit in limits.items())
+
+        taken = fit_budget(requests, fullest, 1.0)
+    if latency is not None and "latency" in budget:
+        taken, found = fit_measured(
+            requests,
+            lambda steps: latency(_removed(cost, sets, requests, steps)),
+            budget["latency"],
+            start=taken,
+        )
+        _check_latency(budget["latency"], found)
     return _removed(cost, sets, requests, taken)
 
 
-def _price(
-    cost: CostModel, measure: str, sets: Sequence[CoupledSet], requests: Sequence[Request]
-) -> Callable[[Sequence[int]], float]:
-    return lambda steps: cost(measure, _removed(cost, sets, requests, steps))
+def _counted(budget: Mapping[str, float]) -> dict[str, float]:
+    return {measure: value for measure, value in budget.items() if measure != "latency"}
+
+
+def _check_latency(limit: float, found: float) -> None:
+    if found > limit:
+        raise BudgetError(
+            f"budget: latency of {limit:.3f} of dense cannot be reached; with all removed that the "
+            f"selected layers allow {found:.3f} was measured on this machine"
+        )
 
 
 def _removed(

@@ -41,6 +41,8 @@ SETTING_KEYS = (
 #: Keys of ours for pruners that remove channels.
 CHANNEL_KEYS = ("min_channels", "round_to")
 _OTHER_KEYS = ("target_names", "target_settings")
+#: A bias follows its weight: it is masked with its channel whether it is named or not.
+_TARGETS = ("weight", "bias")
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -132,8 +134,24 @@ def resolve(
                     f"{where}: {name} is a {type(modules[name]).__name__}; channels can be pruned "
                     "in Conv1d/2d/3d, ConvTranspose1d/2d/3d and Linear"
                 )
-            found[name] = replace(found.get(name, LayerConfig()), **settings)
+            found[name] = replace(found.get(name, LayerConfig()), **_overriding(settings))
+    _check_groups(found)
     return {n: found[n] for n in modules if n in found}, frozenset(excluded - set(found))
+
+
+def _check_groups(layers: Mapping[str, LayerConfig]) -> None:
+    """Refuse a global group whose layers ask for different shares: there is one share to rank."""
+    first: dict[int | str, tuple[str, float]] = {}
+    for name, layer in layers.items():
+        group, ratio = layer.global_group_id, layer.sparse_ratio
+        if group is None or ratio is None:
+            continue
+        leader, expected = first.setdefault(group, (name, ratio))
+        if ratio != expected:
+            raise ConfigError(
+                f"config_list: global_group_id {group!r}: {name} has sparse_ratio {ratio}, "
+                f"{leader} has {expected}; layers of one group need the same"
+            )
 
 
 def _check_keys(entry: Mapping[str, Any], where: str, extra_keys: Collection[str]) -> None:
@@ -210,21 +228,20 @@ def _must_match(
 
 def _settings(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     values = {k: entry[k] for k in (*SETTING_KEYS, *CHANNEL_KEYS) if entry.get(k) is not None}
-    targets = entry.get("target_names")
-    if targets is not None and "weight" not in targets:
-        raise ConfigError(
-            f"{where}.target_names: {targets!r} lacks 'weight', whose rows are pruned"
-        )
+    _check_targets(entry.get("target_names"), f"{where}.target_names")
     per_target = entry.get("target_settings") or {}
     if not isinstance(per_target, Mapping):
         raise ConfigError(f"{where}.target_settings: expected a mapping, got {per_target!r}")
     for target, setting in per_target.items():
+        here = f"{where}.target_settings"
+        if target not in _TARGETS:
+            raise ConfigError(unknown_name("target", target, _TARGETS, here))
+        if not isinstance(setting, Mapping):
+            raise ConfigError(f"{here}.{target}: expected a mapping, got {setting!r}")
         for key in setting:
             if key not in SETTING_KEYS:
-                raise ConfigError(
-                    unknown_name("key", key, SETTING_KEYS, f"{where}.target_settings.{target}")
-                )
-    values.update(per_target.get("weight", {}))
+                raise ConfigError(unknown_name("key", key, SETTING_KEYS, f"{here}.{target}"))
+    values.update({k: v for k, v in per_target.get("weight", {}).items() if v is not None})
     granularity = values.pop("granularity", "default")
     if granularity not in ("default", "out_channel"):
         raise ConfigError(
@@ -237,12 +254,37 @@ def _settings(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     return values
 
 
+def _check_targets(targets: Any, where: str) -> None:
+    if targets is None:
+        return
+    if not isinstance(targets, list | tuple) or not all(isinstance(t, str) for t in targets):
+        raise ConfigError(f"{where}: expected a list of strings, got {targets!r}")
+    for target in targets:
+        if target not in _TARGETS:
+            raise ConfigError(
+                unknown_name("target", target, _TARGETS, where)
+                + ": whole channels are pruned by their weights"
+            )
+    if "weight" not in targets:
+        raise ConfigError(f"{where}: {targets!r} lacks 'weight', whose rows are pruned")
+
+
+def _overriding(settings: dict[str, Any]) -> dict[str, Any]:
+    """A later ratio replaces an earlier threshold, and the other way round."""
+    if "sparse_ratio" in settings:
+        return {"sparse_threshold": None, **settings}
+    if "sparse_threshold" in settings:
+        return {"sparse_ratio": None, **settings}
+    return settings
+
+
 def _align(value: Any, where: str) -> str:
-    if not isinstance(value, Mapping) or list(value.get("dims") or []) != [0]:
+    known = isinstance(value, Mapping) and isinstance(value.get("module_name"), str)
+    if not known or value.get("dims") not in ([0], (0,)):
         raise ConfigError(
             f"{where}: expected {{module_name, target_name, dims: [0]}}, got {value!r}"
         )
-    return str(value.get("module_name"))
+    return str(value["module_name"])
 
 
 def _check_values(values: dict[str, Any], where: str) -> None:
@@ -259,7 +301,7 @@ def _check_values(values: dict[str, Any], where: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{where}.{key}: {value!r} is not allowed (a whole number from 1)")
     for key in ("global_group_id", "dependency_group_id"):
-        if not isinstance(values.get(key, 0), int | str):
+        if isinstance(values.get(key), bool) or not isinstance(values.get(key, 0), int | str):
             raise ConfigError(f"{where}.{key}: {values[key]!r} is not a name or a number")
     if values.get("apply_method", "mul") not in ("mul", "bypass"):
         raise ConfigError(

@@ -108,7 +108,7 @@ class FPGMPruner(ChannelPruner):
         small[norms.argsort(stable=True)[: count(len(norms), self.norm_ratio)]] = True
         sums = []
         for matrix in filters:
-            among = matrix.new_zeros(len(matrix))
+            among = torch.zeros_like(norms)
             among[~small] = distance_sums(matrix[~small], self.distance)
             sums.append(among)
         return geometric_median_order(norms, self.combine(sums), small)

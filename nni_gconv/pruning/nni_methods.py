@@ -7,9 +7,9 @@ with them is decided as for every other method here. That is what makes the resu
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.pruning.base import ChannelPruner, Masks, Rule
-from nni_gconv.pruning.config_list import nni_entries
 
 __all__ = ["NNI_METHODS", "NNIMethodPruner"]
 
@@ -89,29 +88,34 @@ class NNIMethodPruner(ChannelPruner):
         super().__init__(
             model,
             config_list,
-            # The inner pruner trains; ours only masks afterwards.
-            None,
+            # Where NNI's pruner trains itself, ours only masks afterwards.
+            None if self._trains else evaluator,
             existed_wrappers,
             dummy_input=dummy_input if dummy_input is not None else _dummy(evaluator),
             budget=budget,
             coupling=coupling,
         )
+        for coupled in self.sets:
+            for member in coupled.members:
+                if member.dim != 0:
+                    self.unwrap_model()
+                    raise ConfigError(
+                        f"config_list: {member.module} is transposed, and NNI's pruners would "
+                        "score its input channels: exclude it"
+                    )
 
     def compress(
         self, max_steps: int | None = None, max_epochs: int | None = None
     ) -> tuple[nn.Module, Masks]:
-        """Let NNI's pruner score (and train, if it does), then make coupled masks."""
+        """Make coupled masks; pruners of NNI that score while training train first."""
+        if not self._trains:
+            return super().compress(max_steps, max_epochs)
         self.unwrap_model()
-        entries = copy.deepcopy(nni_entries(self.layers))
-        for entry in entries:
-            # Without a goal NNI's pruner takes a layer for inactive and gives it no score.
-            entry.setdefault("sparse_ratio", 0.5)
-            entry.pop("sparse_threshold", None)
+        # Without a goal NNI's pruner takes a layer for inactive and gives it no score.
+        entries = [{"op_names": [name], "sparse_ratio": 0.5} for name in self.layers]
         options = dict(self._options)
-        if self._trains:
-            options.setdefault("training_steps", self._steps(max_steps, max_epochs))
-            options["evaluator"] = self._inner_evaluator
-        inner = self._kind(self.bound_model, entries, **options)
+        options.setdefault("training_steps", self._steps(max_steps, max_epochs))
+        inner = self._kind(self.bound_model, entries, self._inner_evaluator, **options)
         self._watch(inner)
         inner.compress()
         inner.unwrap_model()
@@ -119,12 +123,11 @@ class NNIMethodPruner(ChannelPruner):
         return super().compress()
 
     def _watch(self, inner: Pruner) -> None:
-        """Keep the metrics that NNI's pruner makes its masks from."""
-        generate = inner._generate_sparsity
+        """Keep the metrics that NNI's pruner would make its masks from, and let it make none."""
 
-        def keep(metrics: dict[str, dict[str, Tensor]]) -> Any:
+        def keep(metrics: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
             self._metric = {m: t["weight"].detach().flatten().cpu() for m, t in metrics.items()}
-            return generate(metrics)
+            return {}
 
         inner._generate_sparsity = keep
 
@@ -137,6 +140,13 @@ class NNIMethodPruner(ChannelPruner):
             raise ConfigError("options.training_steps: how long shall NNI's pruner train?")
         return max_steps or 0
 
+    def _fuse_preprocess(self, evaluator: Evaluator) -> None:
+        if self._trains:
+            raise ConfigError(
+                f"{self._kind.__name__} scores while it trains itself: no other pruner can drive it"
+            )
+        super()._fuse_preprocess(evaluator)
+
     def rank(self, filters: Sequence[Tensor]) -> Tensor:
         """Sum NNI's scores over the filters of each channel, then join the layers."""
         return self.combine([f.sum(1) for f in filters])
@@ -144,16 +154,23 @@ class NNIMethodPruner(ChannelPruner):
     def _calculate_metrics(
         self, data: dict[str, dict[str, Tensor]]
     ) -> dict[str, dict[str, Tensor]]:
+        metric = self._metric
+        if not self._trains:
+            # NNI's own formula on the weights as they are now; it reads nothing of its pruner
+            # but the order of the norm and where the targets are.
+            stand_in = SimpleNamespace(p=self._kind.p, _target_spaces=self._target_spaces)
+            found = self._kind._calculate_metrics(stand_in, data)
+            metric = {m: t["weight"].detach().flatten().cpu() for m, t in found.items()}
         scores = {
-            module: {"weight": _per_filter(self._metric[module], targets["weight"])}
+            module: {"weight": _per_filter(metric[module], targets["weight"], module)}
             for module, targets in data.items()
         }
         return super()._calculate_metrics(scores)
 
 
-def _per_filter(metric: Tensor, weight: Tensor) -> Tensor:
+def _per_filter(metric: Tensor, weight: Tensor, module: str) -> Tensor:
     if metric.numel() != weight.shape[0]:
-        raise ConfigError(f"NNI gave {metric.numel()} scores for {weight.shape[0]} filters")
+        raise ConfigError(f"NNI gave {metric.numel()} scores for {weight.shape[0]} of {module}")
     return metric.to(torch.float64).view(-1, 1)
 
 

@@ -42,14 +42,14 @@ def filter_norms(filters: Tensor, p: float = 2) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (F,)
+    Tensor of float64, shape (F,)
 
     Examples
     --------
     >>> filter_norms(torch.tensor([[3.0, 4.0], [0.0, 1.0]])).tolist()
     [5.0, 1.0]
     """
-    return torch.linalg.vector_norm(filters, ord=p, dim=1)
+    return torch.linalg.vector_norm(filters.to(torch.float64), ord=p, dim=1)
 
 
 def distance_sums(filters: Tensor, distance: Distance = "l2") -> Tensor:
@@ -67,7 +67,8 @@ def distance_sums(filters: Tensor, distance: Distance = "l2") -> Tensor:
 
     Returns
     -------
-    Tensor, shape (F,)
+    Tensor of float64, shape (F,)
+        Rounded no further, so that filters that hardly differ keep their order.
 
     References
     ----------
@@ -79,7 +80,7 @@ def distance_sums(filters: Tensor, distance: Distance = "l2") -> Tensor:
     >>> distance_sums(torch.tensor([[0.0], [1.0], [3.0]]), "l1").tolist()
     [4.0, 3.0, 5.0]
     """
-    filters = filters.to(torch.promote_types(filters.dtype, torch.float32))
+    filters = filters.to(torch.float64)
     if distance == "l2":
         return _l2_sums(filters)
     if distance == "l1":
@@ -96,7 +97,7 @@ def distance_sums(filters: Tensor, distance: Distance = "l2") -> Tensor:
 
 def _l2_sums(filters: Tensor) -> Tensor:
     """Pairwise Euclidean distances by one matrix product, centred so that nothing cancels."""
-    centred = (filters - filters.mean(0)).to(torch.float64)
+    centred = filters - filters.mean(0)
     square = (centred * centred).sum(1)
     products = centred @ centred.T
     squared = square[:, None] + square[None, :] - 2 * products
@@ -104,18 +105,18 @@ def _l2_sums(filters: Tensor) -> Tensor:
     floor = 1e-13 * (square[:, None] + square[None, :])
     squared = torch.where(squared > floor, squared, 0.0)
     squared.fill_diagonal_(0.0)
-    return squared.sqrt_().sum(1).to(filters.dtype)
+    return squared.sqrt_().sum(1)
 
 
 def _l1_sums(filters: Tensor) -> Tensor:
     """City-block distances coordinate by coordinate: in sorted order the sums are prefix sums."""
-    values, order = filters.to(torch.float64).sort(dim=0)
+    values, order = filters.sort(dim=0)
     size = len(values)
     rank = torch.arange(size, dtype=torch.float64, device=values.device)[:, None]
     prefix = values.cumsum(0)
     below = (rank + 1) * values - prefix
     above = prefix[-1:] - prefix - (size - 1 - rank) * values
-    return torch.empty_like(values).scatter_(0, order, below + above).sum(1).to(filters.dtype)
+    return torch.empty_like(values).scatter_(0, order, below + above).sum(1)
 
 
 def geometric_median_order(norms: Tensor, sums_among: Tensor, small: Tensor) -> Tensor:

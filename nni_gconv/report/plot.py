@@ -89,7 +89,7 @@ def plot_trials(
     axes.margins(0.08, 0.12)
     if title:
         axes.set_title(title)
-    axes.legend(frameon=True, framealpha=0.9, edgecolor="0.8", fontsize="small")
+    axes.legend(frameon=True, framealpha=0.9, edgecolor="0.8", fontsize="small", labelspacing=0.8)
     with output_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix.lower()[1:])
     return path
@@ -115,7 +115,7 @@ def _draw_methods(axes: Axes, rows: Sequence[TrialRow], cost: str) -> None:
         axes.scatter(
             [getattr(row, cost) for row in points],
             [100 * (row.accuracy or 0.0) for row in points],
-            s=90 / (1 + 0.6 * i),  # a point that lies on another leaves its rim to be seen
+            s=120 / (1 + 1.2 * i),  # a point that lies on another leaves its rim to be seen
             color=_COLOURS[i % len(_COLOURS)],
             marker=_MARKERS[i % len(_MARKERS)],
             edgecolor="white",

@@ -47,10 +47,11 @@ def _ratio(value: float | None) -> str:
 
 
 # Heading, how a row is written, whether it is a number (aligned right).
-_COLUMNS: tuple[tuple[str, Callable[[TrialRow], str], bool], ...] = (
+_Column = tuple[str, Callable[[TrialRow], str], bool]
+_COLUMNS: tuple[_Column, ...] = (
     ("method", lambda row: row.method or "", False),
     ("budget", lambda row: format_budget(row.budget), False),
-    ("accuracy %", lambda row: _percent(row.accuracy), True),
+    ("acc. %", lambda row: _percent(row.accuracy), True),
     ("dense %", lambda row: _percent(row.accuracy_dense), True),
     ("params", lambda row: _ratio(row.params_ratio), True),
     ("MACs", lambda row: _ratio(row.macs_ratio), True),
@@ -60,16 +61,24 @@ _COLUMNS: tuple[tuple[str, Callable[[TrialRow], str], bool], ...] = (
     ("trial", lambda row: row.trial, False),
 )
 
-_LEGEND = "params, MACs, latency: small network over dense; * = Pareto front of accuracy and MACs"
+_LEGEND = (
+    "accuracy: validation images; params, MACs, latency: small over dense; "
+    "*: Pareto front of accuracy and MACs"
+)
+
+
+def _columns(rows: Sequence[TrialRow]) -> list[_Column]:
+    # Nine columns fit a terminal of 80; the status is news only where something went wrong.
+    plain = all(row.status == "succeeded" for row in rows)
+    return [column for column in _COLUMNS if not (plain and column[0] == "status")]
 
 
 def _cells(rows: Sequence[TrialRow]) -> list[list[str]]:
     best = {row.trial for row in pareto_front(rows)} if len(rows) > 1 else set()
-    return [
-        [write(row) + ("*" if title == "trial" and row.trial in best else "")
-         for title, write, _ in _COLUMNS]
-        for row in rows
-    ]  # fmt: skip
+    lines = [[write(row) for _, write, _ in _columns(rows)] for row in rows]
+    for row, line in zip(rows, lines, strict=True):
+        line[-1] += "*" if row.trial in best else ""
+    return lines
 
 
 def rich_table(rows: Sequence[TrialRow], title: str | None = None) -> Table:
@@ -85,19 +94,21 @@ def rich_table(rows: Sequence[TrialRow], title: str | None = None) -> Table:
     Returns
     -------
     rich.table.Table
-        Trials on the Pareto front of accuracy and MACs are bold and carry a ``*``.
+        Trials on the Pareto front of accuracy and MACs are bold and carry a ``*``. The status is
+        shown where one of them has not succeeded.
 
     Examples
     --------
     >>> rich_table([TrialRow("a", "succeeded", accuracy=0.9)]).row_count
     1
     """
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, caption=_LEGEND)
-    for heading, _, number in _COLUMNS:
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    table = Table(title=title, caption=_LEGEND, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for heading, _, number in _columns(rows):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row, cells in zip(rows, _cells(rows), strict=True):
         style = "red" if row.status in ("failed", "killed", "unreadable") else None
         style = "bold" if cells[-1].endswith("*") else style
@@ -110,17 +121,18 @@ def plain_table(rows: Sequence[TrialRow]) -> str:
 
     Examples
     --------
-    >>> print(plain_table([TrialRow("a", "succeeded", method="fpgm")]).splitlines()[1].split())
-    ['fpgm', 'succeeded', 'a']
+    >>> print(plain_table([TrialRow("a", "failed", method="fpgm")]).splitlines()[1].split())
+    ['fpgm', 'failed', 'a']
     """
-    headings = [heading for heading, _, _ in _COLUMNS]
+    columns = _columns(rows)
+    headings = [heading for heading, _, _ in columns]
     lines = [headings, *_cells(rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
     text = []
     for line in lines:
         cells = [
             cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, (_, _, number) in zip(line, widths, _COLUMNS, strict=True)
+            for cell, width, (_, _, number) in zip(line, widths, columns, strict=True)
         ]
         text.append("  ".join(cells).rstrip())
     return "\n".join([*text, _LEGEND])

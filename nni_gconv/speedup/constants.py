@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.speedup.channels import lookup, op_name, shape_of
-from nni_gconv.speedup.operators import MOVES, PASSES, POOLS, argument, is_pointwise
+from nni_gconv.speedup.rules import MOVES, PASSES, POOLS, argument, is_pointwise
 from nni_gconv.speedup.trace import Graph
 
 __all__ = ["connections", "has_padding", "known_values"]

@@ -88,7 +88,7 @@ def test_a_grid_that_runs_out_is_a_success(workshop):
     finished = workshop.run("create", str(workshop.write(searchSpace=space, maxTrialNumber=9)))
     assert finished.code == 0, finished.err
     assert "2 trials succeeded" in finished.err
-    assert "accuracy %" in finished.out
+    assert "acc. %" in finished.out
 
 
 def test_a_tuner_that_raises_ends_it_with_its_words(workshop, still_running):

@@ -1,3 +1,5 @@
+import itertools
+import json
 import socket
 
 import pytest
@@ -153,14 +155,12 @@ def test_the_experiments_that_come_with_the_package_pass(monkeypatch, tmp_path):
 
 
 def test_the_quickstart_recipe_takes_every_choice_of_its_search_space():
-    import itertools
-    import json
+    from nni_gconv.recipe import load_recipe
 
-    load = pytest.importorskip("nni_gconv.recipe.load")
     space = json.loads(experiment_file("quickstart", "search_space.json").read_text())
     values = [spec["_value"] for spec in space.values()]
     for chosen in itertools.product(*values):
-        recipe = load.load_recipe(
+        recipe = load_recipe(
             experiment_file("quickstart", "recipe.yml"), dict(zip(space, chosen, strict=True))
         )
         assert (recipe.prune.method, recipe.train.share) == (chosen[0], "experiment")

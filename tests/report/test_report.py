@@ -241,6 +241,22 @@ def test_the_plain_table_is_aligned_and_complete():
     assert len({line.find("succeeded") for line in lines[1:3]}) == 1
 
 
+def test_the_status_is_shown_where_it_is_news():
+    assert "status" in plain_table(ROWS)
+    assert "status" not in plain_table(ROWS[:2])
+
+
+def test_the_table_fits_a_terminal_of_80_columns():
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rich_table(ROWS[:2]))
+    text = console.export_text()
+    for word in ("nni:L1NormPruner", "macs 0.25", "latency", "seconds", "trial", "a*"):
+        assert word in text
+    assert "…" not in text
+
+
 def test_the_rich_table_holds_the_same():
     from rich.console import Console
 

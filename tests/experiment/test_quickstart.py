@@ -1,0 +1,50 @@
+"""The quickstart as a user runs it, to its end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def test_the_quickstart_gives_small_networks_that_are_nearly_as_good(workshop, still_running):
+    output = workshop.folder / "kept"
+    finished = workshop.run("quickstart", "--json", "--output", str(output), timeout=350)
+    assert finished.code == 0, finished.err
+    rows = json.loads(finished.out)
+    assert len(rows) >= 6
+    for row in rows:
+        (metric, limit), *_ = row["budget"].items()
+        assert metric == "macs"
+        # Inside the budget, and within 1 % of the dense network's cost of it.
+        assert limit - 0.01 <= row["macs_ratio"] <= limit
+        assert 0 < row["params_ratio"] < 1
+        assert row["latency_ratio"] > 0
+    assert len({(row["method"], row["macs_ratio"]) for row in rows}) == len(rows)
+    assert len({row["accuracy_dense"] for row in rows}) == 1  # one dense network for all
+    good = [
+        row
+        for row in rows
+        if row["macs_ratio"] <= 0.5 and row["accuracy"] >= row["accuracy_dense"] - 0.02
+    ]
+    assert good
+    (folder,) = [path.parent for path in output.glob("[!_]*/db")]
+    assert still_running(folder) == []
+    picture = folder / "report" / "accuracy_vs_macs.png"
+    assert picture.is_file()
+    assert str(picture) in finished.err
+    assert_reloadable(good[0])
+
+
+def assert_reloadable(row):
+    """Rebuild a trial's small network from its file and the untouched architecture."""
+    import torch
+
+    from nni_gconv.artefact import load_compact
+    from nni_gconv.training.zoo import create_model
+
+    file = Path(row["folder"]) / "compact.safetensors"
+    model = load_compact(file, lambda: create_model("resnet20", in_channels=1, width=0.5))
+    assert sum(p.numel() for p in model.parameters()) == row["params"]
+    assert model.eval()(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
