@@ -14,14 +14,33 @@ from nni_gconv._version import __version__
 _PUBLIC = {
     "FPGMPruner": "nni_gconv.pruning.fpgm",
     "ModelSpeedup": "nni_gconv.speedup.model_speedup",
+    "Recipe": "nni_gconv.recipe.schema",
+    "export_model": "nni_gconv.export",
+    "load_compact": "nni_gconv.artefact",
     "profile": "nni_gconv.profiling.costs",
+    "run_recipe": "nni_gconv.recipe.run",
+    "save_compact": "nni_gconv.artefact",
 }
 
-__all__ = ["FPGMPruner", "ModelSpeedup", "__version__", "profile"]
+__all__ = [
+    "FPGMPruner",
+    "ModelSpeedup",
+    "Recipe",
+    "__version__",
+    "export_model",
+    "load_compact",
+    "profile",
+    "run_recipe",
+    "save_compact",
+]
 
 if TYPE_CHECKING:
+    from nni_gconv.artefact import load_compact, save_compact
+    from nni_gconv.export import export_model
     from nni_gconv.profiling.costs import profile
     from nni_gconv.pruning.fpgm import FPGMPruner
+    from nni_gconv.recipe.run import run_recipe
+    from nni_gconv.recipe.schema import Recipe
     from nni_gconv.speedup.model_speedup import ModelSpeedup
 
 

@@ -128,7 +128,8 @@ def save_compact(
         # safetensors stores no tensor twice: a tied one is written under its first name.
         first = seen.setdefault(id(tensor), name)
         if first == name:
-            tensors[name] = tensor.detach().to("cpu").contiguous()
+            # A copy: two tensors may be parts of the same memory, which safetensors refuses.
+            tensors[name] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     return path
@@ -174,17 +175,18 @@ def read_plan(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds no plan: it was not written by save_compact()")
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get("nni_gconv.plan_sha256"):
         raise CheckpointError(f"{path}: the plan was edited after the file was written")
-    plan = json.loads(text)
-    if plan["format"] > FORMAT:
+    try:
+        plan = json.loads(text)
+        version = int(plan["format"])
+        more = {k: json.loads(metadata.get(f"nni_gconv.{k}", "{}")) for k in ("versions", "recipe")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} holds a plan that cannot be read: {error!r}") from error
+    if version > FORMAT:
         raise CheckpointError(
-            f"{path} has plan format {plan['format']}, this version reads up to {FORMAT}: "
+            f"{path} has plan format {version}, this version reads up to {FORMAT}: "
             "upgrade nni-gconv"
         )
-    return {
-        "plan": plan,
-        "versions": json.loads(metadata.get("nni_gconv.versions", "{}")),
-        "recipe": json.loads(metadata.get("nni_gconv.recipe", "{}")),
-    }
+    return {"plan": plan, **more}
 
 
 def load_compact(
@@ -227,9 +229,13 @@ def load_compact(
     if missing or unexpected:
         kind, names = ("lacks", missing) if missing else ("has unknown", unexpected)
         raise CheckpointError(f"{path} {kind} {names[0]} and {len(names) - 1} more tensors")
-    with torch.no_grad():
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, its plan {tuple(own[name].shape)}"
+            )
+        # Not copied into the old memory: a model saved in half precision comes back as one.
+        own[name].data = tensor
     return model.to(device).eval()
 
 
@@ -266,12 +272,16 @@ def rebuild(model: nn.Module, plan: Mapping[str, Any], *, where: str = "plan") -
     extra = [n for n, m in modules.items() if _own_tensors(m) and n not in plan["modules"]]
     if extra:
         raise CheckpointError(f"{where} is of another architecture: it has no layer {extra[0]!r}")
+    tied: list[tuple[Tensor, Tensor]] = []
     for name, layer in plan["modules"].items():
-        _reshape(modules[name], layer)
+        _reshape(modules[name], layer, tied)
     return model
 
 
-def _reshape(module: nn.Module, layer: Mapping[str, Any]) -> None:
+def _reshape(
+    module: nn.Module, layer: Mapping[str, Any], tied: list[tuple[Tensor, Tensor]]
+) -> None:
+    """Give one layer its widths; `tied` holds the tensors replaced so far, old and new."""
     for attribute, value in layer["attrs"].items():
         setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
     reference = next(iter(_own_tensors(module).values()), torch.empty(0))
@@ -279,12 +289,17 @@ def _reshape(module: nn.Module, layer: Mapping[str, Any]) -> None:
         old = module._parameters.get(name, module._buffers.get(name))
         if isinstance(old, Tensor) and list(old.shape) == shape:
             continue
+        known = next((new for before, new in tied if old is before), None)
+        if known is not None:
+            setattr(module, name, known)
+            continue
         source = old if isinstance(old, Tensor) else reference
         new = torch.zeros(shape, dtype=source.dtype, device=source.device)
-        if name in module._buffers:
-            module._buffers[name] = new
-        else:
+        if name not in module._buffers:
             gradient = source.requires_grad if isinstance(source, nn.Parameter) else True
-            module._parameters[name] = nn.Parameter(new, requires_grad=gradient)
+            new = nn.Parameter(new, requires_grad=gradient)
+        setattr(module, name, new)
+        if isinstance(old, Tensor):
+            tied.append((old, new))
     for name in [n for n in _own_tensors(module) if n not in layer["tensors"]]:
         (module._parameters if name in module._parameters else module._buffers)[name] = None

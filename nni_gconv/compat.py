@@ -17,7 +17,7 @@ import sysconfig
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ _TORCH_ROOT = str(Path(_TORCH.origin).parent) if _TORCH is not None and _TORCH.o
 
 def is_torch_file(file: str) -> bool:
     """Tell whether a source file belongs to torch itself and not to the user."""
-    return file.startswith(_TORCH_ROOT) or "/torch/nn/" in file or "/torch/_" in file
+    return file.startswith(_TORCH_ROOT + os.sep) or "/torch/nn/" in file or "/torch/_" in file
 
 
 def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -199,6 +199,31 @@ def register_pruning_types(model: nn.Module, names: list[str]) -> None:
         kind = type(modules[name]).__name__
         if kind not in PruningSetting.registry:
             PruningSetting.register(kind, PruningSetting.default_setting)
+
+
+def learn_optimizer(evaluator: Any, model: nn.Module) -> None:
+    """Let an evaluator note by name what its optimizer trains, before wrapping replaces it.
+
+    NNI does so when the first pruner is made; wrapping and unwrapping replaces the parameters, and
+    a pruner that is made afterwards would train nothing.
+    """
+    if not evaluator._initialization_complete:
+        evaluator._init_optimizer_helpers(model)
+
+
+def take_over_weights(wrappers: Mapping[str, Any]) -> None:
+    """Give unwrapped wrappers the weights that their modules have now.
+
+    A wrapper keeps the parameters it was made with and puts them back when it wraps again, so
+    whatever was trained in between would be lost.
+    """
+    import torch
+
+    with torch.no_grad():
+        for wrapper in wrappers.values():
+            for name, space in wrapper.pruning_target_spaces.items():
+                if isinstance(space.target, torch.nn.Parameter):
+                    space.target.copy_(getattr(wrapper.module, name))
 
 
 # --- NNI's manager: starting it, and what it leaves undone ---------------------------------------

@@ -15,6 +15,8 @@ from typing import Annotated
 import typer
 
 from nni_gconv.cli.create import create
+from nni_gconv.cli.export import export
+from nni_gconv.cli.inspect import inspect
 from nni_gconv.cli.profile import profile
 from nni_gconv.cli.quickstart import quickstart
 from nni_gconv.cli.report import report
@@ -62,7 +64,7 @@ def _options(
     pass
 
 
-for _command in (run, quickstart, create, report, profile):
+for _command in (run, quickstart, create, report, profile, inspect, export):
     app.command()(_command)
 
 

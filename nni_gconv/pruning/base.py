@@ -30,6 +30,7 @@ from nni_gconv.pruning.cost import CostModel, parse_budget
 from nni_gconv.pruning.latency import LatencyModel
 from nni_gconv.pruning.sets import (
     agreed,
+    check_unmasked,
     first_reason,
     followers,
     listed,
@@ -127,7 +128,9 @@ class ChannelPruner(Pruner):
         # LinearPruner and AGPPruner of NNI overwrite these to drive any pruner that has them.
         self.interval_steps, self.total_times = -1, 1
         entries = [*nni_entries(self.layers), *self._follower_entries()]
-        compat.register_pruning_types(model, [e["op_names"][0] for e in entries])
+        names = [entry["op_names"][0] for entry in entries]
+        check_unmasked(existed_wrappers, names)
+        compat.register_pruning_types(model, names)
         super().__init__(model, entries, evaluator, existed_wrappers)
         if self.budget is not None:
             # Said now and not after hours of training: what can go does not depend on scores.
@@ -157,9 +160,6 @@ class ChannelPruner(Pruner):
         return relative.amax(0) if self.rule == "max" else relative.mean(0)
 
     # -- reading the configuration ----------------------------------------------------------------
-
-    def _validate_config(self) -> None:
-        """Nothing left to check: :func:`resolve` has read the list strictly."""
 
     def _check_budget_alone(self) -> None:
         for name, layer in self.layers.items():
@@ -292,7 +292,8 @@ class ChannelPruner(Pruner):
         speaker = members[0]
         scores = np.full(coupled.size, np.nan)
         scores[speaker.units] = metrics[speaker.module]["weight"].numpy()[speaker.rows]
-        asked = [self._asked(m.module) for m in members]
+        # Ratios live in NNI's target space, where its scheduling pruners move them.
+        asked = [self._target_spaces[m.module]["weight"] for m in members]
         settings = [self.layers[m.module] for m in members]
         ratios = [a.sparse_ratio for a in asked if a.sparse_ratio is not None]
         thresholds = [a.sparse_threshold for a in asked if a.sparse_threshold is not None]
@@ -308,10 +309,6 @@ class ChannelPruner(Pruner):
                 (s.global_group_id for s in settings if s.global_group_id is not None), None
             ),
         )
-
-    def _asked(self, module: str) -> Any:
-        """Ratios live in NNI's target space, where its scheduling pruners move them."""
-        return self._target_spaces[module]["weight"]
 
     def _unscored(self) -> list[Request]:
         """Requests before anything is scored; the number of steps is right, their order not."""
@@ -376,6 +373,10 @@ class ChannelPruner(Pruner):
         """
         if (max_steps is not None or max_epochs is not None) and self.evaluator is None:
             raise ConfigError("compress: max_steps and max_epochs need an evaluator=")
+        if max_steps is None and max_epochs is None:
+            # NNI would ask a pruner made by from_compressor() for an evaluator, to train both.
+            self._single_compress(None, None)
+            return self.bound_model, self.get_masks()
         return super().compress(max_steps, max_epochs)
 
     def table(self) -> Table:

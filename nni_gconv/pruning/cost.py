@@ -41,7 +41,11 @@ def parse_budget(budget: Mapping[str, Any]) -> dict[str, float]:
     for measure, value in budget.items():
         if measure not in MEASURES:
             raise ConfigError(unknown_name("measure", measure, MEASURES, "budget"))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
             raise ConfigError(f"budget.{measure}: {value!r} is not a positive number")
         if measure == "latency" and value > 1:
             raise ConfigError(f"budget.latency: {value!r} is not a fraction of the dense latency")

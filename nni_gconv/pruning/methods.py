@@ -43,7 +43,10 @@ class PruneSettings(BaseModel):
         description="NNI's config_list; without sparse_ratio when there is a budget.",
     )
     budget: dict[str, float] | None = Field(
-        None, description="{macs: 0.5}, {params: 0.3} or {latency: 0.6}: fractions of dense."
+        None,
+        description="{macs: 0.5}, {params: 0.3} or {latency: 0.6}: fractions of dense. Latency is "
+        "measured at the report's first batch size on one CPU thread or the GPU: such masks depend "
+        "on the machine.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the method's class."

@@ -83,6 +83,8 @@ class NNIMethodPruner(ChannelPruner):
         self._trains = NNI_METHODS[method]
         if self._trains and evaluator is None:
             raise ConfigError(f"{method} scores while training: give it a sparsify stage (epochs)")
+        if self._trains and not compat.is_wrapped(model):
+            compat.learn_optimizer(evaluator, model)
         self._inner_evaluator = evaluator
         self._metric: dict[str, Tensor] = {}
         super().__init__(
@@ -119,6 +121,7 @@ class NNIMethodPruner(ChannelPruner):
         self._watch(inner)
         inner.compress()
         inner.unwrap_model()
+        compat.take_over_weights(self._module_wrappers)
         self.wrap_model()
         return super().compress()
 
@@ -138,6 +141,10 @@ class NNIMethodPruner(ChannelPruner):
             max_steps = None if per_epoch is None else max_epochs * per_epoch
         if max_steps is None and "training_steps" not in self._options:
             raise ConfigError("options.training_steps: how long shall NNI's pruner train?")
+        if max_steps == 0:
+            raise ConfigError(
+                f"{self._kind.__name__}: needs at least one step of training to score"
+            )
         return max_steps or 0
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:

@@ -18,6 +18,7 @@ from nni_gconv.speedup.coupling import CoupledSet, Coupling
 
 __all__ = [
     "agreed",
+    "check_unmasked",
     "first_reason",
     "followers",
     "listed",
@@ -28,6 +29,17 @@ __all__ = [
     "tied_weights",
     "unit_matrix",
 ]
+
+
+def check_unmasked(wrappers: Mapping[str, Any] | None, names: Sequence[str]) -> None:
+    """Refuse layers that a pruner before this one masks: NNI would leave them to it in silence."""
+    for name in names:
+        wrapper = (wrappers or {}).get(name)
+        if wrapper is not None and wrapper.pruning_target_spaces:
+            raise ConfigError(
+                f"from_compressor: {name} is masked by the earlier pruner already; unwrap that one "
+                "and make a new pruner for it"
+            )
 
 
 def followers(coupling: Coupling, going: np.ndarray) -> list[str]:

@@ -95,7 +95,12 @@ class TrialFolder:
         if file.is_file():
             if not resume:
                 raise ConfigError(f"{self.path} holds a run already: choose another --output")
-            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            try:
+                before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise CheckpointError(
+                    f"{file} is damaged: choose another --output, or delete the folder"
+                ) from error
             changed = _first_difference(before, content)
             if changed:
                 raise ConfigError(

@@ -109,6 +109,8 @@ def _step(place: Any, part: str, where: str) -> Any:
 
 
 def _index(items: list[Any], part: str, where: str) -> int:
+    if not items:
+        raise ConfigError(f"override {where}: the list is empty; give the whole list")
     if not part.isdigit() or int(part) >= len(items):
         raise ConfigError(f"override {where}: {part!r} is not an item from 0 to {len(items) - 1}")
     return int(part)

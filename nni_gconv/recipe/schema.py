@@ -111,4 +111,7 @@ class Recipe(BaseModel):
                     "nothing to prune: give model.weights, or a train section, or "
                     "finetune.from_scratch: true"
                 )
+        timed = [name for name in self.objective or {} if name.startswith("latency")]
+        if timed and self.report.latency is None:
+            raise ValueError(f"objective.{timed[0]}: not measured, since report.latency is null")
         return self

@@ -12,19 +12,21 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nni_gconv import compat
 from nni_gconv.artefact import load_compact, save_compact, versions
-from nni_gconv.errors import ConfigError
+from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.export import export_model
 from nni_gconv.files import atomic_path, write_json
-from nni_gconv.profiling import compare_latency, count
 from nni_gconv.pruning.methods import create_pruner
 from nni_gconv.recipe.folder import TrialFolder
+from nni_gconv.recipe.measure import measure_models
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
+from nni_gconv.recipe.setup import check_runs, choose_device, reset_parameters
 from nni_gconv.speedup.masks import load_masks
 from nni_gconv.speedup.model_speedup import ModelSpeedup
 from nni_gconv.training.data import load_data, make_loaders
@@ -32,7 +34,6 @@ from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.evaluator import make_evaluator
 from nni_gconv.training.log import MetricLog
 from nni_gconv.training.loop import fit
-from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.seeding import seed_everything
 from nni_gconv.training.zoo import list_models
 
@@ -65,8 +66,6 @@ class Trial:
     ) -> None:
         self.recipe, self.folder, self.distributed = recipe, folder, distributed
         self.quiet = quiet or not distributed.is_main
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
         self.device = choose_device(recipe.device, distributed.local_rank)
         seed_everything(recipe.seed)
         bundle = load_data(recipe.data, seed=recipe.seed)
@@ -79,13 +78,24 @@ class Trial:
             rank=distributed.rank,
             world_size=distributed.world_size,
         )
-        self.log = MetricLog(folder.path) if distributed.is_main else None
+        self.log: MetricLog | None = None
         self.model = self.build().to(self.device)
-        self._check_runs()
+        check_runs(
+            self.model,
+            self._example(),
+            model_name=recipe.model.name,
+            data_name=recipe.data.name,
+            num_classes=self.num_classes,
+        )
         self._check_prune()
         self.dense = self.model
 
     def __enter__(self) -> Trial:
+        self._threads = torch.get_num_threads()
+        if self.recipe.threads is not None:
+            torch.set_num_threads(self.recipe.threads)
+        if self.distributed.is_main:
+            self.log = MetricLog(self.folder.path)
         return self
 
     def __exit__(
@@ -94,6 +104,7 @@ class Trial:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        torch.set_num_threads(self._threads)
         if self.log is not None:
             self.log.close()
 
@@ -108,9 +119,7 @@ class Trial:
                 self.folder.run("train", lambda: self._train_in(self.folder.path, self.log))
             else:
                 self.folder.run("train", lambda: self._train_shared(shared))
-                self._load_state(self.model, shared / DENSE)
-            if shared is None:
-                self._load_state(self.model, self.folder.path / DENSE)
+            self._load_state(self.model, (shared or self.folder.path) / DENSE)
         self.dense = copy.deepcopy(self.model)
 
     def prune(self) -> None:
@@ -133,7 +142,7 @@ class Trial:
         """Train the small model."""
         if self.recipe.finetune is not None:
             self.folder.run("finetune", self._finetune)
-        elif not self.folder.finished("finetune"):
+        elif not (self.folder.path / COMPACT).is_file():
             self._save_compact(COMPACT)
         self.distributed.barrier()
         self.model = load_compact(self.folder.path / COMPACT, self.build, device=self.device)
@@ -154,9 +163,14 @@ class Trial:
         self.folder.run("export", work)
 
     def report(self) -> TrialResult:
-        """Measure both models; the test images are looked at here and nowhere else."""
-        facts = self.folder.run("report", self._measure)
+        """Measure both models and gather what the trial came to."""
         recipe = self.recipe
+        facts = self.folder.run(
+            "report",
+            lambda: measure_models(
+                recipe, self.model, self.dense, self.loaders, self._example(), self.distributed
+            ),
+        )
         return TrialResult(
             name=recipe.name or self.folder.path.name,
             method=recipe.prune.method if recipe.prune is not None else "dense",
@@ -187,33 +201,20 @@ class Trial:
         seed_everything(self.recipe.seed)
         return settings.build(**defaults)
 
-    def _example(self) -> torch.Tensor:
-        return torch.zeros(1, *self.input_shape, device=self.device)
+    def _example(self, batch: int = 1) -> torch.Tensor:
+        return torch.zeros(batch, *self.input_shape, device=self.device)
 
-    def _check_runs(self) -> None:
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                output = self.model(self._example())
-        except (RuntimeError, ValueError, TypeError) as error:
-            shape = "×".join(str(s) for s in self.input_shape)
-            first = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"model {self.recipe.model.name} does not run on {self.recipe.data.name} images "
-                f"({shape}): {first}"
-            ) from error
-        finally:
-            self.model.train()
-        if not isinstance(output, torch.Tensor) or output.shape[-1] < self.num_classes:
-            raise ConfigError(
-                f"model {self.recipe.model.name} does not give one number for each of the "
-                f"{self.num_classes} classes of {self.recipe.data.name}"
-            )
+    def _prune_example(self) -> torch.Tensor:
+        """A budget of latency is for the batch size that is reported first."""
+        latency = self.recipe.report.latency
+        return self._example(1 if latency is None else latency.batch_sizes[0])
 
     def _check_prune(self) -> None:
         """Find what is wrong with the prune section now, not after training."""
         if self.recipe.prune is None or self.folder.finished("prune"):
             return
+        if self.distributed.active and "latency" in (self.recipe.prune.budget or {}):
+            raise ConfigError("prune.budget.latency: cannot be measured under torchrun")
         trial_copy = copy.deepcopy(self.model)
         evaluator = None
         if self.recipe.sparsify is not None:
@@ -225,7 +226,7 @@ class Trial:
                 device=self.device,
                 distributed=self.distributed,
             )
-        example = self._example()
+        example = self._prune_example()
         create_pruner(self.recipe.prune, trial_copy, dummy_input=example, evaluator=evaluator)
 
     # -- training the dense network ---------------------------------------------------------------
@@ -254,6 +255,8 @@ class Trial:
         """Name the folder of the dense network that this recipe and its like ask for."""
         if share is None:
             return None
+        if self.distributed.active:
+            raise ConfigError("train.share: cannot be used under torchrun; train once beforehand")
         root = compat.experiment_folder() if share == "experiment" else Path(share).expanduser()
         if root is None:
             return None
@@ -267,11 +270,6 @@ class Trial:
         """Train once among all trials that share; the others wait and take the result."""
         shared.mkdir(parents=True, exist_ok=True)
         facts = shared / "train.json"
-        if not self.distributed.is_main:
-            self.distributed.barrier()
-            return json.loads(facts.read_text(encoding="utf-8"))
-        if self.distributed.active:
-            raise ConfigError("train.share: cannot be used under torchrun; train once beforehand")
         with FileLock(shared / ".lock"):
             if not facts.is_file():
                 with MetricLog(shared, nni=False) as log:
@@ -299,7 +297,7 @@ class Trial:
                 distributed=self.distributed,
             )
         pruner = create_pruner(
-            settings, self.model, dummy_input=self._example(), evaluator=evaluator
+            settings, self.model, dummy_input=self._prune_example(), evaluator=evaluator
         )
         _, masks = pruner.compress(max_epochs=None if sparsify is None else sparsify.epochs)
         pruner.unwrap_model()
@@ -332,7 +330,11 @@ class Trial:
         self.model = speedup.speedup_model()
         self._save_compact(SPEEDUP)
         report = speedup.report()
-        return {"difference": report.difference, "gathers": report.gathers, "notes": report.notes}
+        return {
+            "difference": report.difference,
+            "gathers": report.gathers,
+            "notes": list(report.notes),
+        }
 
     def _finetune(self) -> dict[str, Any]:
         settings = self.recipe.finetune
@@ -357,71 +359,6 @@ class Trial:
         self._save_compact(COMPACT)
         return {"best_epoch": result.best_epoch, "val_accuracy": result.best_accuracy}
 
-    # -- measuring --------------------------------------------------------------------------------
-
-    def _measure(self) -> dict[str, Any]:
-        small, dense = count(self.model, self._example()), count(self.dense, self._example())
-        accuracy, accuracy_dense = (
-            self._accuracy(self.model, "val"),
-            self._accuracy(self.dense, "val"),
-        )
-        metrics: dict[str, float] = {
-            "default": accuracy,
-            "accuracy": accuracy,
-            "accuracy_dense": accuracy_dense,
-            "params": small.params,
-            "params_ratio": small.params / dense.params,
-            "macs": small.macs,
-            "macs_ratio": small.macs / dense.macs,
-        }
-        dense_facts: dict[str, float] = {"params": dense.params, "macs": dense.macs}
-        rows = self._latency()
-        if rows:
-            metrics["latency_ms"], metrics["latency_ratio"] = rows[0]["small_ms"], rows[0]["ratio"]
-            dense_facts["latency_ms"] = rows[0]["dense_ms"]
-        if self.recipe.objective is not None:
-            missing = [name for name in self.recipe.objective if name not in metrics]
-            if missing:
-                raise ConfigError(f"objective.{missing[0]}: not measured by this recipe")
-            metrics["default"] = sum(w * metrics[m] for m, w in self.recipe.objective.items())
-        return {
-            "metrics": metrics,
-            "dense": dense_facts,
-            "test": {
-                "accuracy": self._accuracy(self.model, "test"),
-                "accuracy_dense": self._accuracy(self.dense, "test"),
-            },
-            "latency": rows,
-        }
-
-    def _accuracy(self, model: nn.Module, part: str) -> float:
-        loader = getattr(self.loaders, part)
-        return evaluate(model, loader, device=self.device, distributed=self.distributed).accuracy
-
-    def _latency(self) -> list[dict[str, Any]]:
-        settings = self.recipe.report.latency
-        if settings is None or not self.distributed.is_main:
-            return []
-        rows = []
-        for size in settings.batch_sizes:
-            found = compare_latency(
-                {"dense": self.dense, "small": self.model},
-                self._example(),
-                batch_size=size,
-                **settings.options(),
-            )
-            rows.append(
-                {
-                    "batch_size": size,
-                    "threads": settings.threads,
-                    "device": found.latencies["small"].device,
-                    "dense_ms": found.latencies["dense"].median_ms,
-                    "small_ms": found.latencies["small"].median_ms,
-                    "ratio": found.ratios["small"],
-                }
-            )
-        return rows
-
     # -- files ------------------------------------------------------------------------------------
 
     def _save_compact(self, name: str) -> None:
@@ -438,35 +375,11 @@ class Trial:
         self.distributed.barrier()
 
     def _load_state(self, model: nn.Module, path: Path) -> None:
-        model.load_state_dict(load_file(path, device=str(self.device)))
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that is there.
-
-    Raises
-    ------
-    ConfigError
-        No such device on this machine.
-    """
-    if name == "auto":
-        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"device: {name!r} is not allowed (allowed: auto, cpu, cuda, cuda:N)"
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device: {name!r} is not there; this machine has {torch.cuda.device_count()} GPUs"
-        )
-    return device
-
-
-def reset_parameters(model: nn.Module) -> None:
-    """Initialise every layer anew, as its class does when it is made."""
-    for module in model.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
+        try:
+            state = load_file(path, device=str(self.device))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} is missing or damaged although its stage is finished: begin anew in "
+                "another --output"
+            ) from error
+        model.load_state_dict(state)

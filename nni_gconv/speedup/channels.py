@@ -140,6 +140,7 @@ class Walker:
         self.reads: list[Read] = []
         self.balances: list[Balance] = []
         self.pads: list[PadEdit] = []
+        self.whole: list[tuple[str, str]] = []
         self.values: dict[Node, Any] = {}
 
     # -- labels ---------------------------------------------------------------------------------
@@ -171,8 +172,12 @@ class Walker:
             self.pins.append((labels.reshape(-1).unique(), reason))
 
     def pin_inputs(self, node: Node, reason: str) -> None:
-        """Pin every channel that an operator sees."""
+        """Pin every channel that an operator sees, in values and in parameters it is given."""
         for source in node.all_input_nodes:
+            name = self.parameter(source)
+            if name is not None:
+                # Its axes may be met only later: by a layer that has the same parameter.
+                self.whole.append((self.graph.aliases[name][0], reason))
             for field in flat(self.values.get(source, ())):
                 self.pin(field, reason)
 
@@ -236,7 +241,9 @@ class Walker:
         _, classes = connected_components(links, directed=False)
         classes = classes.astype(np.int64)
         pinned: dict[int, str] = {}
-        for labels, reason in self.pins:
+        whole = dict(reversed(self.whole))
+        kept = [(a.labels, whole[a.tensor]) for a in self.axes.values() if a.tensor in whole]
+        for labels, reason in [*self.pins, *kept]:
             for number in np.unique(classes[labels.numpy()]):
                 pinned.setdefault(int(number), reason)
         return ChannelMap(

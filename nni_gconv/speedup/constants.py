@@ -18,7 +18,7 @@ from nni_gconv.speedup.channels import lookup, op_name, shape_of
 from nni_gconv.speedup.rules import MOVES, PASSES, POOLS, argument, is_pointwise
 from nni_gconv.speedup.trace import Graph
 
-__all__ = ["connections", "has_padding", "known_values"]
+__all__ = ["connections", "given_values", "has_padding", "known_values"]
 
 Value = Tensor | None
 
@@ -40,15 +40,60 @@ def known_values(graph: Graph, kept: Mapping[str, Tensor]) -> dict[Node, Any]:
         float64 arrays that broadcast against the node's value; NaN where nothing is known. For an
         operator with several results, a list.
     """
+    return _run(graph, kept).values
+
+
+def given_values(graph: Graph, kept: Mapping[str, Tensor]) -> dict[Node, Tensor]:
+    """Find what is known of each channel that a layer reads, at the moment it reads.
+
+    Parameters
+    ----------
+    graph, kept
+        As for :func:`known_values`. An operator that writes in place may change a value after a
+        layer has read it, which is why this is not looked up in the other's result.
+
+    Returns
+    -------
+    dict of Node to Tensor
+        Convolution or linear node -> float64, shape (input channels,); NaN where unknown.
+    """
+    return _run(graph, kept).given
+
+
+def _run(graph: Graph, kept: Mapping[str, Tensor]) -> _State:
     state = _State(graph, kept)
     for node in graph.nodes:
         if node.op == "call_function":
             state.values[node] = _evaluate(state, node)
-            written = getattr(node.target, "overloadpacket", None)
-            if written is not None and written.__name__.endswith("_") and node.args:
-                # In place: whoever reads the first argument from here on sees the result.
-                state.values[node.args[0]] = state.values[node]  # type: ignore[index]
-    return state.values
+            _follow_storage(state, node)
+    return state
+
+
+def _follow_storage(state: _State, node: Node) -> None:
+    """Note which values share memory, and renew them all when one is written in place."""
+    schema = getattr(node.target, "_schema", None)
+    source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+    arguments = schema.arguments if schema is not None else []
+    written = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
+    shares = any(a.alias_info is not None for a in arguments)
+    if source is not None and (shares or op_name(node) in PASSES or op_name(node) == "getitem"):
+        state.storage[node] = state.storage.get(source, source)
+        if any(written) or op_name(node) in PASSES:
+            state.same[node] = state.same.get(source, source)
+    given = [x for x, w in zip(node.args, written, strict=False) if w]
+    given += [
+        node.kwargs[a.name]
+        for a, w in zip(arguments, written, strict=True)
+        if w and a.name in node.kwargs
+    ]
+    for target in given:
+        storage, same = state.storage.get(target, target), state.same.get(target, target)
+        renewed = state.values.get(node)
+        for other in list(state.values):
+            if state.storage.get(other, other) is storage:
+                # Part of it was written, or it is a part of what was: not known any more.
+                whole = state.same.get(other, other) is same
+                state.values[other] = renewed if whole else None
 
 
 def connections(weight: Tensor, kept: Tensor | None, transposed: bool = False) -> Tensor:
@@ -74,6 +119,10 @@ class _State:
         self.graph = graph
         self.kept = kept
         self.values: dict[Any, Any] = {}
+        self.given: dict[Node, Tensor] = {}
+        #: Value -> the one whose memory it shares, and the one that is the very same tensor.
+        self.storage: dict[Any, Any] = {}
+        self.same: dict[Any, Any] = {}
 
     def get(self, node: Any) -> Value:
         value = self.values.get(node) if isinstance(node, Node) else None
@@ -108,7 +157,9 @@ def _evaluate(state: _State, node: Node) -> Any:  # noqa: PLR0911 - one return a
     if name in RULES:
         return RULES[name](state, node)
     if name in PASSES:
-        return state.get(node.args[0])
+        value = node.meta.get("val")
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return state.get(node.args[0]) if floating else None
     if name in POOLS:
         return _pool(state, node)
     if name in MOVES or name in ("pad", "constant_pad_nd"):
@@ -139,11 +190,11 @@ def _layer(state: _State, node: Node) -> Value:
     groups = 1 if linear else int(argument(node, 6, "groups", 1))
     if transposed and groups != 1:
         return None
-    if state.get(x) is None and name not in state.kept:
-        return None
     rank = len(shape_of(x))
     dim = rank - 1 if linear else rank - len(shape_of(weight)) + 1
-    given = _channels(state, x, dim)
+    given = state.given[node] = _channels(state, x, dim)
+    if state.get(x) is None and name not in state.kept:
+        return None
     full, kept = state.parameter(weight) or (torch.empty(0), torch.empty(0))
     connected = connections(full, kept, transposed)
     filters, positions = connected.shape
@@ -171,16 +222,19 @@ def _layer(state: _State, node: Node) -> Value:
 
 
 def _norm(state: _State, node: Node) -> Value:
-    """Batch norm in eval mode; a masked scale leaves the shift whatever comes in."""
+    """Norms in eval mode; a masked scale leaves the shift whatever comes in."""
     x = node.args[0]
     scale, shift = state.parameter(node.args[1]), state.parameter(node.args[2])
     mean, var = state.parameter(node.args[3]), state.parameter(node.args[4])
     masked = scale is not None and not bool(scale[1].all())
-    if (state.get(x) is None and not masked) or mean is None or var is None:
+    if state.get(x) is None and not masked:
         return None
     given = _channels(state, x, 1)
-    eps = float(argument(node, 7, "eps", 1e-5))
-    out = (given - mean[0]) / (var[0] + eps).sqrt()
+    if argument(node, 5, "training") or mean is None or var is None:
+        # Statistics of the input itself: a constant is its own mean.
+        out = given * 0.0
+    else:
+        out = (given - mean[0]) / (var[0] + float(argument(node, 7, "eps", 1e-5))).sqrt()
     if scale is not None:
         out = torch.where(scale[1], out * scale[0], 0.0)
     if shift is not None:
@@ -188,6 +242,18 @@ def _norm(state: _State, node: Node) -> Value:
     view = [1] * len(shape_of(x))
     view[1] = -1
     return _known(out.view(view))
+
+
+def _slope(state: _State, node: Node) -> Value:
+    """PReLU: one slope per channel, or one for all."""
+    slope = state.parameter(node.args[1])
+    if state.get(node.args[0]) is None or slope is None:
+        return None
+    rank = len(shape_of(node.args[0]))
+    given = _channels(state, node.args[0], min(1, rank - 1))
+    view = [1] * rank
+    view[min(1, rank - 1)] = -1
+    return _known(torch.where(given < 0, given * slope[0], given).view(view))
 
 
 def _concatenate(state: _State, node: Node) -> Value:
@@ -219,8 +285,14 @@ def _mean(state: _State, node: Node) -> Value:
 
 def _pool(state: _State, node: Node) -> Any:
     value, name = state.get(node.args[0]), op_name(node)
-    if value is not None and not _keeps_constants(node, name):
-        value = _known(torch.where(value == 0, value, torch.nan))
+    if value is not None:
+        # What varies in space is not followed through a window: only what is one constant.
+        space = tuple(range(len(shape_of(node.args[0])) - POOLS[name], value.dim()))
+        low = value.amin(space, keepdim=True)
+        value = torch.where(low == value.amax(space, keepdim=True), low, torch.nan)
+        if not _keeps_constants(node, name):
+            value = torch.where(value == 0, value, torch.nan)
+        value = _known(value)
     several = isinstance(node.meta.get("val"), list | tuple)
     return [value, None] if several else value
 
@@ -238,13 +310,11 @@ def _keeps_constants(node: Node, name: str) -> bool:
 def _move(state: _State, node: Node) -> Any:
     several = isinstance(node.meta.get("val"), list | tuple)
     value = state.get(node.args[0])
+    if value is None and op_name(node) in ("pad", "constant_pad_nd"):
+        # What is padded is known whatever it is padded to.
+        value = torch.full([1] * len(shape_of(node)), torch.nan, dtype=torch.float64)
     if value is None:
         return [None for _ in node.meta["val"]] if several else None
-    if op_name(node) in ("pad", "constant_pad_nd") and argument(node, 2, "mode") not in (
-        None,
-        "constant",
-    ):
-        return value
     full = value.expand(shape_of(node.args[0]))
     result = _functional(node)(full.contiguous(), *node.args[1:], **node.kwargs)
     return [_known(_squash(r)) for r in result] if several else _known(_squash(result))
@@ -261,7 +331,9 @@ def _squash(value: Tensor) -> Tensor:
 
 def _pointwise(state: _State, node: Node) -> Value:
     """Known where every operand is known, and zero where any factor of a product is zero."""
-    product = op_name(node) == "mul"
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return None
+    product, quotient = op_name(node) == "mul", op_name(node) == "div"
     operands: list[Tensor] = []
     found = False
 
@@ -292,11 +364,11 @@ def _pointwise(state: _State, node: Node) -> Value:
         return None  # an operand that is no floating-point number
     unknown = torch.zeros((), dtype=torch.bool)
     zero = torch.zeros((), dtype=torch.bool)
-    for value in operands:
-        unknown, zero = unknown | value.isnan(), zero | (value == 0)
-    if product:
-        unknown = unknown & ~zero
-    return _known(torch.where(unknown, torch.nan, result.to(torch.float64)))
+    for index, value in enumerate(operands):
+        unknown = unknown | value.isnan()
+        zero = zero | ((value == 0) if product or (quotient and index == 0) else False)
+    result = torch.where(unknown, torch.nan, result.to(torch.float64))
+    return _known(torch.where(zero, 0.0, result))
 
 
 def _functional(node: Node) -> Callable[..., Any]:
@@ -313,6 +385,9 @@ Rule = Callable[[_State, Node], Any]
 RULES: dict[str, Rule] = {
     "linear": _layer,
     "batch_norm": _norm,
+    "instance_norm": _norm,
+    "prelu": _slope,
+    "zeros_like": lambda _, node: torch.zeros([1] * len(shape_of(node)), dtype=torch.float64),
     "cat": _concatenate,
     "mean": _mean,
     "sum": _mean,

@@ -140,7 +140,9 @@ class Coupling:
                 view[axis.dim] = -1
                 mask = stays.to(torch.float32).view(view).expand(tensor.shape).clone()
                 module, _, target = name.rpartition(".")
-                masks.setdefault(module, {})[target] = mask
+                targets = masks.setdefault(module, {})
+                # A parameter may carry channels on several of its axes.
+                targets[target] = targets[target] * mask if target in targets else mask
         return masks
 
     def empty(self) -> np.ndarray:

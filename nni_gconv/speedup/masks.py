@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -43,12 +42,12 @@ def load_masks(path: str | Path) -> dict[str, dict[str, Tensor]]:
             return masks
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path} cannot be read as masks ({first}); save NNI's masks as plain dicts: "
             "torch.save({k: dict(v) for k, v in masks.items()}, path)"
         ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(v, dict) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(v, Mapping) for v in loaded.values()):
         raise CheckpointError(f"{path} holds no masks: expected {{module: {{target: tensor}}}}")
     return loaded
 
@@ -77,27 +76,42 @@ def read_masks(
     CheckpointError
         A module, target or shape does not belong to the model.
     """
+    if not isinstance(masks, Mapping):
+        raise CheckpointError(
+            f"masks: expected {{module: {{target: tensor}}}} or a file, got {type(masks).__name__}"
+        )
     modules = dict(model.named_modules(remove_duplicate=False))
     kept: dict[str, Tensor] = {}
     for module_name, targets in masks.items():
+        if module_name in aliases and module_name not in modules:
+            module, _, target = module_name.rpartition(".")
+            raise CheckpointError(
+                f"masks: {module_name} is a parameter; write {{{module!r}: {{{target!r}: mask}}}}"
+            )
         if module_name not in modules:
-            raise CheckpointError(unknown_name("module", module_name, modules, "masks"))
+            names = [name for name in modules if name]
+            raise CheckpointError(unknown_name("module", module_name, names, "masks"))
+        if not isinstance(targets, Mapping):
+            raise CheckpointError(
+                f"masks: {module_name} must hold {{target: tensor}}, not {type(targets).__name__}"
+            )
         for target, mask in targets.items():
             if mask is None:
                 continue
             name = f"{module_name}.{target}" if module_name else target
-            tensor = _target(modules[module_name], target)
+            live = _live(name, mask)
+            tensor = modules[module_name]._parameters.get(target)
             if tensor is None:
-                if bool((mask != 0).all()):
+                if bool(live.all()):
                     continue
                 raise CheckpointError(
-                    f"masks: {name} is not a parameter; masks of inputs and outputs cannot be cut"
+                    f"masks: {name} is not a parameter; masks of inputs, outputs and computed "
+                    "weights cannot be cut"
                 )
-            if mask.shape != tensor.shape:
+            if live.shape != tensor.shape:
                 raise CheckpointError(
-                    f"masks: {name} has shape {tuple(tensor.shape)}, its mask {tuple(mask.shape)}"
+                    f"masks: {name} has shape {tuple(tensor.shape)}, its mask {tuple(live.shape)}"
                 )
-            live = (mask != 0).cpu()
             if bool(live.all()):
                 continue
             first = aliases[name][0]
@@ -105,6 +119,13 @@ def read_masks(
     return kept
 
 
-def _target(module: Any, target: str) -> Tensor | None:
-    tensor = getattr(module, target, None)
-    return tensor if isinstance(tensor, Tensor) else None
+def _live(name: str, mask: object) -> Tensor:
+    """Return where a mask keeps, as bool on the CPU; a mask is made of zeros and ones."""
+    if not isinstance(mask, Tensor):
+        raise CheckpointError(f"masks: {name} must be a tensor, not {type(mask).__name__}")
+    strange = mask[(mask != 0) & (mask != 1)]
+    if strange.numel():
+        raise CheckpointError(
+            f"masks: {name} must hold zeros and ones, it has {strange.flatten()[0].item()!r}"
+        )
+    return (mask != 0).cpu()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +14,15 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, SpeedupError
-from nni_gconv.speedup.channels import ChannelMap
+from nni_gconv.speedup.channels import ChannelMap, shape_of
 from nni_gconv.speedup.masks import Masks, load_masks, read_masks
 from nni_gconv.speedup.operators import map_channels
 from nni_gconv.speedup.plan import Decision, Plan, apply_plan, decide, make_plan, silence
-from nni_gconv.speedup.trace import Graph, as_inputs, frames, trace
+from nni_gconv.speedup.trace import Graph, as_inputs, frames, location, trace
 from nni_gconv.speedup.verify import masked_copy, verify_equal
 
 __all__ = ["LayerChange", "ModelSpeedup", "SpeedupReport"]
@@ -169,11 +172,14 @@ class ModelSpeedup:
             blocked = self._try_forward(small, graph, pins)
             if blocked is None:
                 break
-            pins[blocked] = f"its width is written in the forward at {_place(blocked)}"
+            pins[blocked] = f"a width is written in the forward, met at {location(blocked)}"
         else:
             raise SpeedupError("the forward holds too many literal widths to work around")
         difference = None
         if self.verify:
+            # Cut anew in float64: constants folded into biases are rounded in the model's own.
+            small = copy.deepcopy(self.model).to(torch.float64)
+            apply_plan(small, graph, plan, kept)
             difference = verify_equal(
                 masked_copy(self.model, kept, graph.aliases),
                 small,
@@ -202,21 +208,52 @@ class ModelSpeedup:
         training = [m for m in small.modules() if m.training]
         small.eval()
         try:
-            with torch.no_grad():
-                small(*args, **kwargs)
+            with torch.no_grad(), _calls(small) as running:
+                result = small(*args, **kwargs)
         except Exception as error:
-            node = _culprit(graph, pins)
+            node = _culprit(graph, pins, running)
             if node is None:
                 raise SpeedupError(f"the small model does not run: {_one_line(error)}") from error
             return node
         finally:
             for module in training:
                 module.training = True
+        got = [tuple(x.shape) for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        dense = [shape_of(n) for n in pytree.tree_leaves(graph.nodes[-1].args) if shape_of(n)]
+        if [s for s in got if s] != dense:
+            raise SpeedupError(
+                f"the small model's outputs would have other shapes, {got} and not {dense}: the "
+                "forward depends on the width of a layer"
+            )
         return None
 
 
-def _culprit(graph: Graph, pins: dict[Node, str]) -> Node | None:
-    """Find the traced operator on the line where the small model's forward just failed."""
+@contextmanager
+def _calls(model: nn.Module) -> Iterator[list[str]]:
+    """Keep the names of the modules that are being called, outermost first.
+
+    An exception leaves the list as it was when it was raised.
+    """
+    running: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(_: nn.Module, __: Any, name: str = name) -> None:
+            running.append(name)
+
+        def leave(_: nn.Module, __: Any, ___: Any) -> None:
+            running.pop()
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield running
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _culprit(graph: Graph, pins: dict[Node, str], running: list[str]) -> Node | None:
+    """Find the traced operator at which the small model's forward just failed."""
     walk = sys.exc_info()[2]
     lines = []
     while walk is not None:
@@ -224,19 +261,15 @@ def _culprit(graph: Graph, pins: dict[Node, str]) -> Node | None:
         if not compat.is_torch_file(file) and file != __file__:
             lines.append((file, walk.tb_lineno))
         walk = walk.tb_next
+    free = [n for n in graph.nodes if n.op == "call_function" and n not in pins]
+    inside = [n for n in free if running and graph.owner(n) == running[-1]]
     for place in reversed(lines):
-        for node in graph.nodes:
-            stack = frames(node.meta.get("stack_trace") or "")
-            if node not in pins and place in {(file, line) for file, line, _ in stack}:
-                return node
-    return None
-
-
-def _place(node: Node) -> str:
-    found = [
-        f for f in frames(node.meta.get("stack_trace") or "") if not compat.is_torch_file(f[0])
-    ]
-    return f"{found[-1][0]}:{found[-1][1]}" if found else str(node.target)
+        for nodes in (inside, free):
+            for node in nodes:
+                stack = frames(node.meta.get("stack_trace") or "")
+                if place in {(file, line) for file, line, _ in stack}:
+                    return node
+    return inside[0] if inside else None
 
 
 def _one_line(error: Exception) -> str:

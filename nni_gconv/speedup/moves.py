@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 
 from nni_gconv.speedup.channels import (
@@ -28,6 +28,12 @@ from nni_gconv.speedup.trace import location
 
 __all__: list[str] = []
 
+#: Operators that pick positions along one dimension: where that argument stands.
+_SELECTS = {
+    **dict.fromkeys(("select", "slice", "narrow", "unbind"), (1, "dim")),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk"), (2, "dim")),
+}
+
 
 @rule("cat")
 def concatenate(walker: Walker, node: Node) -> Fields:
@@ -40,6 +46,10 @@ def concatenate(walker: Walker, node: Node) -> Fields:
     for _, rest in split:
         for field in rest:
             merge(walker, merged, field)
+    for field in merged:
+        along = set(varying(field))
+        if not all(any(along & set(varying(f)) for f in rest) for _, rest in split):
+            walker.pin(field, f"beside a tensor of fixed width at {location(node)}")
     if all(own is None for own, _ in split):
         return tuple(merged)
     labels = []
@@ -81,12 +91,28 @@ def move(walker: Walker, node: Node) -> Any:
         pieces = [compress(piece) for piece in (moved if several else [moved])]
         for piece in pieces:
             problem = _not_followed(field, piece)
+            if _selects(node, field):
+                problem = "a part of the channels taken"
             if problem:
                 walker.pin(field, f"{problem} at {location(node)}")
         for result, piece in zip(results, pieces, strict=True):
             if varying(piece):
                 result.append(piece)
     return [tuple(r) for r in results] if several else tuple(results[0])
+
+
+def _selects(node: Node, field: Field) -> bool:
+    """Tell whether an operator picks channels by their number, which would not be theirs any more.
+
+    The labels alone do not tell: of channels that stand there twice, a half has all labels.
+    """
+    if op_name(node) not in _SELECTS:
+        return False
+    shape, value = shape_of(node.args[0]), node.meta["val"]
+    dim = int(argument(node, *_SELECTS[op_name(node)], 0)) % len(shape)
+    several = isinstance(value, list | tuple)
+    whole = len(value) == 1 if several else tuple(value.shape) == shape
+    return dim in varying(field) and not whole
 
 
 def _not_followed(before: Field, after: Field) -> str | None:
@@ -128,20 +154,26 @@ def pad(walker: Walker, node: Node) -> Fields:
 def _pad_channels(walker: Walker, node: Node, field: Field, dim: int, widths: list[int]) -> Field:
     rank = field.dim()
     entry = 2 * (rank - 1 - dim)
+    mode = argument(node, 2, "mode", "constant") if op_name(node) == "pad" else "constant"
+    if mode != "constant":
+        walker.pin(field, f"channels padded with channels at {location(node)}")
     if widths[entry] < 0 or widths[entry + 1] < 0:
         walker.pin(field, f"channels cropped at {location(node)}")
     front = walker.fresh(max(widths[entry], 0))
     back = walker.fresh(max(widths[entry + 1], 0))
     owner = walker.graph.owner(node)
     module = walker.graph.modules.get(owner)
-    constant = argument(node, 2, "mode", "constant") == "constant" and not argument(
-        node, 3, "value"
-    )
+    value = argument(node, 3 if op_name(node) == "pad" else 2, "value")
     if (
-        constant
+        mode == "constant"
+        and not value
         and isinstance(getattr(module, "padding", None), tuple | list)
         and isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d)
     ):
+        for other in walker.pads:  # the module is called again: one width for all calls
+            if walker.graph.modules[other.module] is module and other.entry == entry:
+                walker.equal(other.front, front)
+                walker.equal(other.back, back)
         walker.pads.append(PadEdit(owner, entry, front, back))
     else:
         reason = f"the padding of channels is written in the forward at {location(node)}"
@@ -169,6 +201,8 @@ def reduce(walker: Walker, node: Node) -> Fields:
     dims = argument(node, 1, "dim")
     if op_name(node) in ("norm", "linalg_vector_norm"):
         dims = argument(node, 2, "dim")
+    if isinstance(dims, bool):  # var(x, unbiased) and std(x, unbiased): over everything
+        dims = None
     if isinstance(dims, int):
         dims = [dims]
     gone = {d % rank for d in dims} if dims else set(range(rank))

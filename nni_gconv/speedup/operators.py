@@ -97,6 +97,18 @@ def _rule(node: Node) -> Rule:
     return Walker.opaque
 
 
+@rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
+def check(walker: Walker, node: Node) -> Fields:
+    """What export wrote down for itself: reads no numbers."""
+    return ()
+
+
+@rule("zeros_like", "ones_like", "empty_like", "full_like")
+def like(walker: Walker, node: Node) -> Fields:
+    """As wide as its argument, whatever that is."""
+    return walker.fields(node.args[0])
+
+
 # -- layers with weights --------------------------------------------------------------------------
 
 
@@ -269,7 +281,8 @@ def pointwise(walker: Walker, node: Node) -> Fields:
         for field in merged:
             if fixed & set(varying(field)):
                 walker.pin(field, f"meets a tensor of fixed width at {location(node)}")
-        if walker.parameter(operand) and op_name(node) not in ELEMENTWISE_PRODUCTS:
+        added = len(operands) > 1 and op_name(node) not in ELEMENTWISE_PRODUCTS
+        if added and walker.parameter(operand):
             for field in fields:
                 walker.pin(field, f"a parameter is added to each channel at {location(node)}")
     return tuple(merged)
@@ -279,5 +292,3 @@ def _tensor_arguments(node: Node) -> list[Node]:
     found: list[Node] = []
     torch.fx.node.map_arg((node.args, node.kwargs), found.append)
     return found
-
-

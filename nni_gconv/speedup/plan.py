@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv.speedup.channels import ChannelMap, Read, lookup
-from nni_gconv.speedup.constants import connections, has_padding, known_values
+from nni_gconv.speedup.constants import connections, given_values
+from nni_gconv.speedup.fold import foldable, shift_bias, shifts
 from nni_gconv.speedup.trace import Graph
 
 __all__ = ["Decision", "Plan", "TensorEdit", "apply_plan", "decide", "make_plan", "silence"]
@@ -63,11 +63,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Decision:
-    """Outcome of :func:`decide`: ``removed`` is bool per class, ``held`` says what stayed."""
+    """Outcome of :func:`decide`.
+
+    ``removed`` is bool per class, ``held`` says what stayed and why, ``given`` is what is known of
+    the channels that layers read.
+    """
 
     removed: np.ndarray
     held: dict[str, int]
-    values: dict[Node, Any]
+    given: dict[Node, Tensor]
 
 
 def silence(graph: Graph, channels: ChannelMap, kept: Kept) -> tuple[Kept, dict[str, Tensor]]:
@@ -143,19 +147,23 @@ def decide(graph: Graph, channels: ChannelMap, kept: Kept, *, fold: bool = False
     pinned = _pinned(channels)
     removed = np.zeros_like(pinned)
     held: dict[str, int] = {}
+    # A constant is worth what it is in the masked model, whatever goes of the layers behind it.
+    given = given_values(graph, kept)
     while True:
         cut = _without(graph, channels, kept, removed)
-        values = known_values(graph, cut)
         asked, read = _all_rows_masked(channels, kept), np.zeros_like(pinned)
         alive = pinned.copy()
         for reading in channels.reads:
             of = channels.of(reading.labels)
             read[of] = True
-            alive[of[_needed(graph, reading, cut, values, fold)]] = True
+            needed = _needed(graph, reading, cut, given[reading.node])
+            if fold:
+                needed &= ~foldable(graph, channels, reading, given)
+            alive[of[needed.numpy()]] = True
         candidates = ~alive & (read | asked) & _with_rows(channels)
-        settled, held = _settle(channels, candidates)
+        settled, held = _settle(channels, candidates, removed)
         if np.array_equal(settled, removed):
-            return Decision(removed, held, values)
+            return Decision(removed, held, given)
         removed = settled
 
 
@@ -183,31 +191,26 @@ def _without(graph: Graph, channels: ChannelMap, kept: Kept, removed: np.ndarray
     return cut
 
 
-def _needed(
-    graph: Graph, reading: Read, cut: Kept, values: dict[Node, Any], fold: bool
-) -> np.ndarray:
-    """Tell for each channel a layer reads whether removing it would change what the layer emits."""
+def _needed(graph: Graph, reading: Read, cut: Kept, given: Tensor) -> Tensor:
+    """Tell for each channel a layer reads whether it reaches what the layer emits: bool."""
     weight = lookup(graph, reading.weight)
     connected = connections(weight, cut.get(reading.weight), reading.transposed)
     if reading.groups > 1:
         connected = connected.view(reading.groups, -1, connected.shape[1]).any(1).reshape(-1)
     else:
         connected = connected.any(0)
-    value = values.get(reading.node.args[0])  # type: ignore[arg-type]
-    if isinstance(value, Tensor) and value.numel() in (1, connected.numel()):
-        given = value.reshape(-1)
-        foldable = fold and reading.groups == 1 and not reading.transposed
-        foldable = foldable and (
-            "conv" not in str(reading.node.target) or not has_padding(reading.node)
-        )
-        ignored = ~given.isnan() if foldable else given == 0
-        connected = connected & ~ignored
-    return connected.numpy()
+    return connected & (given != 0)
 
 
-def _settle(channels: ChannelMap, candidates: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """Keep as many in every block of a group and at least one on every axis."""
-    removed = candidates.copy()
+def _settle(
+    channels: ChannelMap, candidates: np.ndarray, before: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Keep as many in every block of a group and at least one on every axis.
+
+    What was removed `before` stays removed: it is balanced as it is, and the search must not turn
+    in circles.
+    """
+    removed = candidates | before
     held: dict[str, int] = {}
     changed = True
     while changed:
@@ -215,16 +218,17 @@ def _settle(channels: ChannelMap, candidates: np.ndarray) -> tuple[np.ndarray, d
         for axis in channels.axes.values():
             of = channels.of(axis.labels)
             if len(of) and bool(removed[of].all()):
-                removed[of[0]] = False
+                removed[of[~before[of]][0]] = False
                 held[f"{axis.tensor}: one channel stays, none would be left"] = 1
                 changed = True
-        for balance in channels.balances:
+        # Small blocks first: what they hold back is often all that larger ones ask for.
+        for balance in sorted(channels.balances, key=lambda b: -int(b.blocks.max())):
             of = channels.of(balance.labels)
             blocks = balance.blocks.numpy()
             counts = np.bincount(blocks, weights=~removed[of]).astype(int)
             for block in np.flatnonzero(counts < counts.max()):
                 # The last channels that would go stay, as zeros, so that blocks are equally wide.
-                gone = of[(blocks == block) & removed[of]]
+                gone = of[(blocks == block) & removed[of] & ~before[of]]
                 back = np.unique(gone)[-(counts.max() - counts[block]) :]
                 removed[back] = False
                 key = f"{balance.where}: channels stay so that groups are equally wide"
@@ -258,33 +262,7 @@ def make_plan(graph: Graph, channels: ChannelMap, kept: Kept, decision: Decision
         widths[pad.entry] = int((~removed[channels.of(pad.front)]).sum())
         widths[pad.entry + 1] = int((~removed[channels.of(pad.back)]).sum())
         pads[pad.module] = widths
-    return Plan(tensors, pads, _shifts(graph, channels, kept, decision))
-
-
-def _shifts(
-    graph: Graph, channels: ChannelMap, kept: Kept, decision: Decision
-) -> dict[str, list[float]]:
-    """What readers have to add to their biases for constants other than zero that went."""
-    shifts: dict[str, list[float]] = {}
-    for reading in channels.reads:
-        gone = decision.removed[channels.of(reading.labels)]
-        value = decision.values.get(reading.node.args[0])  # type: ignore[arg-type]
-        if not isinstance(value, Tensor) or not gone.any() or reading.groups > 1:
-            continue
-        given = value.reshape(-1).expand(len(gone)).nan_to_num(nan=0.0)
-        given = given * torch.from_numpy(gone)
-        if not bool((given != 0).any()):
-            continue
-        weight = lookup(graph, reading.weight).detach().to("cpu", torch.float64)
-        if reading.weight in kept:
-            weight = weight * kept[reading.weight]
-        sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-        layer = reading.weight.rpartition(".")[0]
-        if layer in shifts:
-            # Called twice with different constants: one bias cannot serve both.
-            continue
-        shifts[layer] = (sums @ given).tolist()
-    return shifts
+    return Plan(tensors, pads, shifts(graph, channels, kept, decision.removed, decision.given))
 
 
 def apply_plan(model: nn.Module, graph: Graph, plan: Plan, kept: Mapping[str, Tensor]) -> None:
@@ -294,13 +272,13 @@ def apply_plan(model: nn.Module, graph: Graph, plan: Plan, kept: Mapping[str, Te
     layers change.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    done: dict[int, Tensor] = {}
+    done: list[tuple[Tensor, Tensor]] = []
     for name in sorted({*plan.tensors, *kept}):
         for alias in graph.aliases[name]:
             path, _, attribute = alias.rpartition(".")
             _replace(modules[path], attribute, plan.tensors.get(name), kept.get(name), done)
     for layer, shift in plan.shifts.items():
-        _shift_bias(modules[layer], shift, plan.tensors.get(f"{layer}.weight"))
+        shift_bias(modules[layer], shift)
     for module in modules.values():
         _set_widths(module)
     for name, padding in plan.pads.items():
@@ -312,14 +290,14 @@ def _replace(
     attribute: str,
     edit: TensorEdit | None,
     kept: Tensor | None,
-    done: dict[int, Tensor],
+    done: list[tuple[Tensor, Tensor]],
 ) -> None:
     old = getattr(module, attribute)
-    if id(old) in done:  # tied to a tensor that is cut already
-        setattr(module, attribute, done[id(old)])
-        return
-    if any(old is new for new in done.values()):
-        return
+    for before, after in done:
+        if old is before:  # tied to a tensor that is cut already
+            _assign(module, attribute, after)
+        if old is before or old is after:  # the latter: the module has several names
+            return
     new = old.detach()
     if kept is not None:
         new = new * kept.to(new.device)
@@ -327,12 +305,17 @@ def _replace(
         new = cut_tensor(new, edit)
     new = new.clone(memory_format=torch.preserve_format)
     if isinstance(old, nn.Parameter):
-        parameter = nn.Parameter(new, requires_grad=old.requires_grad)
-        done[id(old)] = parameter
-        setattr(module, attribute, parameter)
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    # The old tensor is kept alive as well: another one in its memory would look like it.
+    done.append((old, new))
+    _assign(module, attribute, new)
+
+
+def _assign(module: nn.Module, attribute: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module._parameters[attribute] = tensor
     else:
-        done[id(old)] = new
-        module._buffers[attribute] = new
+        module._buffers[attribute] = tensor
 
 
 def cut_tensor(tensor: Tensor, edit: TensorEdit) -> Tensor:
@@ -346,18 +329,6 @@ def cut_tensor(tensor: Tensor, edit: TensorEdit) -> Tensor:
     for dim, keep in edit.keep.items():
         tensor = tensor.index_select(dim, torch.tensor(keep, device=tensor.device))
     return tensor
-
-
-def _shift_bias(module: nn.Module, shift: list[float], edit: TensorEdit | None) -> None:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    added = torch.tensor(shift, dtype=weight.dtype, device=weight.device)
-    if edit is not None and 0 in edit.keep:
-        added = added[edit.keep[0]]
-    with torch.no_grad():
-        if module.bias is None:
-            module.bias = nn.Parameter(added, requires_grad=weight.requires_grad)
-        else:
-            module.bias += added  # type: ignore[operator]
 
 
 def _set_widths(module: nn.Module) -> None:

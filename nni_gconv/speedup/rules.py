@@ -36,8 +36,9 @@ RULES: dict[str, Rule] = {}
 ELEMENTWISE_PRODUCTS = frozenset({"mul", "div"})
 #: Element by element, though torch does not tag them so.
 _POINTWISE = frozenset(
-    "hardswish hardsigmoid hardtanh relu6 selu celu mish silu gelu leaky_relu elu softplus softsign "
-    "logsigmoid log_sigmoid threshold tanhshrink hardshrink softshrink rrelu".split()
+    "hardswish hardsigmoid hardtanh relu6 selu celu mish silu gelu leaky_relu elu softplus "
+    "softsign logsigmoid log_sigmoid threshold tanhshrink hardshrink softshrink rrelu where "
+    "masked_fill floor_divide rsub copy".split()
 )
 #: Values go through unchanged (in eval mode).
 PASSES = frozenset(

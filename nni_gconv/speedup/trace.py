@@ -37,7 +37,8 @@ class Graph:
     nodes : tuple of torch.fx.Node
         Operators in the order they run, placeholders first and the output last.
     tensors : dict of str to str
-        Name of a placeholder node -> dotted name of the parameter or buffer it stands for.
+        Name of a placeholder node -> dotted name of the parameter or buffer it stands for, the
+        first of its names.
     buffers : frozenset of str
         The dotted names in `tensors` that are buffers.
     aliases : dict of str to tuple of str
@@ -106,12 +107,17 @@ def trace(model: nn.Module, dummy_input: Any) -> Graph:
         for module in training:
             module.training = True
     signature = program.graph_signature
-    tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    aliases = _aliases(model)
+
+    def first_names(names: Mapping[str, str]) -> dict[str, str]:
+        return {node: aliases.get(name, (name,))[0] for node, name in names.items()}
+
+    buffers = first_names(signature.inputs_to_buffers)
     return Graph(
         nodes=tuple(program.graph.nodes),
-        tensors=tensors,
-        buffers=frozenset(signature.inputs_to_buffers.values()),
-        aliases=_aliases(model),
+        tensors={**first_names(signature.inputs_to_parameters), **buffers},
+        buffers=frozenset(buffers.values()),
+        aliases=aliases,
         modules=dict(model.named_modules(remove_duplicate=False)),
     )
 
@@ -156,7 +162,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
             where = f"{file}:{walk.tb_lineno} in {walk.tb_frame.f_code.co_name}"
         walk = walk.tb_next
     first = (str(inner).strip().splitlines() or [type(inner).__name__])[0]
-    place = f" at {where}" if where and "compat.py" not in where else ""
+    place = f" at {where}" if where and not where.startswith(f"{compat.__file__}:") else ""
     return f"cannot trace {name}{place}: {first}"
 
 

@@ -35,7 +35,7 @@ class Source:
 
 
 _CIFAR10_CLASSES = tuple(
-    "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+    "airplane automobile bird cat deer dog frog horse ship truck".split()
 )
 
 

@@ -1,0 +1,65 @@
+"""Networks that couple channels in every way the pruners have to handle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def conv(inside: int, outside: int, size: int = 3, **options) -> nn.Conv2d:
+    return nn.Conv2d(inside, outside, size, padding=size // 2, **options)
+
+
+def plain_net() -> nn.Sequential:
+    """Two convolutions, the first with a bias, and a linear head."""
+    return nn.Sequential(
+        conv(3, 12), nn.ReLU(), conv(12, 8, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10), nn.ReLU(), nn.Linear(10, 4),
+    )  # fmt: skip
+
+
+def mobile_net() -> nn.Sequential:
+    """Depthwise and pointwise convolutions."""
+    return nn.Sequential(
+        conv(3, 8, bias=False), nn.BatchNorm2d(8), nn.ReLU6(),
+        conv(8, 8, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6(),
+        conv(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(),
+        conv(16, 16, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6(),
+        conv(16, 24, 1), nn.BatchNorm2d(24), nn.ReLU6(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
+    )  # fmt: skip
+
+
+class GroupBlock(nn.Module):
+    """A residual block with a grouped convolution in the middle."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.stem = conv(channels, 16, bias=False)
+        self.stem_norm = nn.BatchNorm2d(16)
+        self.conv1, self.norm1 = conv(16, 24, 1, bias=False), nn.BatchNorm2d(24)
+        self.conv2, self.norm2 = conv(24, 24, groups=4, bias=False), nn.BatchNorm2d(24)
+        self.conv3, self.norm3 = conv(24, 16, 1, bias=False), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_norm(self.stem(x)).relu()
+        y = self.norm1(self.conv1(x)).relu()
+        y = self.norm2(self.conv2(y)).relu()
+        x = (x + self.norm3(self.conv3(y))).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give batch norms the statistics, scales and shifts of a trained network."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -1.0, 1.0),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -1.0, 1.0),
+            ):
+                tensor.uniform_(low, high, generator=generator)
+    return model

@@ -1,0 +1,392 @@
+"""One trial from start to end: numbers, files, resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+from safetensors.torch import load_file
+from tiny_recipes import tiny
+from torch import nn
+
+from nni_gconv.artefact import load_compact, read_plan
+from nni_gconv.errors import CheckpointError, ConfigError
+from nni_gconv.profiling import count
+from nni_gconv.recipe import TrialResult, run_recipe
+from nni_gconv.training.data import DataSettings, load_data, make_loaders
+from nni_gconv.training.metrics import evaluate
+from nni_gconv.training.zoo import create_model
+
+HERE = Path(__file__).parent
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
+def run(recipe, folder, **options):
+    return run_recipe(recipe, output=folder, quiet=True, **options)
+
+
+def dense():
+    return create_model("resnet8", num_classes=10, in_channels=1, width=0.25)
+
+
+def start(recipe, output, *options, processes=1):
+    """Start a recipe in a process of its own."""
+    file = output.parent / f"{output.name}.json"
+    file.write_text(json.dumps(recipe))
+    command = [sys.executable]
+    if processes > 1:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = server.getsockname()[1]
+        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    command += [str(HERE / "recipe_process.py"), str(file), str(output), *options]
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1]), *filter(None, sys.path)])
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    said = process.communicate()[0]
+    return process.returncode, said
+
+
+def times(folder):
+    return {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.suffix == ".safetensors"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished trial: its result and its folder."""
+    folder = tmp_path_factory.mktemp("done")
+    return run(tiny(), folder), folder
+
+
+# -- numbers and files ----------------------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_the_files(done):
+    result, folder = done
+    small = load_compact(folder / "compact.safetensors", dense)
+    big = dense()
+    big.load_state_dict(load_file(folder / "dense.safetensors"))
+    before, after = count(big, EXAMPLE), count(small, EXAMPLE)
+    metrics = result.metrics
+    assert (metrics["params"], metrics["macs"]) == (after.params, after.macs)
+    assert result.dense == {"params": before.params, "macs": before.macs}
+    assert 0.5 < metrics["macs_ratio"] == after.macs / before.macs <= 0.6
+    assert metrics["params_ratio"] == after.params / before.params < 1
+    settings = DataSettings(**tiny()["data"])
+    loaders = make_loaders(load_data(settings, seed=0), settings, seed=0, device="cpu")
+    for model, key in ((small, "accuracy"), (big, "accuracy_dense")):
+        assert evaluate(model, loaders.val, device="cpu").accuracy == metrics[key]
+        assert evaluate(model, loaders.test, device="cpu").accuracy == result.test[key]
+    assert metrics["default"] == metrics["accuracy"]
+
+
+def test_result_json_is_the_result(done):
+    result, folder = done
+    content = json.loads((folder / "result.json").read_text())
+    assert content["format"] == 1
+    assert TrialResult.from_dict(content, folder) == result
+    assert content["recipe"]["train"]["epochs"] == 2
+    assert list(content["stages"]) == ["train", "prune", "speedup", "finetune", "report"]
+    assert content["stages"]["speedup"]["difference"] < 1e-9
+    assert (content["method"], content["budget"], content["seed"]) == ("fpgm", {"macs": 0.6}, 0)
+    assert read_plan(folder / "compact.safetensors")["recipe"] == content["recipe"]
+    assert yaml.safe_load((folder / "recipe.yml").read_text()) == content["recipe"]
+
+
+def test_no_temporary_file_is_left(done):
+    left = [p.name for p in done[1].rglob("*") if p.name.startswith(".") and p.name != ".lock"]
+    assert left == []
+
+
+# -- resuming -------------------------------------------------------------------------------------
+
+
+def test_finished_stages_are_not_run_again(done):
+    result, folder = done
+    files, stages = times(folder), (folder / "stages.json").read_bytes()
+    again = run(tiny(), folder)
+    assert again == result
+    assert times(folder) == files
+    assert (folder / "stages.json").read_bytes() == stages
+
+
+def test_what_is_missing_is_made_again_and_nothing_else(tmp_path):
+    first = run(tiny(finetune=None), tmp_path)
+    files = times(tmp_path)
+    content = json.loads((tmp_path / "stages.json").read_text())
+    del content["report"]
+    (tmp_path / "stages.json").write_text(json.dumps(content))
+    (tmp_path / "result.json").unlink()
+    second = run(tiny(finetune=None), tmp_path)
+    assert second.metrics == first.metrics
+    assert times(tmp_path) == files
+    assert (tmp_path / "result.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_trial_goes_on_and_ends_the_same(done, tmp_path):
+    """Killed in the second epoch of training, and again in that of fine-tuning."""
+    whole, folder = done
+    cut = tmp_path / "cut"
+    for stage in ("train", "finetune"):
+        assert finish(start(tiny(), cut, f"{stage}=7"))[0] == -signal.SIGKILL
+        assert (cut / stage / "checkpoint.pt").is_file()
+        assert not (cut / "result.json").exists()
+    assert "train" in json.loads((cut / "stages.json").read_text())
+    result = run(tiny(), cut)
+    assert result.metrics == whole.metrics
+    assert result.test == whole.test
+    for name in ("dense", "masks", "masked", "speedup", "compact"):
+        ours = load_file(cut / f"{name}.safetensors")
+        theirs = load_file(folder / f"{name}.safetensors")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+def test_a_folder_of_another_recipe_is_refused(done):
+    said = r"holds a run of another recipe \(train.epochs was 2, is 3\): choose another --output"
+    with pytest.raises(ConfigError, match=said):
+        run(tiny(), done[1], overrides={"train.epochs": 3})
+    with pytest.raises(ConfigError, match=r"prune.budget.macs was 0.6, is 0.5"):
+        run(tiny(), done[1], overrides={"prune.budget.macs": 0.5})
+
+
+def test_another_device_or_number_of_threads_is_the_same_recipe(done):
+    before = torch.get_num_threads()
+    result = run(tiny(), done[1], overrides={"threads": before + 1})
+    assert result.metrics == done[0].metrics
+    assert torch.get_num_threads() == before
+
+
+def test_no_resume_refuses_a_folder_that_holds_a_run(done):
+    with pytest.raises(ConfigError, match="holds a run already: choose another --output"):
+        run(tiny(), done[1], resume=False)
+
+
+def test_two_processes_at_once_are_refused(done):
+    with (
+        FileLock(done[1] / ".lock"),
+        pytest.raises(ConfigError, match="another process is running"),
+    ):
+        run(tiny(), done[1])
+
+
+def test_damaged_files_are_named(tmp_path):
+    run(tiny(train={"epochs": 0}, finetune=None), tmp_path)
+    (tmp_path / "dense.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match=r"dense.safetensors is missing or damaged"):
+        run(tiny(train={"epochs": 0}, finetune=None), tmp_path)
+    (tmp_path / "stages.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"stages.json is damaged; delete it"):
+        run(tiny(train={"epochs": 0}, finetune=None), tmp_path)
+    (tmp_path / "recipe.yml").write_text("a: b: c")
+    with pytest.raises(CheckpointError, match=r"recipe.yml is damaged"):
+        run(tiny(train={"epochs": 0}, finetune=None), tmp_path)
+
+
+# -- what is found before training ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"prune": {"method": "fpmg"}},
+            r"prune.method: unknown method 'fpmg'; did you mean 'fpgm'",
+        ),
+        ({"prune": {"method": "nni:L1Norm"}}, r"unknown NNI pruner 'L1Norm'.*'L1NormPruner'"),
+        (
+            {"prune": {"method": "fpgm", "budget": {"macs": 0.5}, "options": {"norm": 1}}},
+            r"prune.options: unknown option 'norm'; did you mean 'norm_ratio'",
+        ),
+        (
+            {"prune": {"method": "fpgm", "config_list": [{"op_names": ["conv9"]}]}},
+            r"config_list\[0\].op_names: 'conv9' matches no module",
+        ),
+        (
+            {"prune": {"method": "fpgm", "budget": {"macs": 1e-6}}},
+            r"budget: macs .* cannot be reached",
+        ),
+        ({"prune": {"method": "nni:TaylorPruner", "budget": {"macs": 0.5}}}, r"give it a sparsify"),
+        (
+            {"model": {"name": "resnet8", "options": {"in_channels": 3}}},
+            r"does not run on digits images",
+        ),
+        (
+            {"model": {"name": "resnet8", "num_classes": 4}},
+            r"one number for each of the 10 classes",
+        ),
+        ({"device": "tpu"}, r"device: 'tpu' is not allowed"),
+        ({"device": "meta"}, r"device: 'meta' is not allowed"),
+        ({"device": "cuda:99"}, r"device: 'cuda:99' is not there"),
+    ],
+)
+def test_what_is_wrong_is_found_before_training(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said) as caught:  # ConfigError or BudgetError
+        run(tiny(**changes), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "stages.json").exists()
+    assert not (tmp_path / "train").exists()
+
+
+# -- sharing --------------------------------------------------------------------------------------
+
+
+def test_two_recipes_that_share_train_once(tmp_path):
+    train = {**tiny()["train"], "share": str(tmp_path / "shared")}
+    first = run(tiny(train=train, finetune=None), tmp_path / "a")
+    (weights,) = (tmp_path / "shared").rglob("dense.safetensors")
+    before = weights.stat().st_mtime_ns
+    budget = {"method": "fpgm", "budget": {"params": 0.5}}
+    second = run(tiny(train=train, prune=budget, finetune=None), tmp_path / "b")
+    assert weights.stat().st_mtime_ns == before
+    assert second.metrics["accuracy_dense"] == first.metrics["accuracy_dense"]
+    assert second.metrics["params_ratio"] <= 0.5
+    assert not (tmp_path / "b" / "train").exists()
+    # Another seed is another dense network.
+    run(tiny(train=train, finetune=None, seed=1), tmp_path / "c")
+    assert len(list((tmp_path / "shared").rglob("dense.safetensors"))) == 2
+
+
+def test_sharing_gives_the_numbers_of_training_alone(done, tmp_path):
+    train = {**tiny()["train"], "share": str(tmp_path / "shared")}
+    result = run(tiny(train=train), tmp_path / "a")
+    assert result.metrics == done[0].metrics
+
+
+# -- stages ---------------------------------------------------------------------------------------
+
+
+def test_from_scratch_forgets_the_weights(tmp_path):
+    quick = {"train": {"epochs": 0}}
+    run(tiny(**quick, finetune={"epochs": 0, "from_scratch": True}), tmp_path / "new")
+    run(tiny(**quick, finetune={"epochs": 0}), tmp_path / "old")
+    pruned = load_file(tmp_path / "new" / "speedup.safetensors")
+    new = load_file(tmp_path / "new" / "compact.safetensors")
+    old = load_file(tmp_path / "old" / "compact.safetensors")
+    assert {k: v.shape for k, v in new.items()} == {k: v.shape for k, v in pruned.items()}
+    assert all(torch.equal(old[k], pruned[k]) for k in pruned)
+    weights = [k for k in pruned if pruned[k].dim() == 4]
+    assert weights
+    assert not any(torch.equal(new[k], pruned[k]) for k in weights)
+
+
+def test_a_pruner_of_nni_scores_while_it_trains(tmp_path):
+    prune = {"method": "nni:TaylorPruner", "budget": {"macs": 0.6}}
+    result = run(tiny(prune=prune, sparsify={"epochs": 1}, finetune=None), tmp_path)
+    assert 0.5 < result.metrics["macs_ratio"] <= 0.6
+    assert result.method == "nni:TaylorPruner"
+    trained = load_file(tmp_path / "masked.safetensors")
+    before = load_file(tmp_path / "dense.safetensors")
+    assert not torch.equal(trained["conv1.weight"], before["conv1.weight"])
+
+
+def test_a_method_that_does_not_train_is_trained_by_sparsify(tmp_path):
+    prune = {"method": "nni:L1NormPruner", "budget": {"macs": 0.6}}
+    run(tiny(train={"epochs": 0}, prune=prune, sparsify={"epochs": 1}, finetune=None), tmp_path)
+    trained = load_file(tmp_path / "masked.safetensors")
+    before = load_file(tmp_path / "dense.safetensors")
+    assert not torch.equal(trained["conv1.weight"], before["conv1.weight"])
+
+
+def test_a_dense_recipe_trains_and_measures(tmp_path):
+    result = run(tiny(prune=None, finetune=None), tmp_path)
+    assert result.method == "dense"
+    assert result.budget is None
+    assert result.metrics["macs_ratio"] == result.metrics["params_ratio"] == 1.0
+    assert result.metrics["accuracy"] == result.metrics["accuracy_dense"]
+    assert list(result.stages) == ["train", "report"]
+    assert (tmp_path / "compact.safetensors").is_file()
+    assert not (tmp_path / "masks.safetensors").exists()
+
+
+def test_latency_and_objective(tmp_path):
+    report = {"latency": {"batch_sizes": [2, 1], "min_runs": 2, "min_seconds": 0, "warmup": 0}}
+    objective = {"accuracy": 1.0, "macs_ratio": -0.5, "latency_ratio": 0.25}
+    recipe = tiny(train={"epochs": 0}, finetune=None, report=report, objective=objective)
+    metrics = run(recipe, tmp_path).metrics
+    expected = metrics["accuracy"] - 0.5 * metrics["macs_ratio"] + 0.25 * metrics["latency_ratio"]
+    assert metrics["default"] == pytest.approx(expected)
+    rows = json.loads((tmp_path / "result.json").read_text())["latency"]
+    assert [row["batch_size"] for row in rows] == [2, 1]
+    assert metrics["latency_ratio"] == rows[0]["ratio"] > 0
+
+
+def test_exports_are_written_and_right(tmp_path):
+    recipe = tiny(train={"epochs": 0}, finetune=None, export={"formats": ["onnx", "pt2"]})
+    result = run(recipe, tmp_path)
+    assert result.stages["export"]["files"] == {"onnx": "compact.onnx", "pt2": "compact.pt2"}
+    small = load_compact(tmp_path / "compact.safetensors", dense)
+    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = small(x)
+        program = torch.export.load(tmp_path / "compact.pt2").module()
+        assert torch.allclose(program(x), expected, atol=1e-4)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(tmp_path / "compact.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+
+
+def test_a_user_s_model_and_its_weights(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "def small(num_classes=10):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_nets
+
+    net: nn.Module = my_nets.small()
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    model = {"name": "my_nets:small", "weights": str(tmp_path / "weights.pt")}
+    result = run(tiny(model=model, train=None, finetune=None), tmp_path / "out")
+    assert result.metrics["macs_ratio"] <= 0.6
+    assert "train" not in result.stages
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_trial_and_one_writes(tmp_path):
+    output = tmp_path / "two"
+    objective = {"accuracy": 1.0, "latency_ratio": 0.0}
+    report = {"latency": {"batch_sizes": [1], "min_runs": 2, "min_seconds": 0}}
+    recipe = tiny(report=report, objective=objective)
+    code, said = finish(start(recipe, output, processes=2))
+    assert code == 0, said
+    result = json.loads((output / "result.json").read_text())
+    assert 0.5 < result["metrics"]["macs_ratio"] <= 0.6
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").open()]
+    epochs = [(line["stage"], line["epoch"]) for line in lines]
+    assert epochs == [("train", 1), ("train", 2), ("finetune", 1), ("finetune", 2)]
+    small = load_compact(output / "compact.safetensors", dense)
+    assert count(small, EXAMPLE).macs == result["metrics"]["macs"]
+
+
+@pytest.mark.slow
+def test_what_torchrun_cannot_do_is_said_by_every_process(tmp_path):
+    train = {"epochs": 1, "share": str(tmp_path / "shared")}
+    code, said = finish(start(tiny(train=train), tmp_path / "two", processes=2))
+    assert code != 0
+    assert "train.share: cannot be used under torchrun" in said

@@ -1,0 +1,242 @@
+"""Random networks of random blocks with random masks: the small one is the masked one.
+
+NNI_GCONV_EXAMPLES says how many are tried (default 60).
+"""
+
+import os
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from speedup_tools import (
+    assert_same_outputs,
+    call,
+    filter_masks,
+    masked,
+    randn,
+    randomise,
+    silent_masks,
+)
+from torch import nn
+
+from nni_gconv import ModelSpeedup
+
+BLOCKS = (
+    "conv norm residual concat depthwise grouped gate shared tied pool pad_a transposed output "
+    "valid prelu inplace split permute scale constant"
+).split()
+ENDS = ("flatten", "mean", "linear", "map")
+ACTIVATIONS = (F.relu, torch.sigmoid, F.gelu, torch.tanh, F.hardswish, torch.relu_)
+
+
+class RandomNet(nn.Module):
+    """Blocks in a row; `extra` holds the outputs that come from the middle."""
+
+    def __init__(self, blocks, end, width, biases, seed):
+        super().__init__()
+        self.rng = np.random.default_rng(seed)
+        self.blocks, self.end = blocks, end
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=biases)
+        self.biases = biases
+        channels = width
+        for index, block in enumerate(blocks):
+            channels = self._build(f"b{index}", block, channels)
+        self.act = [ACTIVATIONS[self.rng.integers(len(ACTIVATIONS))] for _ in blocks]
+        size = channels * 16 if end == "flatten" else channels
+        if end == "map":
+            self.head = nn.Conv2d(channels, 3, 1)
+        elif end == "linear":
+            self.hidden, self.head = nn.Linear(size, 6), nn.Linear(6, 3)
+        else:
+            self.head = nn.Linear(size, 3)
+        del self.rng
+
+    def _conv(self, inside, outside, kernel=3, groups=1):
+        padding = kernel // 2
+        return nn.Conv2d(inside, outside, kernel, padding=padding, groups=groups, bias=self.biases)
+
+    def _build(self, name, block, channels):
+        wide = int(self.rng.integers(3, 9))
+        kernel = int(self.rng.choice([1, 3]))
+
+        def add(suffix, module):
+            setattr(self, f"{name}_{suffix}", module)
+
+        after = channels
+        if block in ("conv", "inplace", "output", "constant"):
+            add("a", self._conv(channels, wide, kernel))
+            after = wide
+        elif block == "valid":
+            add("a", nn.Conv2d(channels, wide, 3, bias=self.biases))
+            after = wide
+        elif block == "norm":
+            add("a", self._conv(channels, wide, kernel))
+            add("bn", self.rng.choice([nn.BatchNorm2d, nn.InstanceNorm2d])(wide, affine=True))
+            after = wide
+        elif block == "residual":
+            add("a", self._conv(channels, wide, kernel))
+            add("bn", nn.BatchNorm2d(wide))
+            add("b", self._conv(wide, channels, 3))
+            add("bn2", nn.BatchNorm2d(channels))
+        elif block == "concat":
+            add("a", self._conv(channels, wide, kernel))
+            after = channels + wide
+        elif block == "depthwise":
+            times = int(self.rng.integers(1, 3))
+            add("a", self._conv(channels, channels * times, 3, groups=channels))
+            add("bn", nn.BatchNorm2d(channels * times))
+            after = channels * times
+        elif block == "grouped":
+            groups = int(self.rng.choice([2, 3]))
+            add("even", self._conv(channels, groups * 3, 1))
+            add("a", self._conv(groups * 3, groups * 2, kernel, groups=groups))
+            after = groups * 2
+        elif block == "gate":
+            add("a", self._conv(channels, 3, 1))
+            add("b", self._conv(3, channels, 1))
+        elif block == "shared":
+            add("a", self._conv(channels, channels, kernel))
+            add("bn", nn.BatchNorm2d(channels))
+        elif block == "tied":
+            add("a", self._conv(channels, wide, kernel))
+            add("b", self._conv(channels, wide, kernel))
+            getattr(self, f"{name}_b").weight = getattr(self, f"{name}_a").weight
+            after = wide
+        elif block == "pad_a":
+            add("pad", nn.ZeroPad3d((0, 0, 0, 0, 1, 2)))
+            add("a", self._conv(channels, channels + 3, kernel))
+            after = channels + 3
+        elif block == "transposed":
+            add("a", nn.ConvTranspose2d(channels, wide, 3, padding=1, bias=self.biases))
+            after = wide
+        elif block == "prelu":
+            add("a", self._conv(channels, wide, kernel))
+            add("act", nn.PReLU(wide))
+            after = wide
+        elif block == "scale":
+            setattr(self, f"{name}_scale", nn.Parameter(torch.rand(channels, 1, 1)))
+        elif block == "split":
+            add("a", self._conv(channels, 6, kernel))
+            after = 3
+        return after
+
+    def forward(self, x):
+        x, extra = F.relu(self.stem(x)), []
+        for index, block in enumerate(self.blocks):
+            x = self._run(f"b{index}", block, x, self.act[index], extra)
+        if self.end == "map":
+            return self.head(x), extra
+        x = F.adaptive_avg_pool2d(x, 4).flatten(1) if self.end == "flatten" else x.mean((2, 3))
+        if self.end == "linear":
+            x = torch.relu(self.hidden(x))
+        return {"logits": self.head(x), "extra": extra}
+
+    def _run(self, name, block, x, act, extra):
+        def get(suffix):
+            return getattr(self, f"{name}_{suffix}")
+
+        if block in ("conv", "valid", "transposed"):
+            return act(get("a")(x))
+        if block == "norm":
+            return act(get("bn")(get("a")(x)))
+        if block == "residual":
+            return act(x + get("bn2")(get("b")(act(get("bn")(get("a")(x))))))
+        if block == "concat":
+            return torch.cat([x, act(get("a")(x))], 1)
+        if block == "depthwise":
+            return act(get("bn")(get("a")(x)))
+        if block == "grouped":
+            return act(get("a")(act(get("even")(x))))
+        if block == "gate":
+            return x * torch.sigmoid(get("b")(F.relu(get("a")(x.mean((2, 3), keepdim=True)))))
+        if block == "shared":
+            x = act(get("bn")(get("a")(x)))
+            return act(get("bn")(get("a")(x)))
+        if block == "tied":
+            return act(get("a")(x)) * torch.sigmoid(get("b")(x))
+        if block == "pool":
+            return F.max_pool2d(x, 3, 1, 1) - F.avg_pool2d(x, 3, 1, 1)
+        if block == "pad_a":
+            return act(get("pad")(x) + get("a")(x))
+        if block == "output":
+            x = act(get("a")(x))
+            extra.append(x)
+            return x.clone()
+        if block == "prelu":
+            return get("act")(get("a")(x))
+        if block == "inplace":
+            y = get("a")(x)
+            z = y[:, :, 1:]
+            y.relu_()
+            z.add_(0.25)
+            return y
+        if block == "split":
+            first, second = get("a")(x).chunk(2, 1)
+            return act(first) * second
+        if block == "permute":
+            return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        if block == "scale":
+            return act(x * get("scale"))
+        return act(F.pad(get("a")(x), (1, 0, 1, 0), value=0.5)[:, :, 1:, 1:])  # constant
+
+
+@st.composite
+def cases(draw):
+    blocks = draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6))
+    return {
+        "blocks": blocks,
+        "end": draw(st.sampled_from(ENDS)),
+        "width": draw(st.integers(2, 8)),
+        "biases": draw(st.booleans()),
+        "seed": draw(st.integers(0, 9999)),
+        "masks": draw(st.sampled_from(["silent", "filters", "both"])),
+        "share": draw(st.sampled_from([0.2, 0.5, 0.8, 1.0])),
+    }
+
+
+@settings(
+    max_examples=int(os.environ.get("NNI_GCONV_EXAMPLES", "60")),
+    deadline=None,
+    derandomize="NNI_GCONV_EXAMPLES" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(cases())
+def test_small_equals_masked(case):
+    arguments = [case[k] for k in ("blocks", "end", "width", "biases", "seed")]
+    torch.manual_seed(case["seed"])
+    net = randomise(RandomNet(*arguments), case["seed"])
+    dummy = randn(2, 3, 14, 14, seed=case["seed"])
+    masks = {}
+    if case["masks"] in ("silent", "both"):
+        masks = silent_masks(net, dummy, case["seed"], min(case["share"], 0.8))
+    if case["masks"] in ("filters", "both"):
+        for name, targets in filter_masks(net, case["seed"], case["share"]).items():
+            entry = masks.setdefault(name, {})
+            entry["weight"] = entry.get("weight", 1.0) * targets["weight"]
+    if any(b == "tied" for b in case["blocks"]):
+        masks = one_mask_for_tied(net, masks)
+    expected = call(masked(net, masks), dummy)
+    before = sum(p.numel() for p in net.parameters())
+    constants = "silence" if case["masks"] == "silent" else "fold"
+    speedup = ModelSpeedup(net, dummy, masks, verify=False, constants=constants)
+    assert_same_outputs(expected, call(speedup.speedup_model(), dummy))
+    if case["masks"] == "silent":
+        assert sum(p.numel() for p in net.parameters()) <= before
+    net.train()
+    call(net, dummy)
+
+
+def one_mask_for_tied(net, masks):
+    """A tied weight is one tensor: it has one mask, whatever its names."""
+    for name, targets in list(masks.items()):
+        twin = name[:-1] + "b" if name.endswith("_a") else ""
+        if twin and hasattr(net, twin) and getattr(net, twin).weight is getattr(net, name).weight:
+            both = targets.get("weight", torch.ones(())) * masks.get(twin, {}).get(
+                "weight", torch.ones(())
+            )
+            targets["weight"] = both
+            masks.setdefault(twin, {})["weight"] = both
+    return masks

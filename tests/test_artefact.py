@@ -1,0 +1,364 @@
+"""Small models as files: the same bits in a process that never saw the pruner, and refusals."""
+
+import copy
+import hashlib
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nni_gconv import ModelSpeedup, load_compact, save_compact
+from nni_gconv.artefact import FORMAT, plan_of, read_plan, rebuild
+from nni_gconv.errors import CheckpointError
+from nni_gconv.speedup.coupling import Coupling
+from nni_gconv.training.zoo import create_model
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def small_net(name="resnet8", share=2, constants="silence", **options):
+    """Build a zoo model and cut every `share`-th channel of every set that can be cut."""
+    torch.manual_seed(0)
+    model = create_model(name, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    coupling = Coupling.trace(model, IMAGES)
+    removed = coupling.empty()
+    for coupled in coupling.sets:
+        if coupled.reason is None:
+            removed[coupled.classes[::share]] = True
+    ModelSpeedup(model, IMAGES, coupling.masks(removed), constants=constants).speedup_model()
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    model = small_net()
+    path = tmp_path_factory.mktemp("artefact") / "m.safetensors"
+    save_compact(model, path, recipe={"prune": {"method": "fpgm"}})
+    return model, path
+
+
+def rewrite(source, target, change):
+    """Copy a file with its metadata changed by a function."""
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+    change(metadata)
+    save_file(load_file(source), target, metadata=metadata)
+    return target
+
+
+def change_plan(source, target, change):
+    """Change the plan and its digest, as only a program of ours would."""
+
+    def apply(metadata):
+        plan = json.loads(metadata["nni_gconv.plan"])
+        changed = change(plan)
+        text = json.dumps(plan if changed is None else changed)
+        metadata["nni_gconv.plan"] = text
+        metadata["nni_gconv.plan_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+
+    return rewrite(source, target, apply)
+
+
+# -- there and back ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet8", {}),
+        ("resnet8b", {}),
+        ("densenet10", {}),
+        ("vgg11", {"width": 0.125}),
+        ("torchvision:mobilenet_v3_small", {"num_classes": 10}),
+    ],
+)
+def test_same_bits_in_a_new_process(tmp_path, name, options):
+    model = small_net(name, **options)
+    assert model.state_dict() != {}
+    path = save_compact(model, tmp_path / "m.safetensors")
+    with torch.no_grad():
+        torch.save({"images": IMAGES, "logits": model(IMAGES)}, tmp_path / "expected.pt")
+    code = f"""
+        import sys, torch
+        from nni_gconv import load_compact
+        from nni_gconv.training.zoo import create_model
+        torch.manual_seed(999)
+        torch.set_num_threads({torch.get_num_threads()})
+        model = load_compact({str(path)!r}, lambda: create_model({name!r}, **{options!r}))
+        expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
+        assert not model.training
+        with torch.no_grad():
+            same = torch.equal(model(expected["images"]), expected["logits"])
+        never = [m for m in sys.modules if m.startswith(("nni_gconv.speedup", "nni_gconv.pruning"))]
+        sys.exit(0 if same and not never else f"{{same}} {{never}}")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_loaded_model_is_the_saved_one(saved):
+    model, path = saved
+    loaded = load_compact(path, lambda: create_model("resnet8"))
+    first, second = model.state_dict(), loaded.state_dict()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert plan_of(loaded) == plan_of(model)
+    assert str(loaded) == str(model)
+    dense = create_model("resnet8")
+    assert loaded.conv1.out_channels == dense.conv1.out_channels // 2
+    assert loaded.layer2[0].shortcut[1].padding == (0, 0, 0, 0, 4, 4)
+
+
+def test_file_says_where_it_comes_from(saved):
+    _, path = saved
+    read = read_plan(path)
+    assert read["recipe"] == {"prune": {"method": "fpgm"}}
+    assert read["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"nni_gconv", "python", "nni"} <= set(read["versions"])
+    assert read["plan"]["format"] == FORMAT
+    assert read["plan"]["modules"]["conv1"]["attrs"]["out_channels"] == 8
+
+
+def test_folded_bias_comes_back(tmp_path):
+    def dense():
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 4, 1, bias=False))
+
+    torch.manual_seed(0)
+    model = dense().eval()
+    mask = torch.ones(8, 3, 3, 3)
+    mask[:3] = 0
+    ModelSpeedup(model, IMAGES, {"0": {"weight": mask}}, constants="fold").speedup_model()
+    assert model[2].bias is not None
+    path = save_compact(model, tmp_path / "m.safetensors")
+    loaded = load_compact(path, dense)
+    assert torch.equal(loaded(IMAGES), model(IMAGES))
+
+
+class Tied(nn.Module):
+    """Two convolutions with one weight, one module under two names, a half of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.b.weight = self.a.weight
+        self.head = self.again = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.again(torch.relu(self.head(torch.relu(self.a(x) * self.b(x)))))
+
+
+def test_tied_parameters(tmp_path):
+    torch.manual_seed(0)
+    model = Tied().eval()
+    masks = {}
+    for name in ("a", "b"):
+        weight, bias = torch.ones(8, 3, 3, 3), torch.ones(8)
+        weight[:3], bias[:3] = 0, 0
+        masks[name] = {"weight": weight, "bias": bias}
+    ModelSpeedup(model, IMAGES, masks).speedup_model()
+    path = save_compact(model, tmp_path / "m.safetensors")
+    loaded = load_compact(path, Tied)
+    assert loaded.b.weight is loaded.a.weight
+    assert loaded.again is loaded.head
+    assert torch.equal(loaded(IMAGES), model(IMAGES))
+    assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+def test_parts_of_one_memory(tmp_path):
+    def dense():
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    model = dense()
+    both = torch.randn(8, 4)
+    model[0].weight, model[1].weight = nn.Parameter(both[:4]), nn.Parameter(both[4:])
+    loaded = load_compact(save_compact(model, tmp_path / "m.safetensors"), dense)
+    assert torch.equal(loaded[0].weight, both[:4])
+    assert torch.equal(loaded[1].weight, both[4:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_precision_comes_back(tmp_path, dtype):
+    model = small_net().to(dtype)
+    loaded = load_compact(
+        save_compact(model, tmp_path / "m.safetensors"), lambda: create_model("resnet8")
+    )
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert torch.equal(loaded(IMAGES.to(dtype)), model(IMAGES.to(dtype)))
+
+
+def test_saving_replaces_the_file_whole(tmp_path, saved):
+    model, _ = saved
+    path = tmp_path / "folder" / "m.safetensors"
+    save_compact(model, path)
+    before = path.read_bytes()
+    broken = copy.deepcopy(model)
+    broken.conv1.weight = nn.Parameter(torch.empty_like(broken.conv1.weight, device="meta"))
+    with pytest.raises(NotImplementedError):
+        save_compact(broken, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["m.safetensors"]
+
+
+# -- another architecture ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (lambda: create_model("resnet14"), "it has no layer 'layer1.1.conv1'"),
+        (
+            lambda: create_model("resnet8b"),
+            "layer2.0.shortcut.1 is a ZeroPad3d, here a BatchNorm2d",
+        ),
+        (lambda: create_model("vgg11", width=0.125), "ResNet has 'bn1', VGG has not"),
+    ],
+)
+def test_other_architectures(saved, other, text):
+    _, path = saved
+    with pytest.raises(CheckpointError, match="is of another architecture") as caught:
+        load_compact(path, other)
+    assert text in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+def test_other_type_of_layer(saved):
+    def other():
+        model = create_model("resnet8")
+        model.layer1[0].bn1 = nn.InstanceNorm2d(16, affine=True, track_running_stats=True)
+        return model
+
+    with pytest.raises(CheckpointError, match=r"layer1.0.bn1 is a BatchNorm2d, here a Instance"):
+        load_compact(saved[1], other)
+
+
+def test_missing_layer(saved):
+    def other():
+        model = create_model("resnet8")
+        del model.linear
+        return model
+
+    with pytest.raises(CheckpointError, match="ResNet has 'linear', ResNet has not"):
+        load_compact(saved[1], other)
+
+
+def test_missing_and_unknown_tensors(tmp_path, saved):
+    _, path = saved
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    weight = tensors.pop("linear.bias")
+    save_file(tensors, tmp_path / "less.safetensors", metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"lacks linear\.bias"):
+        load_compact(tmp_path / "less.safetensors", lambda: create_model("resnet8"))
+    save_file(
+        {**tensors, "linear.bias": weight, "more": weight.clone()},
+        tmp_path / "more.safetensors",
+        metadata=metadata,
+    )
+    with pytest.raises(CheckpointError, match="has unknown more"):
+        load_compact(tmp_path / "more.safetensors", lambda: create_model("resnet8"))
+    save_file({**tensors, "linear.bias": weight[:1]}, tmp_path / "w.safetensors", metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"linear\.bias has shape \(1,\), its plan \(10,\)"):
+        load_compact(tmp_path / "w.safetensors", lambda: create_model("resnet8"))
+
+
+# -- damaged files -------------------------------------------------------------------------------
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(CheckpointError, match="no file at"):
+        read_plan(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_file(tmp_path, saved, part):
+    content = saved[1].read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is damaged"):
+        load_compact(path, lambda: create_model("resnet8"))
+
+
+def test_edited_plan(tmp_path, saved):
+    def edit(metadata):
+        metadata["nni_gconv.plan"] = metadata["nni_gconv.plan"].replace(
+            '"out_channels": 8', '"out_channels": 9', 1
+        )
+
+    path = rewrite(saved[1], tmp_path / "edited.safetensors", edit)
+    with pytest.raises(CheckpointError, match="the plan was edited"):
+        load_compact(path, lambda: create_model("resnet8"))
+
+
+def test_newer_format(tmp_path, saved):
+    def newer(plan):
+        plan["format"] = FORMAT + 1
+
+    path = change_plan(saved[1], tmp_path / "newer.safetensors", newer)
+    with pytest.raises(CheckpointError, match=f"plan format {FORMAT + 1}.*upgrade nni-gconv"):
+        load_compact(path, lambda: create_model("resnet8"))
+
+
+@pytest.mark.parametrize("plan", [{}, [], {"format": "new"}])
+def test_plan_that_is_none(tmp_path, saved, plan):
+    path = change_plan(saved[1], tmp_path / "odd.safetensors", lambda _: plan)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_compact(path, lambda: create_model("resnet8"))
+
+
+def test_files_of_others(tmp_path):
+    save_file({"w": torch.zeros(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"it was not written by save_compact\(\)"):
+        load_compact(tmp_path / "w.safetensors", lambda: create_model("resnet8"))
+    torch.save(create_model("resnet8").state_dict(), tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        load_compact(tmp_path / "w.pt", lambda: create_model("resnet8"))
+
+
+# -- the plan alone ------------------------------------------------------------------------------
+
+
+def test_plan_alone_trains_from_scratch(saved):
+    """The plan gives the architecture: new weights, and they learn."""
+    model, path = saved
+    plan = read_plan(path)["plan"]
+    torch.manual_seed(3)
+    fresh = rebuild(create_model("resnet8"), plan)
+    assert plan_of(fresh) == plan
+    for module in fresh.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert not torch.equal(fresh.conv1.weight, model.conv1.weight)
+    labels = torch.tensor([1, 7])
+    optimizer = torch.optim.SGD(fresh.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(20):
+        loss = nn.functional.cross_entropy(fresh.train()(IMAGES), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in fresh.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_plan_is_json():
+    plan = plan_of(small_net("vgg11", width=0.125))
+    assert json.loads(json.dumps(plan)) == plan
