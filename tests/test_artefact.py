@@ -152,16 +152,16 @@ def test_folded_bias_comes_back(tmp_path):
 
 
 class Tied(nn.Module):
-    """Two convolutions with one weight, one module under two names, a half of a parameter."""
+    """Two convolutions with one weight, one module under two names."""
 
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
         self.b.weight = self.a.weight
-        self.head = self.again = nn.Conv2d(8, 8, 1)
+        self.head = self.again = nn.Conv2d(8, 4, 1)
 
     def forward(self, x):
-        return self.again(torch.relu(self.head(torch.relu(self.a(x) * self.b(x)))))
+        return self.again(torch.relu(self.a(x) * self.b(x))) + self.head(self.a(x))
 
 
 def test_tied_parameters(tmp_path):
@@ -177,6 +177,7 @@ def test_tied_parameters(tmp_path):
     loaded = load_compact(path, Tied)
     assert loaded.b.weight is loaded.a.weight
     assert loaded.again is loaded.head
+    assert (loaded.b.out_channels, loaded.head.in_channels) == (5, 5)
     assert torch.equal(loaded(IMAGES), model(IMAGES))
     assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in model.parameters())
 

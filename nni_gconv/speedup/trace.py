@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,7 +163,8 @@ def _explain(model: nn.Module, error: Exception) -> str:
             where = f"{file}:{walk.tb_lineno} in {walk.tb_frame.f_code.co_name}"
         walk = walk.tb_next
     first = (str(inner).strip().splitlines() or [type(inner).__name__])[0]
-    place = f" at {where}" if where and not where.startswith(f"{compat.__file__}:") else ""
+    ours = where.startswith(str(Path(compat.__file__).parent))
+    place = f" at {where}" if where and not ours else ""
     return f"cannot trace {name}{place}: {first}"
 
 

@@ -192,6 +192,8 @@ def test_shared_padding_module():
         c=conv(10, 8),
         d=conv(10, 8),
     )
+    sets = Coupling.trace(net, X).sets
+    assert [s.size for s in sets if {m.module for m in s.members} == {"a", "b"}] == [2]
     shrink(net, X, rows_off(net, "a", [0]), smaller=False)
     assert net.pad.padding == (0, 0, 0, 0, 1, 1)
     shrink(net, X, rows_off(net, "a", [0], "b"))

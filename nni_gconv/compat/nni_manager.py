@@ -1,13 +1,8 @@
-"""Rough edges of torch and NNI, each met in one small function.
-
-Nothing else in the package works around a version of torch or NNI; when one of them changes, this
-is the file to look at.
-"""
+"""Rough edges of NNI's manager: starting it, watching it, and what it leaves undone."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import shlex
@@ -17,221 +12,31 @@ import sysconfig
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_gconv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
-# --- torch -------------------------------------------------------------------------------------
+__all__ = [
+    "EXPERIMENT_MARK",
+    "dispatcher_exception",
+    "launch_path",
+    "link_tensorboard",
+    "load_experiment_config",
+    "nni_algorithms",
+    "quiet_nni",
+    "start_manager",
+    "write_launch_files",
+]
 
-# Torch itself is imported only where it is needed: who launches experiments does without it.
-_TORCH = importlib.util.find_spec("torch")
-_TORCH_ROOT = str(Path(_TORCH.origin).parent) if _TORCH is not None and _TORCH.origin else "torch"
-
-
-def is_torch_file(file: str) -> bool:
-    """Tell whether a source file belongs to torch itself and not to the user."""
-    return file.startswith(_TORCH_ROOT + os.sep) or "/torch/nn/" in file or "/torch/_" in file
-
-
-def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run ``torch.export`` without its warnings; modules keep their own training flags.
-
-    ``strict=False`` follows ordinary Python and needs no bytecode analysis, which is what makes
-    it work on every Python version and in about a second on a large network.
-    """
-    import torch
-
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        return torch.export.export(model, args, kwargs or None, strict=False)
-
-
-def flop_formulas() -> dict[Any, Any]:
-    """Return formulas that torch's FLOP counter lacks in some of the versions we support.
-
-    Attention on the CPU has a kernel of its own, whose formula came after torch 2.6; without it a
-    transformer would count as if attention were free.
-    """
-    import torch
-    from torch.utils import flop_counter
-
-    name = "_scaled_dot_product_flash_attention_for_cpu"
-    packet = getattr(torch.ops.aten, name, None)
-    if packet is None or packet in flop_counter.flop_registry:
-        return {}
-    return {packet: flop_counter.sdpa_flop}
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Switch off the fused inference path of torch's transformer layers for a while.
-
-    In eval mode they run as one opaque operator each, in which nothing can be counted.
-    """
-    import torch
-
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def export_onnx(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
-) -> None:
-    """Write ONNX through ``torch.export`` with a free batch dimension, weights in the one file."""
-    import logging
-
-    import torch
-
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"export to ONNX needs {package}: pip install 'nni-gconv[export]'")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            args,
-            str(path),
-            kwargs=kwargs or None,
-            dynamo=True,
-            dynamic_shapes=_free_batch(args, kwargs),
-            external_data=False,
-            verbose=False,
-        )
-
-
-def run_onnx(path: Path, inputs: list[Any]) -> list[Any]:
-    """Run an ONNX file on the CPU with the model's inputs in order."""
-    import onnxruntime
-    import torch
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
-    feed = {
-        i.name: x.detach().cpu().numpy() for i, x in zip(session.get_inputs(), tensors, strict=True)
-    }
-    return [torch.from_numpy(y) for y in session.run(None, feed)]
-
-
-def save_exported_program(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
-) -> None:
-    """Write a ``.pt2`` file with a free batch dimension."""
-    import torch
-
-    with warnings.catch_warnings(), torch.no_grad(), path.open("wb") as file:
-        warnings.simplefilter("ignore")
-        program = torch.export.export(
-            model, args, kwargs or None, dynamic_shapes=_free_batch(args, kwargs), strict=False
-        )
-        torch.export.save(program, file)
-
-
-def load_exported_program(path: Path) -> Any:
-    """Load a ``.pt2`` file as a module."""
-    import torch
-
-    with path.open("rb") as file:
-        return torch.export.load(file).module()
-
-
-def _free_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    import torch
-
-    batch = torch.export.Dim.DYNAMIC
-
-    def first(value: Any) -> Any:
-        return {0: batch} if isinstance(value, torch.Tensor) and value.dim() else None
-
-    shapes: Any = tuple(first(a) for a in args)
-    return (
-        shapes
-        if not kwargs
-        else {**dict(enumerate(shapes)), **{k: first(v) for k, v in kwargs.items()}}
-    )
-
-
-# --- NNI compression -----------------------------------------------------------------------------
-
-
-def is_wrapped(model: nn.Module) -> bool:
-    """Tell whether an NNI compressor still holds the model's modules in its wrappers."""
-    return any(hasattr(module, "_nni_wrapper") for module in model.modules())
-
-
-def evaluator_input(evaluator: Any) -> Any:
-    """Return the example input that an NNI evaluator was given, if any.
-
-    NNI keeps a keyword dict or a tuple; a Lightning evaluator may have none.
-    """
-    return getattr(evaluator, "dummy_input", None)
-
-
-def has_scale_and_shift(module: nn.Module) -> bool:
-    """Tell whether NNI's wrapper can mask a module's ``weight`` and ``bias``, channel by channel.
-
-    A slope without a shift (PReLU, a bare scale parameter) keeps silence silent by itself.
-    """
-    return hasattr(module, "weight") and hasattr(module, "bias")
-
-
-def register_pruning_types(model: nn.Module, names: list[str]) -> None:
-    """Let NNI wrap layers whose class it does not list, such as a user's subclass of Conv2d.
-
-    NNI knows layers by the name of their class; an unknown name is an assertion error. The entry
-    is the one that all of its convolutions have.
-    """
-    from nni.compression.base.setting import PruningSetting
-
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name in names:
-        kind = type(modules[name]).__name__
-        if kind not in PruningSetting.registry:
-            PruningSetting.register(kind, PruningSetting.default_setting)
-
-
-def learn_optimizer(evaluator: Any, model: nn.Module) -> None:
-    """Let an evaluator note by name what its optimizer trains, before wrapping replaces it.
-
-    NNI does so when the first pruner is made; wrapping and unwrapping replaces the parameters, and
-    a pruner that is made afterwards would train nothing.
-    """
-    if not evaluator._initialization_complete:
-        evaluator._init_optimizer_helpers(model)
-
-
-def take_over_weights(wrappers: Mapping[str, Any]) -> None:
-    """Give unwrapped wrappers the weights that their modules have now.
-
-    A wrapper keeps the parameters it was made with and puts them back when it wraps again, so
-    whatever was trained in between would be lost.
-    """
-    import torch
-
-    with torch.no_grad():
-        for wrapper in wrappers.values():
-            for name, space in wrapper.pruning_target_spaces.items():
-                if isinstance(space.target, torch.nn.Parameter):
-                    space.target.copy_(getattr(wrapper.module, name))
-
-
-# --- NNI's manager: starting it, and what it leaves undone ---------------------------------------
 
 EXPERIMENT_MARK = "NNI_GCONV_EXPERIMENT"
 """Variable that every process of an experiment we started carries: its NNI experiment id."""
 
-_SHIMS = Path(__file__).parent / "_shims"
+_SHIMS = Path(__file__).parents[1] / "_shims"
 
 
 def write_launch_files(folder: Path) -> None:
@@ -469,70 +274,3 @@ def link_tensorboard(output_dir: str | Path) -> Path | None:
     except OSError:
         return None
     return link
-
-
-# --- NNI's trial API: parameters in, metrics out --------------------------------------------------
-
-
-def running_under_nni() -> bool:
-    """Tell whether NNI's manager started this process.
-
-    NNI's own tests set ``NNI_PLATFORM=unittest``, which does not count.
-    """
-    return os.environ.get("NNI_PLATFORM", "unittest") != "unittest"
-
-
-def trial_folder() -> Path | None:
-    """Return the folder that NNI gives the running trial for its files; None outside NNI."""
-    given = os.environ.get("NNI_OUTPUT_DIR")
-    return Path(given) if given and running_under_nni() else None
-
-
-def experiment_folder() -> Path | None:
-    """Return the folder all trials of an experiment share on this machine; None outside NNI.
-
-    NNI gives a trial ``<experiment>/environments/<environment>/trials/<trial>``.
-    """
-    trial = trial_folder()
-    return trial.parents[1] if trial is not None else None
-
-
-def next_parameters() -> dict[str, Any]:
-    """Return what the tuner chose for this trial; empty when not under NNI.
-
-    NNI wants to be asked exactly once in a trial, and asked before any metric is reported. This
-    may be called again: it then returns what the first call got.
-
-    Raises
-    ------
-    ConfigError
-        The tuner sent no parameters.
-    """
-    if not running_under_nni():
-        return {}
-    import nni
-
-    parameters: Any = nni.get_current_parameter()
-    if parameters is None:
-        parameters = nni.get_next_parameter()
-    if not isinstance(parameters, dict):
-        raise ConfigError(f"the tuner sent {parameters!r} as parameters, expected a mapping")
-    return dict(parameters)
-
-
-def report_intermediate(metrics: dict[str, float]) -> None:
-    """Send flat numbers with a key ``default`` as NNI's intermediate result; else do nothing."""
-    if running_under_nni():
-        import nni
-
-        next_parameters()  # NNI asserts that a trial asked for its parameters first
-        nni.report_intermediate_result(metrics)
-
-
-def report_final(metrics: dict[str, float]) -> None:
-    """Send flat numbers with a key ``default`` as NNI's final result; else do nothing."""
-    if running_under_nni():
-        import nni
-
-        next_parameters()
-        nni.report_final_result(metrics)

@@ -1,0 +1,75 @@
+"""Rough edges of torch and NNI, each met in one small function.
+
+Nothing else in the package works around a version of torch or NNI; when one of them changes, these
+are the files to look at. Neither torch nor NNI is imported before it is needed.
+"""
+
+from nni_gconv.compat.nni_compression import (
+    evaluator_input,
+    has_scale_and_shift,
+    is_wrapped,
+    learn_optimizer,
+    register_pruning_types,
+    take_over_weights,
+)
+from nni_gconv.compat.nni_manager import (
+    EXPERIMENT_MARK,
+    dispatcher_exception,
+    launch_path,
+    link_tensorboard,
+    load_experiment_config,
+    nni_algorithms,
+    quiet_nni,
+    start_manager,
+    write_launch_files,
+)
+from nni_gconv.compat.nni_trial import (
+    experiment_folder,
+    next_parameters,
+    report_final,
+    report_intermediate,
+    running_under_nni,
+    trial_folder,
+)
+from nni_gconv.compat.torch_edges import (
+    export_onnx,
+    export_program,
+    flop_formulas,
+    is_torch_file,
+    load_exported_program,
+    plain_attention,
+    run_onnx,
+    save_exported_program,
+)
+
+__all__ = [
+    "EXPERIMENT_MARK",
+    "dispatcher_exception",
+    "evaluator_input",
+    "experiment_folder",
+    "export_onnx",
+    "export_program",
+    "flop_formulas",
+    "has_scale_and_shift",
+    "is_torch_file",
+    "is_wrapped",
+    "launch_path",
+    "learn_optimizer",
+    "link_tensorboard",
+    "load_experiment_config",
+    "load_exported_program",
+    "next_parameters",
+    "nni_algorithms",
+    "plain_attention",
+    "quiet_nni",
+    "register_pruning_types",
+    "report_final",
+    "report_intermediate",
+    "run_onnx",
+    "running_under_nni",
+    "save_exported_program",
+    "start_manager",
+    "take_over_weights",
+    "trial_folder",
+    "write_launch_files",
+]

@@ -1,0 +1,79 @@
+"""Rough edges of NNI's compressors: wrappers, evaluators, layer types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "evaluator_input",
+    "has_scale_and_shift",
+    "is_wrapped",
+    "learn_optimizer",
+    "register_pruning_types",
+    "take_over_weights",
+]
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Tell whether an NNI compressor still holds the model's modules in its wrappers."""
+    return any(hasattr(module, "_nni_wrapper") for module in model.modules())
+
+
+def evaluator_input(evaluator: Any) -> Any:
+    """Return the example input that an NNI evaluator was given, if any.
+
+    NNI keeps a keyword dict or a tuple; a Lightning evaluator may have none.
+    """
+    return getattr(evaluator, "dummy_input", None)
+
+
+def has_scale_and_shift(module: nn.Module) -> bool:
+    """Tell whether NNI's wrapper can mask a module's ``weight`` and ``bias``, channel by channel.
+
+    A slope without a shift (PReLU, a bare scale parameter) keeps silence silent by itself.
+    """
+    return hasattr(module, "weight") and hasattr(module, "bias")
+
+
+def register_pruning_types(model: nn.Module, names: list[str]) -> None:
+    """Let NNI wrap layers whose class it does not list, such as a user's subclass of Conv2d.
+
+    NNI knows layers by the name of their class; an unknown name is an assertion error. The entry
+    is the one that all of its convolutions have.
+    """
+    from nni.compression.base.setting import PruningSetting
+
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        kind = type(modules[name]).__name__
+        if kind not in PruningSetting.registry:
+            PruningSetting.register(kind, PruningSetting.default_setting)
+
+
+def learn_optimizer(evaluator: Any, model: nn.Module) -> None:
+    """Let an evaluator note by name what its optimizer trains, before wrapping replaces it.
+
+    NNI does so when the first pruner is made; wrapping and unwrapping replaces the parameters, and
+    a pruner that is made afterwards would train nothing.
+    """
+    if not evaluator._initialization_complete:
+        evaluator._init_optimizer_helpers(model)
+
+
+def take_over_weights(wrappers: Mapping[str, Any]) -> None:
+    """Give unwrapped wrappers the weights that their modules have now.
+
+    A wrapper keeps the parameters it was made with and puts them back when it wraps again, so
+    whatever was trained in between would be lost.
+    """
+    import torch
+
+    with torch.no_grad():
+        for wrapper in wrappers.values():
+            for name, space in wrapper.pruning_target_spaces.items():
+                if isinstance(space.target, torch.nn.Parameter):
+                    space.target.copy_(getattr(wrapper.module, name))
