@@ -21,7 +21,16 @@ from nni_gconv.errors import ConfigError, SpeedupError
 from nni_gconv.speedup.channels import ChannelMap, shape_of
 from nni_gconv.speedup.masks import Masks, load_masks, read_masks
 from nni_gconv.speedup.operators import map_channels
-from nni_gconv.speedup.plan import Decision, Plan, apply_plan, decide, make_plan, silence
+from nni_gconv.speedup.optimizer import rebind
+from nni_gconv.speedup.plan import (
+    Decision,
+    Plan,
+    Replaced,
+    apply_plan,
+    decide,
+    make_plan,
+    silence,
+)
 from nni_gconv.speedup.trace import Graph, as_inputs, frames, location, trace
 from nni_gconv.speedup.verify import masked_copy, verify_equal
 
@@ -153,6 +162,7 @@ class ModelSpeedup:
         )
         self._report: SpeedupReport | None = None
         self.plan: Plan | None = None
+        self._replaced: list[Replaced] = []
 
     def speedup_model(self) -> nn.Module:
         """Make the model small, in place, and return it."""
@@ -190,7 +200,7 @@ class ModelSpeedup:
                 seed=self.seed,
             )
         before = _shapes(self.model)
-        apply_plan(self.model, graph, plan, kept)
+        self._replaced = apply_plan(self.model, graph, plan, kept)
         self.plan = plan
         notes = _notes(channels, masks, silenced, decision)
         self._report = SpeedupReport(_changes(self.model, before), notes, 0, difference)
@@ -201,6 +211,45 @@ class ModelSpeedup:
         if self._report is None:
             raise SpeedupError("nothing to report yet: call speedup_model() first")
         return self._report
+
+    def rebind_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Let an optimizer of the dense model go on with the small one.
+
+        Its parameters are exchanged for the small model's, and what it remembers of them
+        (momentum, Adam's averages) is cut as the parameters were; what it remembers of masked
+        weights is zeroed, so that they stay zero.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Made from the parameters of the (unwrapped) model before :meth:`speedup_model`; changed
+            in place. Learning rates and schedules stay.
+
+        Returns
+        -------
+        torch.optim.Optimizer
+            The same object.
+
+        Raises
+        ------
+        SpeedupError
+            The optimizer holds a parameter that the model does not have.
+
+        Examples
+        --------
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        >>> masks = {"0": {"weight": torch.ones(8, 3, 3, 3), "bias": torch.ones(8)}}
+        >>> masks["0"]["weight"][:2] = masks["0"]["bias"][:2] = 0
+        >>> speedup = ModelSpeedup(net, torch.zeros(1, 3, 8, 8), masks)
+        >>> _ = speedup.speedup_model()
+        >>> speedup.rebind_optimizer(optimizer).param_groups[0]["params"][0].shape
+        torch.Size([6, 3, 3, 3])
+        """
+        self.report()
+        rebind(optimizer, self._replaced, self.model)
+        return optimizer
 
     def _try_forward(self, small: nn.Module, graph: Graph, pins: dict[Node, str]) -> Node | None:
         """Run the small model; if it fails at a literal width, return the operator to pin."""

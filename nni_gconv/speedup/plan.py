@@ -21,7 +21,16 @@ from nni_gconv.speedup.constants import connections, given_values
 from nni_gconv.speedup.fold import foldable, shift_bias, shifts
 from nni_gconv.speedup.trace import Graph
 
-__all__ = ["Decision", "Plan", "TensorEdit", "apply_plan", "decide", "make_plan", "silence"]
+__all__ = [
+    "Decision",
+    "Plan",
+    "Replaced",
+    "TensorEdit",
+    "apply_plan",
+    "decide",
+    "make_plan",
+    "silence",
+]
 
 Kept = dict[str, Tensor]
 
@@ -265,50 +274,62 @@ def make_plan(graph: Graph, channels: ChannelMap, kept: Kept, decision: Decision
     return Plan(tensors, pads, shifts(graph, channels, kept, decision.removed, decision.given))
 
 
-def apply_plan(model: nn.Module, graph: Graph, plan: Plan, kept: Mapping[str, Tensor]) -> None:
+@dataclass(frozen=True)
+class Replaced:
+    """A tensor of the model, what took its place, and how the one became the other."""
+
+    old: Tensor
+    new: Tensor
+    edit: TensorEdit | None
+    kept: Tensor | None
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Do to a tensor of the old shape what was done to the old tensor."""
+        return cut_tensor(tensor, self.edit, self.kept)
+
+
+def apply_plan(
+    model: nn.Module, graph: Graph, plan: Plan, kept: Mapping[str, Tensor]
+) -> list[Replaced]:
     """Cut a model in place: masked weights, fewer channels, plain torch modules.
 
     The model's class and forward stay; only parameters, buffers and the width attributes of its
     layers change.
+
+    Returns
+    -------
+    list of Replaced
+        One for each tensor that is another one now.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    done: list[tuple[Tensor, Tensor]] = []
+    # Both tensors of a pair stay alive here: another one in their memory would look like them.
+    by_old: dict[int, Replaced] = {}
+    by_new: dict[int, Replaced] = {}
     for name in sorted({*plan.tensors, *kept}):
         for alias in graph.aliases[name]:
             path, _, attribute = alias.rpartition(".")
-            _replace(modules[path], attribute, plan.tensors.get(name), kept.get(name), done)
+            module = modules[path]
+            old = getattr(module, attribute)
+            if id(old) in by_new:  # the module has several names and was met under another
+                continue
+            if id(old) not in by_old:  # else it is tied to a tensor that is cut already
+                made = _replacement(old, plan.tensors.get(name), kept.get(name))
+                by_old[id(old)] = by_new[id(made.new)] = made
+            _assign(module, attribute, by_old[id(old)].new)
     for layer, shift in plan.shifts.items():
         shift_bias(modules[layer], shift)
     for module in modules.values():
         _set_widths(module)
     for name, padding in plan.pads.items():
         modules[name].padding = tuple(padding)  # type: ignore[assignment]
+    return list(by_old.values())
 
 
-def _replace(
-    module: nn.Module,
-    attribute: str,
-    edit: TensorEdit | None,
-    kept: Tensor | None,
-    done: list[tuple[Tensor, Tensor]],
-) -> None:
-    old = getattr(module, attribute)
-    for before, after in done:
-        if old is before:  # tied to a tensor that is cut already
-            _assign(module, attribute, after)
-        if old is before or old is after:  # the latter: the module has several names
-            return
-    new = old.detach()
-    if kept is not None:
-        new = new * kept.to(new.device)
-    if edit is not None:
-        new = cut_tensor(new, edit)
-    new = new.clone(memory_format=torch.preserve_format)
+def _replacement(old: Tensor, edit: TensorEdit | None, kept: Tensor | None) -> Replaced:
+    new = cut_tensor(old.detach(), edit, kept).clone(memory_format=torch.preserve_format)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
-    # The old tensor is kept alive as well: another one in its memory would look like it.
-    done.append((old, new))
-    _assign(module, attribute, new)
+    return Replaced(old, new, edit, kept)
 
 
 def _assign(module: nn.Module, attribute: str, tensor: Tensor) -> None:
@@ -318,8 +339,12 @@ def _assign(module: nn.Module, attribute: str, tensor: Tensor) -> None:
         module._buffers[attribute] = tensor
 
 
-def cut_tensor(tensor: Tensor, edit: TensorEdit) -> Tensor:
-    """Apply one edit to a tensor."""
+def cut_tensor(tensor: Tensor, edit: TensorEdit | None, kept: Tensor | None = None) -> Tensor:
+    """Mask a tensor and apply one edit to it."""
+    if kept is not None:
+        tensor = tensor * kept.to(tensor.device)
+    if edit is None:
+        return tensor
     if edit.columns is not None:
         groups = len(edit.columns)
         rows = tensor.shape[0] // groups

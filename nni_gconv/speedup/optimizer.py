@@ -1,0 +1,63 @@
+"""An optimizer's memory follows the parameters it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_gconv.errors import SpeedupError
+from nni_gconv.speedup.plan import Replaced
+
+__all__ = ["rebind"]
+
+
+def rebind(
+    optimizer: torch.optim.Optimizer, replaced: Sequence[Replaced], model: nn.Module
+) -> None:
+    """Exchange an optimizer's parameters and cut what it remembers of them.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Changed in place; nothing is changed when it does not belong to the model.
+    replaced : sequence of Replaced
+        What took whose place.
+    model : nn.Module
+        The small model.
+
+    Raises
+    ------
+    SpeedupError
+        A parameter of the optimizer is neither an old nor a present one of the model.
+    """
+    change = {id(r.old): r for r in replaced}
+    present = {id(p) for p in model.parameters()}
+    for number, group in enumerate(optimizer.param_groups):
+        for old in group["params"]:
+            if id(old) not in change and id(old) not in present:
+                raise SpeedupError(
+                    f"the optimizer's group {number} holds a parameter of shape {tuple(old.shape)} "
+                    "that the model did not have: make it from the unwrapped model's parameters"
+                )
+    for group in optimizer.param_groups:
+        group["params"] = [change[id(p)].new if id(p) in change else p for p in group["params"]]
+    for old in [p for p in optimizer.state if id(p) in change]:
+        made = change[id(old)]
+        state = optimizer.state.pop(old)
+        optimizer.state[made.new] = {key: _cut(value, made) for key, value in state.items()}
+
+
+def _cut(value: Any, made: Replaced) -> Any:
+    """Cut what has the parameter's shape, or that of its filters; counters and the like stay."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape == made.old.shape:
+        return made.cut(value).clone()
+    per_filter = (made.old.shape[0], *[1] * (made.old.dim() - 1))
+    if made.old.dim() > 1 and tuple(value.shape) == per_filter:
+        rows = made.edit.keep.get(0) if made.edit is not None else None
+        return value if rows is None else value[torch.tensor(rows, device=value.device)].clone()
+    return value
