@@ -12,7 +12,7 @@ from nni_gconv import ModelSpeedup
 from nni_gconv.errors import SpeedupError
 from nni_gconv.training.zoo import create_model
 
-X, Y = randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+X, Y = randn(4, 3, 16, 16).double(), torch.tensor([0, 1, 2, 3])
 
 
 def optimizers():
@@ -31,7 +31,7 @@ def optimizers():
 def step(model, optimizer, masks=None):
     """One step; with masks, of the masked model: weights and gradients are masked."""
     optimizer.zero_grad()
-    F.cross_entropy(model(X.double()), Y).backward()
+    F.cross_entropy(model(X), Y).backward()
     if masks:
         for name, mask in masks.items():
             model.get_parameter(name).grad.mul_(mask)
@@ -46,7 +46,7 @@ def test_a_step_of_the_small_model_is_a_step_of_the_masked_one(make):
     optimizer = make(dense.parameters())
     for _ in range(3):
         step(dense, optimizer)
-    given = silent_masks(dense, X.double(), share=0.4)
+    given = silent_masks(dense, X, share=0.4)
     masks = {f"{m}.{t}": v.double() for m, targets in given.items() for t, v in targets.items()}
 
     masked = copy.deepcopy(dense)
@@ -60,7 +60,7 @@ def test_a_step_of_the_small_model_is_a_step_of_the_masked_one(make):
                 if value.shape == mask.shape:
                     value.mul_(mask)
 
-    speedup = ModelSpeedup(dense, X.double(), given)
+    speedup = ModelSpeedup(dense, X, given)
     small = speedup.speedup_model()
     assert speedup.rebind_optimizer(optimizer) is optimizer
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -69,12 +69,12 @@ def test_a_step_of_the_small_model_is_a_step_of_the_masked_one(make):
         step(masked, other, masks)
         step(small, optimizer)
     with torch.no_grad():
-        expected, got = masked(X.double()), small(X.double())
+        expected, got = masked(X), small(X)
     assert float((expected - got).abs().max() / expected.abs().max()) < 1e-9
 
 
 def test_an_optimizer_of_another_model_is_refused():
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)).double()
     speedup = ModelSpeedup(net, X, silent_masks(net, X, share=0.5))
     speedup.speedup_model()
     stranger = torch.optim.SGD(nn.Conv2d(3, 5, 1).parameters(), lr=0.1)
