@@ -18,7 +18,7 @@ from nni_gconv.speedup.channels import lookup, op_name, shape_of
 from nni_gconv.speedup.rules import MOVES, PASSES, POOLS, argument, is_pointwise
 from nni_gconv.speedup.trace import Graph
 
-__all__ = ["connections", "given_values", "has_padding", "known_values"]
+__all__ = ["Wiring", "given_values", "has_padding", "known_values"]
 
 Value = Tensor | None
 
@@ -43,7 +43,9 @@ def known_values(graph: Graph, kept: Mapping[str, Tensor]) -> dict[Node, Any]:
     return _run(graph, kept).values
 
 
-def given_values(graph: Graph, kept: Mapping[str, Tensor]) -> dict[Node, Tensor]:
+def given_values(
+    graph: Graph, kept: Mapping[str, Tensor], wiring: Wiring | None = None
+) -> dict[Node, Tensor]:
     """Find what is known of each channel that a layer reads, at the moment it reads.
 
     Parameters
@@ -51,17 +53,19 @@ def given_values(graph: Graph, kept: Mapping[str, Tensor]) -> dict[Node, Tensor]
     graph, kept
         As for :func:`known_values`. An operator that writes in place may change a value after a
         layer has read it, which is why this is not looked up in the other's result.
+    wiring : Wiring, optional
+        Of the same graph and masks, if it is at hand.
 
     Returns
     -------
     dict of Node to Tensor
         Convolution or linear node -> float64, shape (input channels,); NaN where unknown.
     """
-    return _run(graph, kept).given
+    return _run(graph, kept, wiring).given
 
 
-def _run(graph: Graph, kept: Mapping[str, Tensor]) -> _State:
-    state = _State(graph, kept)
+def _run(graph: Graph, kept: Mapping[str, Tensor], wiring: Wiring | None = None) -> _State:
+    state = _State(graph, kept, wiring)
     for node in graph.nodes:
         if node.op == "call_function":
             state.values[node] = _evaluate(state, node)
@@ -96,14 +100,31 @@ def _follow_storage(state: _State, node: Node) -> None:
                 state.values[other] = renewed if whole else None
 
 
-def connections(weight: Tensor, kept: Tensor | None, transposed: bool = False) -> Tensor:
-    """Tell which input position reaches which filter: bool, shape (filters, positions)."""
-    alive = (
-        torch.ones(weight.shape[:2], dtype=torch.bool)
-        if kept is None
-        else (kept.flatten(2).any(2) if kept.dim() > 2 else kept)
-    )
-    return alive.T if transposed else alive
+class Wiring:
+    """Which input position of a layer reaches which of its filters, worked out once a weight.
+
+    Parameters
+    ----------
+    graph : Graph
+        The traced model.
+    kept : mapping of str to bool Tensor
+        Masks by parameter name.
+    """
+
+    def __init__(self, graph: Graph, kept: Mapping[str, Tensor]) -> None:
+        self._graph, self._kept = graph, kept
+        self._made: dict[str, Tensor] = {}
+
+    def of(self, weight: str, transposed: bool = False) -> Tensor:
+        """Return a bool Tensor of shape (filters, positions)."""
+        if weight not in self._made:
+            kept = self._kept.get(weight)
+            if kept is None:
+                shape = lookup(self._graph, weight).shape[:2]
+                self._made[weight] = torch.ones(shape, dtype=torch.bool)
+            else:
+                self._made[weight] = kept.flatten(2).any(2) if kept.dim() > 2 else kept
+        return self._made[weight].T if transposed else self._made[weight]
 
 
 def has_padding(node: Node) -> bool:
@@ -115,9 +136,12 @@ def has_padding(node: Node) -> bool:
 
 
 class _State:
-    def __init__(self, graph: Graph, kept: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, graph: Graph, kept: Mapping[str, Tensor], wiring: Wiring | None = None
+    ) -> None:
         self.graph = graph
         self.kept = kept
+        self.wiring = wiring or Wiring(graph, kept)
         self.values: dict[Any, Any] = {}
         self.given: dict[Node, Tensor] = {}
         #: Value -> the one whose memory it shares, and the one that is the very same tensor.
@@ -132,6 +156,11 @@ class _State:
         if isinstance(node, Node) and node.op == "placeholder":
             return self.graph.tensors.get(node.name)
         return None
+
+    def masked(self, node: Any) -> Tensor:
+        """Return a parameter's masked values."""
+        found = self.parameter(node)
+        return torch.empty(0) if found is None else found[0]
 
     def parameter(self, node: Any) -> tuple[Tensor, Tensor] | None:
         """Return a parameter's masked values and its mask."""
@@ -195,8 +224,7 @@ def _layer(state: _State, node: Node) -> Value:
     given = state.given[node] = _channels(state, x, dim)
     if state.get(x) is None and name not in state.kept:
         return None
-    full, kept = state.parameter(weight) or (torch.empty(0), torch.empty(0))
-    connected = connections(full, kept, transposed)
+    connected = state.wiring.of(name, transposed)
     filters, positions = connected.shape
     if groups > 1:
         group = torch.arange(filters) // (filters // groups)
@@ -209,9 +237,12 @@ def _layer(state: _State, node: Node) -> Value:
     unknown = (connected & ~exact).any(1)
     if bool(unknown.all()):
         return None
-    sums = full.flatten(2).sum(2) if full.dim() > 2 else full
-    sums = sums.T if transposed else sums
-    rows = (torch.where(connected & exact, given, 0.0) * sums).sum(1)
+    rows = torch.zeros(filters, dtype=torch.float64)
+    constant = torch.where(connected & exact, given, 0.0)
+    if bool((constant != 0).any()):
+        full = state.masked(weight)
+        sums = full.flatten(2).sum(2) if full.dim() > 2 else full
+        rows = (constant * (sums.T if transposed else sums)).sum(1)
     bias = state.parameter(argument(node, 2, "bias"))
     if bias is not None:
         rows = rows + bias[0]

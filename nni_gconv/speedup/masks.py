@@ -123,8 +123,9 @@ def _live(name: str, mask: object) -> Tensor:
     """Return where a mask keeps, as bool on the CPU; a mask is made of zeros and ones."""
     if not isinstance(mask, Tensor):
         raise CheckpointError(f"masks: {name} must be a tensor, not {type(mask).__name__}")
-    strange = mask[(mask != 0) & (mask != 1)]
-    if strange.numel():
+    live = mask != 0
+    if not bool((mask == live).all()):
+        strange = mask[mask != live]
         raise CheckpointError(
             f"masks: {name} must hold zeros and ones, it has {strange.flatten()[0].item()!r}"
         )

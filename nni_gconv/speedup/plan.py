@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv.speedup.channels import ChannelMap, Read, lookup
-from nni_gconv.speedup.constants import connections, given_values
+from nni_gconv.speedup.constants import Wiring, given_values
 from nni_gconv.speedup.fold import foldable, shift_bias, shifts
 from nni_gconv.speedup.trace import Graph
 
@@ -96,7 +96,7 @@ def silence(graph: Graph, channels: ChannelMap, kept: Kept) -> tuple[Kept, dict[
     added : dict of str to Tensor
         Parameter -> positions that this masked in addition.
     """
-    gone = _all_rows_masked(channels, kept) & ~_pinned(channels)
+    gone = _all_rows_masked(channels, Wiring(graph, kept), kept) & ~_pinned(channels)
     extended = dict(kept)
     added: dict[str, Tensor] = {}
     for axis in channels.axes.values():
@@ -123,7 +123,7 @@ def _pinned(channels: ChannelMap) -> np.ndarray:
     return pinned
 
 
-def _all_rows_masked(channels: ChannelMap, kept: Kept) -> np.ndarray:
+def _all_rows_masked(channels: ChannelMap, wiring: Wiring, kept: Kept) -> np.ndarray:
     """Tell for each class whether it has filters and every one of them is masked whole."""
     count = int(channels.classes.max(initial=-1)) + 1
     has_row, has_live = np.zeros(count, bool), np.zeros(count, bool)
@@ -132,10 +132,9 @@ def _all_rows_masked(channels: ChannelMap, kept: Kept) -> np.ndarray:
             continue
         of = channels.of(axis.labels)
         has_row[of] = True
-        mask = kept.get(axis.tensor)
         live = np.ones(len(of), bool)
-        if mask is not None:
-            live = mask.movedim(axis.dim, 0).flatten(1).any(1).numpy()
+        if axis.tensor in kept:
+            live = wiring.of(axis.tensor).any(1 - axis.dim).numpy()
         has_live[of[live]] = True
     return has_row & ~has_live
 
@@ -157,19 +156,19 @@ def decide(graph: Graph, channels: ChannelMap, kept: Kept, *, fold: bool = False
     removed = np.zeros_like(pinned)
     held: dict[str, int] = {}
     # A constant is worth what it is in the masked model, whatever goes of the layers behind it.
-    given = given_values(graph, kept)
+    wiring = Wiring(graph, kept)
+    given = given_values(graph, kept, wiring)
+    asked, with_rows = _all_rows_masked(channels, wiring, kept), _with_rows(channels)
     while True:
-        cut = _without(graph, channels, kept, removed)
-        asked, read = _all_rows_masked(channels, kept), np.zeros_like(pinned)
-        alive = pinned.copy()
+        read, alive = np.zeros_like(pinned), pinned.copy()
         for reading in channels.reads:
             of = channels.of(reading.labels)
             read[of] = True
-            needed = _needed(graph, reading, cut, given[reading.node])
+            needed = _needed(channels, reading, wiring, removed) & (given[reading.node] != 0)
             if fold:
                 needed &= ~foldable(graph, channels, reading, given)
             alive[of[needed.numpy()]] = True
-        candidates = ~alive & (read | asked) & _with_rows(channels)
+        candidates = ~alive & (read | asked) & with_rows
         settled, held = _settle(channels, candidates, removed)
         if np.array_equal(settled, removed):
             return Decision(removed, held, given)
@@ -184,31 +183,17 @@ def _with_rows(channels: ChannelMap) -> np.ndarray:
     return found
 
 
-def _without(graph: Graph, channels: ChannelMap, kept: Kept, removed: np.ndarray) -> Kept:
-    """Mask the filters of removed classes, so that what only they read is seen to be unread."""
-    cut = dict(kept)
-    for axis in channels.axes.values():
-        gone = torch.from_numpy(removed[channels.of(axis.labels)])
-        if axis.role != "row" or not bool(gone.any()):
-            continue
-        view = [1] * lookup(graph, axis.tensor).dim()
-        view[axis.dim] = -1
-        before = cut.get(axis.tensor)
-        shape = lookup(graph, axis.tensor).shape
-        whole = torch.ones(shape, dtype=torch.bool) if before is None else before
-        cut[axis.tensor] = whole & ~gone.view(view)
-    return cut
-
-
-def _needed(graph: Graph, reading: Read, cut: Kept, given: Tensor) -> Tensor:
-    """Tell for each channel a layer reads whether it reaches what the layer emits: bool."""
-    weight = lookup(graph, reading.weight)
-    connected = connections(weight, cut.get(reading.weight), reading.transposed)
+def _needed(channels: ChannelMap, reading: Read, wiring: Wiring, removed: np.ndarray) -> Tensor:
+    """Tell for each channel a layer reads whether it reaches a filter that stays: bool."""
+    connected = wiring.of(reading.weight, reading.transposed)
+    rows = channels.axes.get((reading.weight, 1 if reading.transposed else 0))
+    if rows is not None:
+        # A filter that goes reads no more; what only it reads can go with it.
+        stays = torch.from_numpy(~removed[channels.of(rows.labels)])
+        connected = connected & stays[:, None]
     if reading.groups > 1:
-        connected = connected.view(reading.groups, -1, connected.shape[1]).any(1).reshape(-1)
-    else:
-        connected = connected.any(0)
-    return connected & (given != 0)
+        return connected.view(reading.groups, -1, connected.shape[1]).any(1).reshape(-1)
+    return connected.any(0)
 
 
 def _settle(
