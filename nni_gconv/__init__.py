@@ -18,6 +18,7 @@ _PUBLIC = {
     "export_model": "nni_gconv.export",
     "load_compact": "nni_gconv.artefact",
     "profile": "nni_gconv.profiling.costs",
+    "recalibrate_bn": "nni_gconv.training.recalibrate",
     "run_recipe": "nni_gconv.recipe.run",
     "save_compact": "nni_gconv.artefact",
 }
@@ -30,6 +31,7 @@ __all__ = [
     "export_model",
     "load_compact",
     "profile",
+    "recalibrate_bn",
     "run_recipe",
     "save_compact",
 ]
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
     from nni_gconv.speedup.model_speedup import ModelSpeedup
+    from nni_gconv.training.recalibrate import recalibrate_bn
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from nni_gconv.cli.create import create
+from nni_gconv.cli.doctor import doctor
 from nni_gconv.cli.export import export
 from nni_gconv.cli.inspect import inspect
 from nni_gconv.cli.profile import profile
@@ -64,7 +65,7 @@ def _options(
     pass
 
 
-for _command in (run, quickstart, create, report, profile, inspect, export):
+for _command in (run, quickstart, create, report, profile, doctor, inspect, export):
     app.command()(_command)
 
 

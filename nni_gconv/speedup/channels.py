@@ -95,6 +95,8 @@ class ChannelMap:
         Groups that must stay equally wide.
     pads : tuple of PadEdit
         Padding modules that have to follow.
+    halvings : tuple of Node
+        Operators that cut channels into equal parts, whose sizes the small model has to confirm.
     values : dict of Node to tuple of Tensor
         Fields of each value, for whoever wants to look a channel up.
     """
@@ -105,6 +107,7 @@ class ChannelMap:
     reads: tuple[Read, ...]
     balances: tuple[Balance, ...]
     pads: tuple[PadEdit, ...]
+    halvings: tuple[Node, ...]
     values: dict[Node, Any]
 
     def of(self, labels: Tensor) -> np.ndarray:
@@ -140,6 +143,8 @@ class Walker:
         self.reads: list[Read] = []
         self.balances: list[Balance] = []
         self.pads: list[PadEdit] = []
+        self.halvings: list[Node] = []
+        self.pinned_nodes: set[Node] = set()
         self.whole: list[tuple[str, str]] = []
         self.values: dict[Node, Any] = {}
 
@@ -253,6 +258,7 @@ class Walker:
             reads=tuple(self.reads),
             balances=tuple(self.balances),
             pads=tuple(self.pads),
+            halvings=tuple(self.halvings),
             values=self.values,
         )
 

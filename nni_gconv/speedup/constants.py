@@ -16,9 +16,11 @@ from torch.fx import Node
 
 from nni_gconv.speedup.channels import lookup, op_name, shape_of
 from nni_gconv.speedup.rules import MOVES, PASSES, POOLS, argument, is_pointwise
+from nni_gconv.speedup.storage import follow_storage
 from nni_gconv.speedup.trace import Graph
+from nni_gconv.speedup.wiring import Wiring
 
-__all__ = ["Wiring", "given_values", "has_padding", "known_values"]
+__all__ = ["given_values", "has_padding", "known_values"]
 
 Value = Tensor | None
 
@@ -69,62 +71,8 @@ def _run(graph: Graph, kept: Mapping[str, Tensor], wiring: Wiring | None = None)
     for node in graph.nodes:
         if node.op == "call_function":
             state.values[node] = _evaluate(state, node)
-            _follow_storage(state, node)
+            follow_storage(node, state.values, state.storage, state.same, state.sharing)
     return state
-
-
-def _follow_storage(state: _State, node: Node) -> None:
-    """Note which values share memory, and renew them all when one is written in place."""
-    schema = getattr(node.target, "_schema", None)
-    source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-    arguments = schema.arguments if schema is not None else []
-    written = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
-    shares = any(a.alias_info is not None for a in arguments)
-    if source is not None and (shares or op_name(node) in PASSES or op_name(node) == "getitem"):
-        state.storage[node] = state.storage.get(source, source)
-        if any(written) or op_name(node) in PASSES:
-            state.same[node] = state.same.get(source, source)
-    given = [x for x, w in zip(node.args, written, strict=False) if w]
-    given += [
-        node.kwargs[a.name]
-        for a, w in zip(arguments, written, strict=True)
-        if w and a.name in node.kwargs
-    ]
-    for target in given:
-        storage, same = state.storage.get(target, target), state.same.get(target, target)
-        renewed = state.values.get(node)
-        for other in list(state.values):
-            if state.storage.get(other, other) is storage:
-                # Part of it was written, or it is a part of what was: not known any more.
-                whole = state.same.get(other, other) is same
-                state.values[other] = renewed if whole else None
-
-
-class Wiring:
-    """Which input position of a layer reaches which of its filters, worked out once a weight.
-
-    Parameters
-    ----------
-    graph : Graph
-        The traced model.
-    kept : mapping of str to bool Tensor
-        Masks by parameter name.
-    """
-
-    def __init__(self, graph: Graph, kept: Mapping[str, Tensor]) -> None:
-        self._graph, self._kept = graph, kept
-        self._made: dict[str, Tensor] = {}
-
-    def of(self, weight: str, transposed: bool = False) -> Tensor:
-        """Return a bool Tensor of shape (filters, positions)."""
-        if weight not in self._made:
-            kept = self._kept.get(weight)
-            if kept is None:
-                shape = lookup(self._graph, weight).shape[:2]
-                self._made[weight] = torch.ones(shape, dtype=torch.bool)
-            else:
-                self._made[weight] = kept.flatten(2).any(2) if kept.dim() > 2 else kept
-        return self._made[weight].T if transposed else self._made[weight]
 
 
 def has_padding(node: Node) -> bool:
@@ -147,6 +95,7 @@ class _State:
         #: Value -> the one whose memory it shares, and the one that is the very same tensor.
         self.storage: dict[Any, Any] = {}
         self.same: dict[Any, Any] = {}
+        self.sharing: dict[Any, list[Any]] = {}
 
     def get(self, node: Any) -> Value:
         value = self.values.get(node) if isinstance(node, Node) else None
@@ -250,6 +199,18 @@ def _layer(state: _State, node: Node) -> Value:
     view = [1] * rank
     view[dim] = -1
     return rows.view(view)
+
+
+def _pixels(state: _State, node: Node) -> Value:
+    """A channel made of several is known where they agree; one that becomes several is each."""
+    rank, squared = len(shape_of(node)), int(node.args[1]) ** 2  # type: ignore[arg-type]
+    given = _channels(state, node.args[0], rank - 3)
+    if op_name(node) == "pixel_shuffle":
+        parts = given.view(-1, squared)
+        given = torch.where((parts == parts[:, :1]).all(1), parts[:, 0], torch.nan)
+    else:
+        given = given.repeat_interleave(squared)
+    return _known(given.view([-1 if d == rank - 3 else 1 for d in range(rank)]))
 
 
 def _norm(state: _State, node: Node) -> Value:
@@ -420,6 +381,8 @@ RULES: dict[str, Rule] = {
     "prelu": _slope,
     "zeros_like": lambda _, node: torch.zeros([1] * len(shape_of(node)), dtype=torch.float64),
     "cat": _concatenate,
+    "pixel_shuffle": _pixels,
+    "pixel_unshuffle": _pixels,
     "mean": _mean,
     "sum": _mean,
     "amax": _mean,

@@ -201,7 +201,7 @@ def _blocks(channels: ChannelMap, own: np.ndarray) -> tuple[np.ndarray | None, s
     for balance in channels.balances:
         of = channels.of(balance.labels)
         inside = np.isin(of, own)
-        if not inside.any():
+        if not inside.any() or _same_in_each(of, balance.blocks.numpy()):
             continue
         if not inside.all() or len(np.unique(of)) != len(of):
             return None, f"{balance.where} span several sets"
@@ -211,6 +211,12 @@ def _blocks(channels: ChannelMap, own: np.ndarray) -> tuple[np.ndarray | None, s
     if joint is not None and len(set(np.bincount(joint).tolist())) != 1:
         return None, "groups of different layers cut the channels differently"
     return joint, None
+
+
+def _same_in_each(of: np.ndarray, blocks: np.ndarray) -> bool:
+    """Tell whether every block holds the same channels: such blocks are never out of balance."""
+    parts = [np.sort(of[blocks == block]) for block in np.unique(blocks)]
+    return all(np.array_equal(parts[0], part) for part in parts[1:])
 
 
 def _sorted(values: np.ndarray) -> bool:

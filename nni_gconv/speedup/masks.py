@@ -124,7 +124,8 @@ def _live(name: str, mask: object) -> Tensor:
     if not isinstance(mask, Tensor):
         raise CheckpointError(f"masks: {name} must be a tensor, not {type(mask).__name__}")
     live = mask != 0
-    if not bool((mask == live).all()):
+    # Only zero and one are their own squares; NaN is not equal to itself.
+    if mask.dtype != torch.bool and not torch.equal(mask * mask, mask):
         strange = mask[mask != live]
         raise CheckpointError(
             f"masks: {name} must hold zeros and ones, it has {strange.flatten()[0].item()!r}"

@@ -32,7 +32,8 @@ from nni_gconv.speedup.plan import (
     silence,
 )
 from nni_gconv.speedup.trace import Graph, as_inputs, frames, location, trace
-from nni_gconv.speedup.verify import masked_copy, verify_equal
+from nni_gconv.speedup.verify import masked_copy, uneven_part, verify_equal
+from nni_gconv.speedup.wiring import Wiring
 
 __all__ = ["LayerChange", "ModelSpeedup", "SpeedupReport"]
 
@@ -168,18 +169,21 @@ class ModelSpeedup:
         """Make the model small, in place, and return it."""
         graph = trace(self.model, self.dummy_input)
         masks = read_masks(self.model, self._masks, graph.aliases)
+        wiring = Wiring(graph, masks)  # silence adds nothing to weights: it serves throughout
         pins: dict[Node, str] = {}
         no_change: dict[str, Tensor] = {}
         for _ in range(_MAX_RETRIES):
             channels = map_channels(graph, pin=pins.items())
             kept, silenced = masks, no_change
             if self.constants == "silence":
-                kept, silenced = silence(graph, channels, masks)
-            decision = decide(graph, channels, kept, fold=self.constants == "fold")
+                kept, silenced = silence(graph, channels, masks, wiring)
+            decision = decide(graph, channels, kept, wiring, fold=self.constants == "fold")
             plan = make_plan(graph, channels, kept, decision)
             small = copy.deepcopy(self.model)
             apply_plan(small, graph, plan, kept)
             blocked = self._try_forward(small, graph, pins)
+            if blocked is None and channels.halvings:
+                blocked = uneven_part(small, self.dummy_input, graph, channels, decision.removed)
             if blocked is None:
                 break
             pins[blocked] = f"a width is written in the forward, met at {location(blocked)}"

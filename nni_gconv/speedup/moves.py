@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import Node
 
 from nni_gconv.speedup.channels import (
+    Balance,
     Field,
     Fields,
     PadEdit,
@@ -78,6 +79,34 @@ def item(walker: Walker, node: Node) -> Fields:
     return source[node.args[1]] if isinstance(source, list) else tuple(source)  # type: ignore[index]
 
 
+@rule("pixel_shuffle")
+def pixel_shuffle(walker: Walker, node: Node) -> Fields:
+    """As many channels as make one pixel become one: they live and die together."""
+    own, rest = walker.channel(node.args[0], -3, f"channels mixed with space at {location(node)}")
+    for field in rest:
+        walker.pin(field, f"channels mixed with space at {location(node)}")
+    if own is None:
+        return ()
+    factor = int(node.args[1])  # type: ignore[arg-type]
+    blocks = own.view(-1, factor * factor)
+    walker.equal(blocks[:, :1], blocks)
+    rank = len(shape_of(node))
+    return (place(blocks[:, 0].contiguous(), rank, rank - 3),) if len(blocks) > 1 else ()
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(walker: Walker, node: Node) -> Fields:
+    """One channel becomes several that stand side by side."""
+    own, rest = walker.channel(node.args[0], -3, f"channels mixed with space at {location(node)}")
+    for field in rest:
+        walker.pin(field, f"channels mixed with space at {location(node)}")
+    if own is None:
+        return ()
+    factor = int(node.args[1])  # type: ignore[arg-type]
+    rank = len(shape_of(node))
+    return (place(own.repeat_interleave(factor * factor), rank, rank - 3),)
+
+
 @rule(*MOVES)
 def move(walker: Walker, node: Node) -> Any:
     """Do to the labels what the operator does to the data."""
@@ -89,16 +118,42 @@ def move(walker: Walker, node: Node) -> Any:
         # A view of the data need not be a view of labels that are stored once and broadcast.
         moved = run_on(node, [full.contiguous() if op_name(node) == "view" else full])
         pieces = [compress(piece) for piece in (moved if several else [moved])]
-        for piece in pieces:
-            problem = _not_followed(field, piece)
-            if _selects(node, field):
-                problem = "a part of the channels taken"
-            if problem:
-                walker.pin(field, f"{problem} at {location(node)}")
+        if _equal_parts(node, field, pieces):
+            labels = torch.cat([piece.reshape(-1) for piece in pieces])
+            blocks = torch.arange(len(pieces)).repeat_interleave(pieces[0].numel())
+            where = f"equal parts of {op_name(node)} at {location(node)}"
+            walker.balances.append(Balance(labels, blocks, where))
+            if node not in walker.pinned_nodes:
+                walker.halvings.append(node)
+            problems: set[str | None] = set()
+        elif _selects(node, field):
+            problems = {"a part of the channels taken"}
+        else:
+            problems = {_not_followed(field, piece) for piece in pieces} - {None}
+        for problem in sorted(p for p in problems if p):
+            walker.pin(field, f"{problem} at {location(node)}")
         for result, piece in zip(results, pieces, strict=True):
             if varying(piece):
                 result.append(piece)
     return [tuple(r) for r in results] if several else tuple(results[0])
+
+
+def _equal_parts(node: Node, field: Field, pieces: list[Field]) -> bool:
+    """Tell whether all channels are dealt out, in order, into parts of equal width.
+
+    With as many channels gone from each part the same call deals the rest out the same way, if it
+    asks for a number of parts; one that asks for a width is found out when the small model runs.
+    """
+    if op_name(node) not in ("chunk", "split") or len(pieces) < 2:
+        return False
+    alike = len({piece.shape for piece in pieces}) == 1
+    return (
+        alike
+        and len(varying(field)) == 1
+        and pieces[0].numel() > 1
+        and sum(piece.numel() for piece in pieces) == field.numel()
+        and torch.equal(torch.cat([p.reshape(-1) for p in pieces]), field.reshape(-1))
+    )
 
 
 def _selects(node: Node, field: Field) -> bool:

@@ -77,6 +77,7 @@ def map_channels(
     for node in graph.nodes:
         if node in pins:
             walker.pin_inputs(node, pins[node])
+            walker.pinned_nodes.add(node)
         if node.op == "output":
             walker.pin_inputs(node, "an output of the model")
         elif node.op == "call_function":

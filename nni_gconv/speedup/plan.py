@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv.speedup.channels import ChannelMap, Read, lookup
-from nni_gconv.speedup.constants import Wiring, given_values
+from nni_gconv.speedup.constants import given_values
 from nni_gconv.speedup.fold import foldable, shift_bias, shifts
 from nni_gconv.speedup.trace import Graph
+from nni_gconv.speedup.wiring import Wiring
 
 __all__ = [
     "Decision",
@@ -83,7 +84,9 @@ class Decision:
     given: dict[Node, Tensor]
 
 
-def silence(graph: Graph, channels: ChannelMap, kept: Kept) -> tuple[Kept, dict[str, Tensor]]:
+def silence(
+    graph: Graph, channels: ChannelMap, kept: Kept, wiring: Wiring
+) -> tuple[Kept, dict[str, Tensor]]:
     """Extend masks that silence only filters to all that acts behind the filter.
 
     A class all of whose filters are masked is meant to be gone; its biases and the scale and shift
@@ -96,7 +99,7 @@ def silence(graph: Graph, channels: ChannelMap, kept: Kept) -> tuple[Kept, dict[
     added : dict of str to Tensor
         Parameter -> positions that this masked in addition.
     """
-    gone = _all_rows_masked(channels, Wiring(graph, kept), kept) & ~_pinned(channels)
+    gone = _all_rows_masked(channels, wiring, kept) & ~_pinned(channels)
     extended = dict(kept)
     added: dict[str, Tensor] = {}
     for axis in channels.axes.values():
@@ -139,7 +142,9 @@ def _all_rows_masked(channels: ChannelMap, wiring: Wiring, kept: Kept) -> np.nda
     return has_row & ~has_live
 
 
-def decide(graph: Graph, channels: ChannelMap, kept: Kept, *, fold: bool = False) -> Decision:
+def decide(
+    graph: Graph, channels: ChannelMap, kept: Kept, wiring: Wiring, *, fold: bool = False
+) -> Decision:
     """Find the classes that can go without changing any output.
 
     Parameters
@@ -148,6 +153,8 @@ def decide(graph: Graph, channels: ChannelMap, kept: Kept, *, fold: bool = False
         The traced model and its channel map.
     kept : dict of str to bool Tensor
         Masks: True where a parameter is kept.
+    wiring : Wiring
+        Of the same masks.
     fold : bool
         Count a channel with a constant value other than zero as removable where every reader can
         take the constant into its bias exactly.
@@ -156,7 +163,6 @@ def decide(graph: Graph, channels: ChannelMap, kept: Kept, *, fold: bool = False
     removed = np.zeros_like(pinned)
     held: dict[str, int] = {}
     # A constant is worth what it is in the masked model, whatever goes of the layers behind it.
-    wiring = Wiring(graph, kept)
     given = given_values(graph, kept, wiring)
     asked, with_rows = _all_rows_masked(channels, wiring, kept), _with_rows(channels)
     while True:

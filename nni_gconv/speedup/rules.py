@@ -49,7 +49,7 @@ PASSES = frozenset(
 MOVES = frozenset(
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t numpy_T "
     "swapaxes movedim expand select slice narrow split split_with_sizes chunk unbind repeat "
-    "pixel_shuffle pixel_unshuffle channel_shuffle flip roll".split()
+    "channel_shuffle flip roll".split()
 )
 #: Operators that work on each channel by itself, over the trailing dimensions.
 POOLS = {

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from nni_gconv.errors import SpeedupError
 from nni_gconv.speedup.channels import ChannelMap, varying
-from nni_gconv.speedup.trace import Graph, as_inputs
+from nni_gconv.speedup.trace import Graph, as_inputs, trace
 
-__all__ = ["masked_copy", "verify_equal"]
+__all__ = ["masked_copy", "uneven_part", "verify_equal"]
 
 #: Largest relative difference by dtype, as the contract promises.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -88,6 +89,40 @@ def verify_equal(
             )
         return worst
     raise SpeedupError(f"the masked model does not run on random inputs: {error}")
+
+
+def uneven_part(
+    small: nn.Module, dummy_input: Any, graph: Graph, channels: ChannelMap, removed: np.ndarray
+) -> Node | None:
+    """Find an operator that deals the small model's channels out otherwise than the dense one's.
+
+    ``x.chunk(2, 1)`` halves what there is; ``x.split(32, 1)`` counts on 64 channels and would give
+    a smaller model 32 and the rest. The small model is traced and the parts are compared.
+
+    Returns
+    -------
+    torch.fx.Node or None
+        The first such operator of the dense graph.
+    """
+    # Others may come and go with the widths: copies that a single channel does not need, say.
+    kinds = {n.target for n in channels.halvings}
+    dense = [n for n in graph.nodes if n.target in kinds]
+    now = [n for n in trace(small, dummy_input).nodes if n.target in kinds]
+    if len(dense) != len(now):
+        return channels.halvings[0]
+    other = dict(zip(dense, now, strict=True))
+    for node in channels.halvings:
+        parts = zip(channels.values[node], node.meta["val"], other[node].meta["val"], strict=False)
+        for fields, before, after in parts:
+            shape = list(before.shape)
+            for field in fields:
+                if len(along := varying(field)) == 1:
+                    shape[along[0]] = int((~removed[channels.of(field.reshape(-1))]).sum())
+            if list(after.shape) != shape:
+                return node
+        if len(node.meta["val"]) != len(other[node].meta["val"]):
+            return node
+    return None
 
 
 def _random_inputs(dummy_input: Any, dtype: torch.dtype, seed: int) -> tuple[tuple, dict]:

@@ -12,7 +12,6 @@ from speedup_tools import (
     randomise,
     rows_off,
     shrink,
-    silent_masks,
 )
 from torch import nn
 
@@ -337,17 +336,57 @@ class NarrowFreeBatchView(nn.Module):
         return x.reshape(-1, 32)
 
 
-def test_chunk_and_split_are_pinned():
+def test_unequal_split_is_pinned():
     def forward(s, x):
-        a, b = x.chunk(2, dim=1)
         c, d = s.a(x).split([3, 5], dim=1)
-        return torch.cat([a * b, c, d[:, :2]], 1)
+        return torch.cat([c, d[:, :2]], 1)
 
-    net = middle(forward, width=9, a=conv(8, 8))
+    net = middle(forward, width=5, a=conv(8, 8))
     found = reasons(net, X)
-    assert "a part of the channels taken" in found["stem"]
+    assert "a part of the channels taken" in found["a"]
     assert HERE in found["a"]
-    shrink(net, X, silent_masks(net, X), smaller=False)
+    shrink(net, X, rows_off(net, "a", [0]), smaller=False)
+
+
+def test_halves_lose_as_many():
+    """Two of the first half and one of the second are masked: one of the three stays as zeros."""
+
+    def forward(s, x):
+        a, b = s.a(x).chunk(2, dim=1)
+        return torch.cat([F.relu(s.b(a)), b], 1)
+
+    net = middle(forward, width=8, a=conv(8, 8), b=conv(4, 4))
+    assert reasons(net, X)["a"] is None
+    speedup = shrink(net, X, rows_off(net, "a", [1, 3, 6]))
+    assert shapes(net, "a", "b", "head") == [(6, 8), (4, 3), (4, 7)]
+    assert "equal parts of chunk" in " ".join(speedup.report().notes)
+    found = Coupling.trace(middle(forward, a=conv(8, 8), b=conv(4, 4)), X)
+    assert [s.blocks for s in found.sets if s.members[0].module == "stem"] == [None]
+
+
+def test_product_of_halves_goes_together():
+    def forward(s, x):
+        a, b = s.a(x).chunk(2, dim=1)
+        return a * torch.sigmoid(b)
+
+    net = middle(forward, width=4, a=conv(8, 8))
+    shrink(net, X, rows_off(net, "a", [1, 5]))
+    assert shapes(net, "a", "head") == [(6, 8), (4, 3)]
+
+
+def test_split_by_a_width_is_pinned():
+    """``split(4)`` of six channels is four and two: nothing fails, and yet it would be wrong."""
+
+    def forward(s, x):
+        a, b = s.a(x).split(4, dim=1)
+        return torch.cat([F.relu(a), b], 1)
+
+    net = middle(forward, width=8, a=conv(8, 8))
+    speedup = shrink(net, X, rows_off(net, "a", [1, 6]), smaller=False)
+    assert HERE in " ".join(speedup.report().notes)
+    net = middle(lambda s, x: torch.cat(s.a(x).chunk(3, 1), 1), width=9, a=conv(8, 9))
+    shrink(net, X, rows_off(net, "a", [0, 4, 8]))
+    assert shapes(net, "a", "head") == [(6, 8), (4, 6)]
 
 
 def test_part_of_repeated_channels_is_pinned():
@@ -377,8 +416,9 @@ def test_flip_and_pixel_shuffle():
     net = middle(lambda s, x: x.flip(1))
     shrink(net, X, rows_off(net, "stem", [1]), smaller=False)
     net = middle(lambda s, x: F.pixel_shuffle(s.a(x), 2), a=conv(8, 32))
-    shrink(net, X, {**rows_off(net, "a", [1, 2, 3, 0]), **rows_off(net, "stem", [4])})
-    assert (net.stem.out_channels, net.a.out_channels) == (7, 32)
+    # Four filters make one channel of a pixel: the first four go, half of the next does not.
+    shrink(net, X, {**rows_off(net, "a", [0, 1, 2, 3, 4, 5]), **rows_off(net, "stem", [4])})
+    assert shapes(net, "stem", "a", "head") == [(7, 3), (28, 7), (4, 7)]
     net = middle(lambda s, x: F.pixel_unshuffle(x, 2), width=32)
     shrink(net, X, rows_off(net, "stem", [3]))
     assert net.head.in_channels == 28

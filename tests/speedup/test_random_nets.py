@@ -25,7 +25,7 @@ from nni_gconv import ModelSpeedup
 
 BLOCKS = (
     "conv norm residual concat depthwise grouped gate shared tied pool pad_a transposed output "
-    "valid prelu inplace split permute scale constant"
+    "valid prelu inplace split halves pixels permute scale constant"
 ).split()
 ENDS = ("flatten", "mean", "linear", "map")
 ACTIVATIONS = (F.relu, torch.sigmoid, F.gelu, torch.tanh, F.hardswish, torch.relu_)
@@ -120,6 +120,13 @@ class RandomNet(nn.Module):
         elif block == "split":
             add("a", self._conv(channels, 6, kernel))
             after = 3
+        elif block == "halves":
+            add("a", self._conv(channels, 8, kernel))
+            add("b", self._conv(4, 4, kernel))
+            after = 8
+        elif block == "pixels":
+            add("a", self._conv(4 * channels, 12, kernel))
+            after = 3
         return after
 
     def forward(self, x):
@@ -175,6 +182,11 @@ class RandomNet(nn.Module):
         if block == "split":
             first, second = get("a")(x).chunk(2, 1)
             return act(first) * second
+        if block == "halves":
+            first, second = get("a")(x).chunk(2, 1)
+            return torch.cat([act(get("b")(first)), second], 1)
+        if block == "pixels":
+            return act(F.pixel_shuffle(get("a")(F.pixel_unshuffle(x, 2)), 2))
         if block == "permute":
             return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         if block == "scale":

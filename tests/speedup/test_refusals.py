@@ -262,8 +262,8 @@ def test_verification_sees_a_wrong_plan(monkeypatch):
 
     decide = model_speedup.decide
 
-    def one_too_many(graph, channels, kept, **options):
-        decision = decide(graph, channels, kept, **options)
+    def one_too_many(graph, channels, *rest, **options):
+        decision = decide(graph, channels, *rest, **options)
         rows = channels.of(channels.axes["0.weight", 0].labels)
         decision.removed[rows[3]] = True
         return decision

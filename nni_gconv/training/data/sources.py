@@ -34,9 +34,7 @@ class Source:
     augment: bool = True
 
 
-_CIFAR10_CLASSES = tuple(
-    "airplane automobile bird cat deer dog frog horse ship truck".split()
-)
+_CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 
 def _digits(_: DataSettings, __: int) -> Arrays:
