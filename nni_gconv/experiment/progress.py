@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from nni_gconv.experiment.launch import RunningExperiment
+    from nni_gconv.experiment.running import RunningExperiment
     from nni_gconv.experiment.watch import Outcome
 
 __all__ = ["ExperimentView"]

@@ -18,7 +18,7 @@ from nni_gconv.experiment.database import read_database
 from nni_gconv.experiment.manager import ManagerError, TrialState
 
 if TYPE_CHECKING:
-    from nni_gconv.experiment.launch import RunningExperiment
+    from nni_gconv.experiment.running import RunningExperiment
 
 __all__ = ["Ending", "Outcome", "watch"]
 
