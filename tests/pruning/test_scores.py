@@ -65,6 +65,22 @@ def test_distance_sums_of_six_known_filters(distance, sums, ranking):
     assert order(found.round(decimals=6)) == ranking
 
 
+def test_the_discrete_median_beside_the_true_one():
+    """The true geometric median, by Weiszfeld's iteration: same first filter, another second."""
+    rows = FILTERS.double()
+    median = rows.mean(0)
+    for _ in range(10_000):
+        weights = 1 / (rows - median).norm(dim=1)
+        median = (weights[:, None] * rows).sum(0) / weights.sum()
+    known = torch.tensor([0.592737, 0.467391, 0.120722, 0.092142], dtype=torch.float64)
+    torch.testing.assert_close(median, known, atol=1e-6, rtol=0)
+    distances = (rows - median).norm(dim=1)
+    known = torch.tensor([0.6383, 0.8112, 0.1630, 0.5656, 2.4569, 0.7720], dtype=torch.float64)
+    torch.testing.assert_close(distances, known, atol=1e-4, rtol=0)
+    assert order(distances) == [2, 3, 0, 5, 1, 4]
+    assert order(distance_sums(FILTERS, "l2")) == [2, 0, 3, 5, 1, 4]
+
+
 def test_norms_and_the_order_they_give():
     norms = filter_norms(FILTERS)
     assert norms.tolist() == pytest.approx((1, 1, 0.8544004, 1, 3, 0.2), abs=1e-6)
