@@ -14,9 +14,11 @@ from nni_gconv._version import __version__
 _PUBLIC = {
     "FPGMPruner": "nni_gconv.pruning.fpgm",
     "ModelSpeedup": "nni_gconv.speedup.model_speedup",
+    "Partition": "nni_gconv.partitioning",
     "Recipe": "nni_gconv.recipe.schema",
     "export_model": "nni_gconv.export",
     "load_compact": "nni_gconv.artefact",
+    "partition": "nni_gconv.partitioning",
     "profile": "nni_gconv.profiling.costs",
     "recalibrate_bn": "nni_gconv.training.recalibrate",
     "run_recipe": "nni_gconv.recipe.run",
@@ -26,10 +28,12 @@ _PUBLIC = {
 __all__ = [
     "FPGMPruner",
     "ModelSpeedup",
+    "Partition",
     "Recipe",
     "__version__",
     "export_model",
     "load_compact",
+    "partition",
     "profile",
     "recalibrate_bn",
     "run_recipe",
@@ -39,6 +43,7 @@ __all__ = [
 if TYPE_CHECKING:
     from nni_gconv.artefact import load_compact, save_compact
     from nni_gconv.export import export_model
+    from nni_gconv.partitioning import Partition, partition
     from nni_gconv.profiling.costs import profile
     from nni_gconv.pruning.fpgm import FPGMPruner
     from nni_gconv.recipe.run import run_recipe
