@@ -79,12 +79,18 @@ def item(walker: Walker, node: Node) -> Fields:
     return source[node.args[1]] if isinstance(source, list) else tuple(source)  # type: ignore[index]
 
 
+def _channels_of_image(walker: Walker, node: Node) -> Field | None:
+    reason = f"channels mixed with space at {location(node)}"
+    own, rest = walker.channel(node.args[0], -3, reason)
+    for field in rest:
+        walker.pin(field, reason)
+    return own
+
+
 @rule("pixel_shuffle")
 def pixel_shuffle(walker: Walker, node: Node) -> Fields:
     """As many channels as make one pixel become one: they live and die together."""
-    own, rest = walker.channel(node.args[0], -3, f"channels mixed with space at {location(node)}")
-    for field in rest:
-        walker.pin(field, f"channels mixed with space at {location(node)}")
+    own = _channels_of_image(walker, node)
     if own is None:
         return ()
     factor = int(node.args[1])  # type: ignore[arg-type]
@@ -97,9 +103,7 @@ def pixel_shuffle(walker: Walker, node: Node) -> Fields:
 @rule("pixel_unshuffle")
 def pixel_unshuffle(walker: Walker, node: Node) -> Fields:
     """One channel becomes several that stand side by side."""
-    own, rest = walker.channel(node.args[0], -3, f"channels mixed with space at {location(node)}")
-    for field in rest:
-        walker.pin(field, f"channels mixed with space at {location(node)}")
+    own = _channels_of_image(walker, node)
     if own is None:
         return ()
     factor = int(node.args[1])  # type: ignore[arg-type]
