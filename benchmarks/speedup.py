@@ -4,10 +4,11 @@
     python benchmarks/speedup.py --peers --models resnet18,vgg16_bn        # with the peers
     python benchmarks/speedup.py --one torchvision:resnet50                # one model, JSON
 
-Every model runs in a process of its own. Half of the channels of every coupled set are masked (L1 norm), batch norms are given random
-statistics, heads that start at zero random weights, and masked and small network are compared
-here, in float64, independently of the library's own verification. Seconds are wall time on the
-machine named in the output; the peers are timed in the same process, after ours.
+Every model runs in a process of its own. Half of the channels of every coupled set are masked
+(L1 norm), batch norms are given random statistics, heads that start at zero random weights, and
+masked and small network are compared here, in float64, independently of the library's own
+verification. Seconds are wall time on the machine named in the output; the peers are timed in
+the same process, after ours.
 
 NNI's ModelSpeedup is given our masks and, since it does not start on today's torch, an fx graph.
 Torch-Pruning prunes the same ratio by its own masks; what it removes is its own choice.
