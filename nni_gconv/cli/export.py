@@ -36,13 +36,13 @@ def export(
     from nni_gconv.export import export_model
     from nni_gconv.training.zoo import ModelSettings, input_size
 
-    recipe = read_plan(file)["recipe"]
+    found = read_plan(file)
+    plan, recipe = found["plan"], found["recipe"]
     if model is None and "model" not in recipe:
         raise ConfigError(f"{file} names no architecture: give --model")
     settings = ModelSettings.model_validate(
         {"name": model} if model is not None else {**recipe["model"], "weights": None}
     )
-    plan = read_plan(file)["plan"]
     channels = _first_channels(plan)
     size = parse_shape(shape) if shape else (1, channels, *input_size(settings.name)[1:])
     defaults = _zoo_defaults(settings.name, plan, channels)
