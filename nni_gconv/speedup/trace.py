@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from nni_gconv import compat
 from nni_gconv.errors import TraceError
+from nni_gconv.modes import evaluating
 
 __all__ = ["Graph", "as_inputs", "example_input", "frames", "location", "trace"]
 
@@ -98,15 +99,11 @@ def trace(model: nn.Module, dummy_input: Any) -> Graph:
     ['bias', 'weight']
     """
     args, kwargs = as_inputs(dummy_input)
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        program = compat.export_program(model, args, kwargs)
-    except Exception as error:
-        raise TraceError(_explain(model, error)) from error
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model):
+        try:
+            program = compat.export_program(model, args, kwargs)
+        except Exception as error:
+            raise TraceError(_explain(model, error)) from error
     signature = program.graph_signature
     aliases = _aliases(model)
 

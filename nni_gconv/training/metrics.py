@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nni_gconv.errors import ConfigError, DataError
+from nni_gconv.modes import evaluating
 from nni_gconv.training.data.loaders import Loader
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.settings import Amp
@@ -40,18 +39,6 @@ def autocast(amp: Amp, device: torch.device) -> torch.autocast:
     """Return the context in which `amp` is done on `device`."""
     enabled = amp != "none"
     return torch.autocast(device.type, _DTYPES[amp] if enabled else None, enabled=enabled)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode, then give each module its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def evaluate(
