@@ -213,6 +213,13 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def machine() -> str:
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    return (f"{processor()}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}; "
+            f"Python {platform.python_version()}, numpy {np.__version__}, "
+            f"scipy {scipy.__version__}")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=TABLES, nargs="+", default=list(TABLES))
@@ -222,10 +229,7 @@ def main() -> None:
     parser.add_argument("--weights", default=None, help="torchvision weights, for example DEFAULT")
     parser.add_argument("--seed", type=int, default=0, help="of the random ResNet-50")
     args = parser.parse_args()
-    threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    print(f"{processor()}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}; "
-          f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}; "
-          f"sample seeds 0..{args.samples - 1}, solver seed 0")  # fmt: skip
+    print(f"{machine()}; sample seeds 0..{args.samples - 1}, solver seed 0")
     for name in args.only:
         TABLES[name](args)
 

@@ -1,293 +1,322 @@
 """Coverage, exactness and speed of ModelSpeedup, beside NNI's ModelSpeedup and Torch-Pruning.
 
-    python benchmarks/speedup.py --out docs/coverage.md                    # ours, every model
-    python benchmarks/speedup.py --peers --models resnet18,vgg16_bn        # with the peers
-    python benchmarks/speedup.py --one torchvision:resnet50                # one model, JSON
+    python benchmarks/speedup.py --cache speedup.csv --peers some --out docs/coverage.md
+    python benchmarks/speedup.py --models resnet18,vgg16_bn --peers all
 
-Every model runs in a process of its own. Half of the channels of every coupled set are masked
-(L1 norm), batch norms are given random statistics, heads that start at zero random weights, and
-masked and small network are compared here, in float64, independently of the library's own
-verification. Seconds are wall time on the machine named in the output; the peers are timed in
-the same process, after ours.
+Every model runs in a process of its own, one after the other: ours first, then Torch-Pruning, then
+NNI. Half of the channels of every coupled set are masked, chosen at random; batch norms are given
+random statistics, and what starts at zero random weights, so that no branch is without effect.
+Masked and small network are compared here, in float64, independently of the library's own
+verification. Seconds are CPU time of one call on a model in memory, with one thread: what else
+the machine does hardly changes them.
 
-NNI's ModelSpeedup is given our masks and, since it does not start on today's torch, an fx graph.
-Torch-Pruning prunes the same ratio by its own masks; what it removes is its own choice.
+NNI's ModelSpeedup is given the same masks and, since it does not start on today's torch, an fx
+graph. Torch-Pruning removes the same share of channels by its own choice and checks nothing. A
+peer that has not finished after --limit seconds of CPU time is stopped.
+
+Models whose rows the cache file holds are not run again; delete a line to repeat one.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import csv
 import json
 import platform
+import resource
+import signal
+import statistics
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-ZOO = ["resnet20", "resnet20b", "resnet56", "resnet110", "preresnet164", "vgg16", "vgg19",
-       "densenet40", "condensenet86"]  # fmt: skip
-#: Image side where 224 would only cost time.
-SMALL = {"vit_h_14": 224, "inception_v3": 299}
-#: What has no CNN features to prune by channels.
-SKIPPED = ("raft_", "r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
+from speedup_models import COMPARED, build, difference, half_masks, leaves, mask, model_names
 
-
-def model_names() -> list[str]:
-    from torchvision import models
-
-    names = models.list_models(module=models)
-    names += models.list_models(module=models.segmentation)
-    names += models.list_models(module=models.detection)
-    return [f"zoo:{n}" for n in ZOO] + [f"torchvision:{n}" for n in names]
+#: Above so many parameters NNI, which keeps several copies and masks of each, is not started.
+NNI_PARAMS = 150e6
+PEERS = ("torch_pruning", "nni")
+FIELDS = ["model", "tool", "side", "params", "macs", "params_small", "macs_small", "difference",
+          "seconds", "verified", "peak_mib", "notes", "error"]  # fmt: skip
 
 
-def build(name: str):
-    import torch
-    from torch import nn
-    from torchvision import models
-
-    from nni_gconv.training.zoo import create_model
-
-    torch.manual_seed(0)
-    kind, _, bare = name.partition(":")
-    if kind == "zoo":
-        model, size = create_model(bare), (3, 32, 32)
-    else:
-        options = {"weights": None}
-        if bare in models.list_models(module=models.detection) or bare in models.list_models(
-            module=models.segmentation
-        ):
-            options["weights_backbone"] = None
-        model = models.get_model(bare, **options)
-        if bare in models.list_models(module=models.detection):
-            model = model.backbone
-        size = (3, *[SMALL.get(bare, 224)] * 2)
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for tensor, low, high in (
-                (module.running_mean, -0.3, 0.3),
-                (module.running_var, 0.7, 1.3),
-                (module.weight, 0.7, 1.3),
-                (module.bias, -0.1, 0.5),
-            ):
-                if tensor is not None:
-                    tensor.data.uniform_(low, high, generator=generator)
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            # Heads and branches that start at zero would make any two networks equal.
-            if "layer_scale" in parameter_name:
-                parameter.fill_(0.5)
-            elif parameter.dim() > 1 and not bool(parameter.any()):
-                parameter.normal_(std=0.05, generator=generator)
-    return model.eval(), torch.randn(1, *size, generator=generator)
+def timed(run: Any) -> tuple[Any, float]:
+    begun = time.process_time()
+    result = run()
+    return result, time.process_time() - begun
 
 
-def leaves(output) -> list:
-    import torch
-    from torch.utils import _pytree as pytree
-
-    return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+class TimeLimit(BaseException):
+    """Not an Exception: libraries catch those."""
 
 
-def difference(masked, small, dummy) -> float:
-    """Largest difference of any output in float64, relative to the largest value."""
-    import torch
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeLimit when so much CPU time of this process has passed."""
 
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(dummy.shape, generator=generator, dtype=torch.float64)
-    masked, small = masked.double().eval(), small.double().eval()
-    with torch.no_grad():
-        pairs = list(zip(leaves(masked(x)), leaves(small(x)), strict=True))
-        if all(torch.equal(a, b) for (a, _), b in zip(pairs, leaves(masked(-x)), strict=True)):
-            raise RuntimeError("the masked network's output does not depend on its input")
-    if any(a.shape != b.shape for a, b in pairs):
-        return float("inf")
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-300)) for a, b in pairs)
+    def stop(*_: Any) -> None:
+        raise TimeLimit(f"over {seconds:g} s")
 
-
-def masked_copy(model, masks):
-    import torch
-
-    model = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, targets in masks.items():
-            for target, mask in targets.items():
-                tensor = getattr(model.get_submodule(name), target)
-                if mask is not None and tensor is not None:
-                    tensor.mul_(mask)
-    return model
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def ours(model, dummy) -> dict:
-    import torch
-
+def ours(model: Any, dummy: Any, masks: Any) -> dict[str, Any]:
     from nni_gconv import ModelSpeedup
     from nni_gconv.profiling import count
-    from nni_gconv.pruning.nni_methods import NNIMethodPruner
 
     dense = count(model, dummy)
-    kinds = {type(m).__name__ for m in model.modules()} & {"Conv2d", "Linear"}
-    working = copy.deepcopy(model)
-    pruner = NNIMethodPruner(
-        working,
-        [{"op_types": sorted(kinds), "sparse_ratio": 0.5}],
-        method="L1NormPruner",
-        dummy_input=dummy,
-    )
-    _, masks = pruner.compress()
-    pruner.unwrap_model()
-    reference = masked_copy(model, masks)
-    timed = {}
-    for verify in (True, False):
-        small = copy.deepcopy(working)
-        begun = time.perf_counter()
+    row: dict[str, Any] = {"params": dense.params, "macs": dense.macs}
+    for column, verify in (("verified", True), ("seconds", False)):
+        small = None  # not two at a time
+        small = copy.deepcopy(model)
         speedup = ModelSpeedup(small, dummy, masks, verify=verify)
-        speedup.speedup_model()
-        timed["verified" if verify else "seconds"] = time.perf_counter() - begun
+        _, row[column] = timed(speedup.speedup_model)
     counts = count(small, dummy)
-    small_copy = copy.deepcopy(small)
-    with torch.no_grad():
-        error = difference(reference, small_copy, dummy)
-    row = {
-        "params": dense.params,
-        "macs": dense.macs,
-        "params_small": counts.params,
-        "macs_small": counts.macs,
-        "difference": error,
-        "kept_zeros": len(speedup.report().notes),
-        "skipped": len(pruner.skipped),
-        **timed,
-    }
-    return {"row": row, "masks": masks}
+    row |= {"params_small": counts.params, "macs_small": counts.macs}
+    row["notes"] = len(speedup.report().notes)
+    row["difference"] = difference(mask(copy.deepcopy(model), masks), small, dummy)
+    row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return row
 
 
-def nni_speedup(model, dummy, masks) -> dict:
-    import torch
-    from nni.compression.speedup import ModelSpeedup
-
-    working, reference = masked_copy(model, masks), masked_copy(model, masks)
-    given = {m: {t: v for t, v in targets.items() if v is not None} for m, targets in masks.items()}
-    begun = time.perf_counter()
-    graph = torch.fx.symbolic_trace(working)
-    small = ModelSpeedup(working, dummy, given, graph_module=graph).speedup_model()
-    seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "difference": difference(reference, small, dummy)}
-
-
-def torch_pruning(model, dummy) -> dict:
+def torch_pruning(model: Any, dummy: Any) -> dict[str, Any]:
     import torch
     import torch_pruning as tp
 
     from nni_gconv.profiling import count
 
     working = copy.deepcopy(model)
-    outputs = leaves(working(dummy))[0].shape[-1]
+    outputs = {t.shape[-1] for t in leaves(working(dummy))}
     ignored = [
-        m for m in working.modules() if isinstance(m, torch.nn.Linear) and m.out_features == outputs
+        m for m in working.modules() if isinstance(m, torch.nn.Linear) and m.out_features in outputs
     ]
-    begun = time.perf_counter()
-    pruner = tp.pruner.MagnitudePruner(
-        working, dummy, tp.importance.MagnitudeImportance(p=1), pruning_ratio=0.5,
-        ignored_layers=ignored,
-    )  # fmt: skip
-    pruner.step()
-    seconds = time.perf_counter() - begun
+
+    def run() -> None:
+        pruner = tp.pruner.MagnitudePruner(
+            working, dummy, tp.importance.MagnitudeImportance(p=1), pruning_ratio=0.5,
+            ignored_layers=ignored,
+        )  # fmt: skip
+        pruner.step()
+
+    _, seconds = timed(run)
     working(dummy)
     counts = count(working, dummy)
     return {"seconds": seconds, "params_small": counts.params, "macs_small": counts.macs}
 
 
-def one(name: str, peers: bool) -> dict:
+def nni(model: Any, dummy: Any, masks: Any) -> dict[str, Any]:
+    import torch
+    from nni.compression.speedup import ModelSpeedup
+
+    from nni_gconv.profiling import count
+
+    if sum(p.numel() for p in model.parameters()) > NNI_PARAMS:
+        raise RuntimeError("not started: too large for NNI's copies")
+    working = mask(copy.deepcopy(model), masks)
+    given = {m: {t: v.float() for t, v in targets.items()} for m, targets in masks.items()}
+
+    def run() -> Any:
+        graph = torch.fx.symbolic_trace(working)
+        return ModelSpeedup(working, dummy, given, graph_module=graph).speedup_model()
+
+    small, seconds = timed(run)
+    counts = count(small, dummy)
+    return {
+        "seconds": seconds,
+        "params_small": counts.params,
+        "macs_small": counts.macs,
+        "difference": difference(mask(copy.deepcopy(model), masks), small, dummy),
+    }
+
+
+def child(name: str, tools: list[str], limit: float) -> None:
+    """Run tools on one model and print a line of JSON for each."""
     import torch
 
     warnings.simplefilter("ignore")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     model, dummy = build(name)
-    result: dict = {"model": name}
-    masks = None
-    try:
-        found = ours(model, dummy)
-        result["ours"], masks = found["row"], found["masks"]
-    except Exception as error:
-        result["ours"] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
-    if not peers:
-        return result
-    for key, run in (
-        ("torch_pruning", lambda: torch_pruning(model, dummy)),
-        ("nni", lambda: nni_speedup(model, dummy, masks)),
-    ):
+    masks = half_masks(model, dummy)
+    calls = {
+        "ours": lambda: ours(model, dummy, masks),
+        "torch_pruning": lambda: torch_pruning(model, dummy),
+        "nni": lambda: nni(model, dummy, masks),
+    }
+    for tool in tools:
+        row: dict[str, Any] = {"model": name, "tool": tool, "side": dummy.shape[-1]}
         try:
-            result[key] = run()
-        except Exception as error:
-            result[key] = {"error": f"{type(error).__name__}: {str(error)[:120]}"}
-    return result
+            with limited(limit if tool != "ours" else 3600):
+                row |= calls[tool]()
+        except TimeLimit as error:
+            row["error"] = str(error)
+        except Exception as error:  # whatever a library raises is a result
+            first = (str(error).strip().splitlines() or [""])[0]
+            row["error"] = f"{type(error).__name__}: {first[:160]}"
+        print("ROW " + json.dumps(row), flush=True)
 
 
-def table(rows: list[dict], peers: bool) -> str:
-    head = ["model", "params", "MACs", "params left", "MACs left", "difference", "s", "s verified"]
-    head += ["Torch-Pruning", "NNI (fx graph)"] if peers else []
+def run_model(name: str, tools: list[str], limit: float) -> list[dict[str, Any]]:
+    """Run tools on one model in a new process."""
+    command = [sys.executable, __file__, "--child", name, "--tools", ",".join(tools)]
+    done = subprocess.run(
+        [*command, "--limit", str(limit)], capture_output=True, text=True, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
+    if not lines:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        error = f"the process ended with {done.returncode}: {reason[:160]}"
+        return [{"model": name, "tool": tools[0], "error": error}]
+    return [json.loads(line[4:]) for line in lines]
+
+
+def read_cache(path: Path | None) -> list[dict[str, Any]]:
+    if path is None or not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {k: v if k in ("model", "tool", "error") else float(v) for k, v in row.items() if v}
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_cache(path: Path, rows: list[dict[str, Any]]) -> None:
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    peers = any(row["tool"] in PEERS for row in rows)
+    head = ["model", "input", "params", "MACs", "params left", "MACs left", "difference", "s",
+            "s verified"]  # fmt: skip
+    head += ["Torch-Pruning", "NNI"] if peers else []
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
-        mine = row.get("ours", {})
-        if "error" in mine:
-            cells = [row["model"], mine["error"], *[""] * 6]
-        else:
-            cells = [
-                row["model"], f"{mine['params'] / 1e6:.2f}M", f"{mine['macs'] / 1e6:.0f}M",
-                f"{mine['params_small'] / mine['params']:.3f}",
-                f"{mine['macs_small'] / mine['macs']:.3f}", f"{mine['difference']:.0e}",
-                f"{mine['seconds']:.2f}", f"{mine['verified']:.2f}",
-            ]  # fmt: skip
+        found.setdefault(row["model"], {})[row["tool"]] = row
+    for model, tools in found.items():
+        cells = [model.removeprefix("torchvision:"), *our_cells(tools.get("ours", {}))]
         if peers:
-            cells += [peer_cell(row.get("torch_pruning")), peer_cell(row.get("nni"))]
+            cells += [peer_cell(tools.get("torch_pruning")), peer_cell(tools.get("nni"))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def peer_cell(found: dict | None) -> str:
-    if not found:
+def our_cells(row: dict[str, Any]) -> list[str]:
+    if "difference" not in row:
+        return [row.get("error", "not run"), *[""] * 7]
+    return [
+        f"{row['side']:.0f}", f"{row['params'] / 1e6:.2f}M", f"{row['macs'] / 1e6:.0f}M",
+        f"{row['params_small'] / row['params']:.3f}", f"{row['macs_small'] / row['macs']:.3f}",
+        f"{row['difference']:.0e}", f"{row['seconds']:.2f}", f"{row['verified']:.2f}",
+    ]  # fmt: skip
+
+
+def peer_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
         return ""
-    if "error" in found:
-        return "fails: " + found["error"].split(":")[0]
-    equal = f", differs {found['difference']:.0e}" if found.get("difference", 0) > 1e-6 else ""
-    return f"{found['seconds']:.2f} s{equal}"
+    if "error" in row:
+        kind = row["error"]
+        return kind if kind.startswith("over") else f"fails: {kind.split(':')[0]}"
+    wrong = row.get("difference", 0)
+    return f"{row['seconds']:.2f} s" + (f", differs {wrong:.0e}" if wrong > 1e-6 else "")
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """Say in words what the table comes to."""
+    tools: dict[str, dict[str, dict[str, Any]]] = {"ours": {}, "torch_pruning": {}, "nni": {}}
+    for row in rows:
+        tools[row["tool"]][row["model"]] = row
+    mine = {m: r for m, r in tools["ours"].items() if "difference" in r}
+    if not mine:
+        return []
+    equal = [m for m, r in mine.items() if r["difference"] <= 1e-9]
+    largest = max(r["difference"] for r in mine.values())
+    plain, verified = (
+        statistics.median(r[column] for r in mine.values()) for column in ("seconds", "verified")
+    )
+    lines = [
+        f"{len(tools['ours'])} models: {len(mine)} traced and cut, {len(equal)} equal to the "
+        f"masked network to 1e-9 (largest difference {largest:.0e}).",
+        f"Median seconds: {plain:.2f}, with verification {verified:.2f}.",
+    ]
+    for tool, name in (("nni", "NNI's ModelSpeedup"), ("torch_pruning", "Torch-Pruning")):
+        theirs = tools[tool]
+        if not theirs:
+            continue
+        done = {m: r for m, r in theirs.items() if "seconds" in r and m in mine}
+        wrong = [m for m, r in done.items() if r.get("difference", 0) > 1e-6]
+        over = [m for m, r in theirs.items() if r.get("error", "").startswith("over")]
+        said = f"{name}: {len(done)} of {len(theirs)} models finish"
+        said += f", {len(wrong)} of them with other outputs" if tool == "nni" else ""
+        said += f"; {len(over)} stopped at the limit" if over else ""
+        if done:
+            ratios = [
+                statistics.median(r["seconds"] / mine[m][c] for m, r in done.items())
+                for c in ("seconds", "verified")
+            ]
+            said += (f"; where it finishes its seconds over ours are {ratios[0]:.2f} in the median "
+                     f"({ratios[1]:.2f} with our verification)")  # fmt: skip
+        lines.append(said + ".")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", help="comma-separated names; default: all")
-    parser.add_argument("--peers", action="store_true", help="run NNI and Torch-Pruning too")
-    parser.add_argument("--one", help="run one model in this process and print JSON")
-    parser.add_argument("--limit", type=float, default=600, help="seconds for one model")
-    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    parser.add_argument(
+        "--peers",
+        choices=("none", "some", "all"),
+        default="none",
+        help="run NNI and Torch-Pruning too, on a network or two of each family or on all",
+    )
+    parser.add_argument(
+        "--limit", type=float, default=60, help="seconds of CPU time a peer may take"
+    )
+    parser.add_argument("--cache", type=Path, help="CSV file of rows; those in it are not repeated")
+    parser.add_argument("--out", type=Path, help="Markdown file whose table is replaced")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--tools", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(one(args.one, args.peers)))
+    if args.child:
+        child(args.child, args.tools.split(","), args.limit)
         return
     names = model_names()
     if args.models:
         wanted = args.models.split(",")
         names = [n for n in names if n in wanted or n.partition(":")[2] in wanted]
-    rows = []
+    rows = read_cache(args.cache)
     for name in names:
-        if any(name.partition(":")[2].startswith(s) for s in SKIPPED):
+        compared = args.peers == "all" or (args.peers == "some" and name in COMPARED)
+        tools = ["ours", *PEERS] if compared else ["ours"]
+        if set(tools) <= {row["tool"] for row in rows if row["model"] == name}:
             continue
-        command = [sys.executable, __file__, "--one", name] + (["--peers"] if args.peers else [])
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=args.limit, check=True
-            )
-            rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        except subprocess.SubprocessError as error:
-            rows.append({"model": name, "ours": {"error": type(error).__name__}})
-        print(table(rows[-1:], args.peers).splitlines()[-1], flush=True)
-    machine = platform.processor() or platform.machine()
-    text = f"{machine}, 2 threads.\n\n{table(rows, args.peers)}\n"
+        made = run_model(name, tools, args.limit)
+        rows = [row for row in rows if row["model"] != name] + made
+        if args.cache:
+            write_cache(args.cache, rows)
+        print(table(made).splitlines()[-1], flush=True)
+    rows = [row for name in names for row in rows if row["model"] == name]
+    text = "\n".join([f"- {line}" for line in summary(rows)]) + "\n\n" + table(rows)
+    print("\n" + text)
     if args.out:
-        args.out.write_text(f"# Coverage of ModelSpeedup\n\n{__doc__}\n{text}")
+        begin, end = "<!-- table -->\n", "<!-- end -->"
+        head, _, rest = args.out.read_text().partition(begin)
+        machine = f"{platform.machine()}, one thread, peers stopped at {args.limit:g} s."
+        args.out.write_text(f"{head}{begin}{machine}\n\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,14 @@ from nni_gconv._version import __version__
 
 _PUBLIC = {
     "FPGMPruner": "nni_gconv.pruning.fpgm",
+    "GSparsityPruner": "nni_gconv.pruning.gsparsity",
+    "GroupConvPruner": "nni_gconv.pruning.gconv",
     "ModelSpeedup": "nni_gconv.speedup.model_speedup",
     "Partition": "nni_gconv.partitioning",
+    "ProxSGD": "nni_gconv.training.proxsgd",
     "Recipe": "nni_gconv.recipe.schema",
+    "ShufflePruner": "nni_gconv.pruning.shuffle",
+    "SlimmingPruner": "nni_gconv.pruning.slimming",
     "export_model": "nni_gconv.export",
     "load_compact": "nni_gconv.artefact",
     "partition": "nni_gconv.partitioning",
@@ -23,13 +28,20 @@ _PUBLIC = {
     "recalibrate_bn": "nni_gconv.training.recalibrate",
     "run_recipe": "nni_gconv.recipe.run",
     "save_compact": "nni_gconv.artefact",
+    "search_groups": "nni_gconv.pruning.group_search",
+    "sensitivity": "nni_gconv.analysis.measure",
 }
 
 __all__ = [
     "FPGMPruner",
+    "GSparsityPruner",
+    "GroupConvPruner",
     "ModelSpeedup",
     "Partition",
+    "ProxSGD",
     "Recipe",
+    "ShufflePruner",
+    "SlimmingPruner",
     "__version__",
     "export_model",
     "load_compact",
@@ -38,17 +50,26 @@ __all__ = [
     "recalibrate_bn",
     "run_recipe",
     "save_compact",
+    "search_groups",
+    "sensitivity",
 ]
 
 if TYPE_CHECKING:
+    from nni_gconv.analysis.measure import sensitivity
     from nni_gconv.artefact import load_compact, save_compact
     from nni_gconv.export import export_model
     from nni_gconv.partitioning import Partition, partition
     from nni_gconv.profiling.costs import profile
     from nni_gconv.pruning.fpgm import FPGMPruner
+    from nni_gconv.pruning.gconv import GroupConvPruner
+    from nni_gconv.pruning.group_search import search_groups
+    from nni_gconv.pruning.gsparsity import GSparsityPruner
+    from nni_gconv.pruning.shuffle import ShufflePruner
+    from nni_gconv.pruning.slimming import SlimmingPruner
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
     from nni_gconv.speedup.model_speedup import ModelSpeedup
+    from nni_gconv.training.proxsgd import ProxSGD
     from nni_gconv.training.recalibrate import recalibrate_bn
 
 

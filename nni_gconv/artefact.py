@@ -22,8 +22,18 @@ from torch import Tensor, nn
 from nni_gconv._version import __version__
 from nni_gconv.errors import CheckpointError
 from nni_gconv.files import atomic_path
+from nni_gconv.speedup.gather import gathers_of, wrap_gathers
 
-__all__ = ["FORMAT", "load_compact", "plan_of", "read_plan", "rebuild", "save_compact"]
+__all__ = [
+    "FORMAT",
+    "holds_plan",
+    "load_compact",
+    "plan_of",
+    "read_plan",
+    "rebuild",
+    "save_compact",
+    "weights_digest",
+]
 
 FORMAT = 1
 """Version of the plan; a file of a newer one is refused."""
@@ -50,7 +60,9 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``{"format": 1, "model": class name, "modules": {name: {"type", "attrs", "tensors"}}}``.
+        ``{"format": 1, "model": class name, "modules": {name: {"type", "attrs", "tensors"}},
+        "gathers": {name: {"in": index, "out": index}}}``; the last only where permutations of
+        channels are left around a layer, which is then called ``name.conv``.
 
     Examples
     --------
@@ -58,7 +70,10 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     {'in_features': 2, 'out_features': 3}
     """
     modules: dict[str, Any] = {}
+    gathers: dict[str, Any] = {}
     for name, module in model.named_modules():
+        if indices := gathers_of(module):
+            gathers[name] = indices
         tensors = {n: list(t.shape) for n, t in _own_tensors(module).items()}
         attributes = {a: _plain(getattr(module, a)) for a in _width_attributes(module)}
         if tensors or attributes:
@@ -67,7 +82,8 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
                 "attrs": attributes,
                 "tensors": tensors,
             }
-    return {"format": FORMAT, "model": type(model).__name__, "modules": modules}
+    plan = {"format": FORMAT, "model": type(model).__name__, "modules": modules}
+    return {**plan, "gathers": gathers} if gathers else plan
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -114,7 +130,7 @@ def save_compact(
     5
     """
     path = Path(path)
-    plan = json.dumps(plan_of(model), sort_keys=True)
+    plan = json.dumps(plan_of(model))
     metadata = {
         "format": "pt",
         "nni_gconv.plan": plan,
@@ -130,9 +146,21 @@ def save_compact(
         if first == name:
             # A copy: two tensors may be parts of the same memory, which safetensors refuses.
             tensors[name] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+    metadata["nni_gconv.weights_sha256"] = weights_digest(tensors)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     return path
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors on the CPU: of every name, type, shape and bit."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        # As bytes: NumPy does not know every type that torch has.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -148,13 +176,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+def holds_plan(path: str | Path) -> bool:
+    """Tell whether a file was written by :func:`save_compact`, as far as its head shows."""
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            return "nni_gconv.plan" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def read_plan(path: str | Path) -> dict[str, Any]:
     """Read the plan, versions and recipe of a file without its weights.
 
     Returns
     -------
     dict
-        ``{"plan": ..., "versions": ..., "recipe": ...}``.
+        ``{"plan": ..., "versions": ..., "recipe": ..., "weights_sha256": ...}``.
 
     Raises
     ------
@@ -186,7 +223,7 @@ def read_plan(path: str | Path) -> dict[str, Any]:
             f"{path} has plan format {version}, this version reads up to {FORMAT}: "
             "upgrade nni-gconv"
         )
-    return {"plan": plan, **more}
+    return {"plan": plan, **more, "weights_sha256": metadata.get("nni_gconv.weights_sha256")}
 
 
 def load_compact(
@@ -214,10 +251,11 @@ def load_compact(
     Raises
     ------
     CheckpointError
-        See :func:`read_plan`; also when `model_fn` makes another architecture.
+        See :func:`read_plan`; also when the weights are not those that were written, or
+        `model_fn` makes another architecture.
     """
-    plan = read_plan(path)["plan"]
-    model = rebuild(model_fn(), plan, where=str(path))
+    found = read_plan(path)
+    model = rebuild(model_fn(), found["plan"], initialise=False, where=str(path))
     state = {}
     with safe_open(Path(path), framework="pt", device="cpu") as file:
         for name in file.keys():  # noqa: SIM118 - a safe_open handle is no dict
@@ -234,28 +272,58 @@ def load_compact(
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, its plan {tuple(own[name].shape)}"
             )
-        # Not copied into the old memory: a model saved in half precision comes back as one.
-        own[name].data = tensor
+        # Not copied into the old memory: a model saved in half precision comes back as one. Copied
+        # all the same: in the file's memory they lie unaligned, and some kernels round otherwise.
+        own[name].data = tensor.clone()
+    if weights_digest(state) != found["weights_sha256"]:
+        raise CheckpointError(f"{path}: the weights were changed after the file was written")
     return model.to(device).eval()
 
 
-def rebuild(model: nn.Module, plan: Mapping[str, Any], *, where: str = "plan") -> nn.Module:
-    """Give every layer of a dense model the widths of a plan; new tensors are not initialised.
+def rebuild(
+    model: nn.Module, plan: Mapping[str, Any], *, initialise: bool = True, where: str = "plan"
+) -> nn.Module:
+    """Give every layer of a dense model the widths of a plan, for training from scratch.
 
     Parameters
     ----------
     model : nn.Module
         The untouched architecture; changed in place.
     plan : mapping
-        From :func:`plan_of` or :func:`read_plan`.
+        From :func:`plan_of`, or under ``"plan"`` in what :func:`read_plan` returns.
+    initialise : bool, default True
+        Draw new weights for layers that change, as their classes do when they are made
+        (``reset_parameters``); tensors of modules that have no such method are cut.
     where : str
         Named in messages.
+
+    Returns
+    -------
+    nn.Module
+        The same object.
 
     Raises
     ------
     CheckpointError
         The architecture does not fit the plan; names the first layer that differs.
+
+    Examples
+    --------
+    >>> plan = plan_of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
+    >>> rebuild(nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 1)), plan)
+    Sequential(
+      (0): Linear(in_features=2, out_features=3, bias=True)
+      (1): Linear(in_features=3, out_features=1, bias=True)
+    )
     """
+    for name, indices in plan.get("gathers", {}).items():
+        try:
+            wrap_gathers(model, name, indices.get("in"), indices.get("out"))
+        except AttributeError:
+            raise CheckpointError(
+                f"{where} is of another architecture: {type(model).__name__} has no layer {name!r} "
+                "that could be put between gathers"
+            ) from None
     modules = dict(model.named_modules())
     for name, layer in plan["modules"].items():
         module = modules.get(name)
@@ -274,17 +342,23 @@ def rebuild(model: nn.Module, plan: Mapping[str, Any], *, where: str = "plan") -
         raise CheckpointError(f"{where} is of another architecture: it has no layer {extra[0]!r}")
     tied: list[tuple[Tensor, Tensor]] = []
     for name, layer in plan["modules"].items():
-        _reshape(modules[name], layer, tied)
+        changed = _reshape(modules[name], layer, tied)
+        if changed and initialise and hasattr(modules[name], "reset_parameters"):
+            modules[name].reset_parameters()  # type: ignore[operator]
     return model
 
 
 def _reshape(
     module: nn.Module, layer: Mapping[str, Any], tied: list[tuple[Tensor, Tensor]]
-) -> None:
-    """Give one layer its widths; `tied` holds the tensors replaced so far, old and new."""
+) -> bool:
+    """Give one layer its widths; tell whether a tensor changed.
+
+    `tied` holds the tensors replaced so far, old and new.
+    """
+    before = _own_tensors(module)
     for attribute, value in layer["attrs"].items():
         setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
-    reference = next(iter(_own_tensors(module).values()), torch.empty(0))
+    reference = next(iter(before.values()), torch.empty(0))
     for name, shape in layer["tensors"].items():
         old = module._parameters.get(name, module._buffers.get(name))
         if isinstance(old, Tensor) and list(old.shape) == shape:
@@ -295,6 +369,9 @@ def _reshape(
             continue
         source = old if isinstance(old, Tensor) else reference
         new = torch.zeros(shape, dtype=source.dtype, device=source.device)
+        if isinstance(old, Tensor) and old.dim() == new.dim():
+            common = tuple(slice(min(pair)) for pair in zip(old.shape, shape, strict=True))
+            new[common] = old.detach()[common]
         if name not in module._buffers:
             gradient = source.requires_grad if isinstance(source, nn.Parameter) else True
             new = nn.Parameter(new, requires_grad=gradient)
@@ -303,3 +380,5 @@ def _reshape(
             tied.append((old, new))
     for name in [n for n in _own_tensors(module) if n not in layer["tensors"]]:
         (module._parameters if name in module._parameters else module._buffers)[name] = None
+    after = _own_tensors(module)
+    return len(before) != len(after) or any(after[name] is not old for name, old in before.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Diagnosis:
         With all that can go gone: no budget below this can be reached.
     sets : tuple of SetDiagnosis
         Most MACs first, then those that stay.
+    notes : tuple of str
+        What was not seen of the model, one line each.
     seconds : float
         Time to trace and to follow the channels.
     """
@@ -58,6 +61,7 @@ class Diagnosis:
     least_params_ratio: float
     least_macs_ratio: float
     sets: tuple[SetDiagnosis, ...]
+    notes: tuple[str, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,27 +69,42 @@ class Diagnosis:
         return dataclasses.asdict(self)
 
     def table(self, title: str | None = None) -> Table:
-        """Return the sets as a rich table."""
-        table = Table(
-            "layers", "channels", f"MACs saved at {self.ratio:g}", "params saved", "stays because",
-            title=title,
-        )  # fmt: skip
+        """Return the sets that can be pruned as a rich table."""
+        table = Table(title=title)
+        table.add_column("layers", overflow="fold")
+        for head in ("channels", f"MACs saved at {self.ratio:g}", "params saved"):
+            table.add_column(head, justify="right")
         for row in self.sets:
-            names = ", ".join(row.layers[:3])
-            more = f" and {len(row.layers) - 3} more" if len(row.layers) > 3 else ""
-            saved = ("", "") if row.reason else (f"{row.macs_saved:.1%}", f"{row.params_saved:.1%}")
-            table.add_row(names + more, str(row.channels), *saved, row.reason or "")
+            if row.reason is None:
+                saved = (f"{row.macs_saved:.1%}", f"{row.params_saved:.1%}")
+                table.add_row(_names(row.layers), str(row.channels), *saved)
         return table
 
     def lines(self) -> list[str]:
-        """Say in words what the numbers come to."""
+        """Say in words what stays and why, and what the numbers come to."""
+        stay: dict[str, list[SetDiagnosis]] = {}
+        for row in self.sets:
+            if row.reason is not None:
+                stay.setdefault(row.reason, []).append(row)
+        lines = []
+        for reason, rows in stay.items():
+            layers = tuple(dict.fromkeys(name for row in rows for name in row.layers))
+            channels = sum(row.channels for row in rows)
+            lines.append(f"stays: {_names(layers)} ({channels} channels): {reason}")
         return [
+            *lines,
+            *(f"note: {note}" for note in self.notes),
             f"traced in {self.seconds:.1f} s: {self.params:,} parameters, {self.macs:,} MACs",
             f"{self.ratio:g} of every set: {self.macs_ratio:.3f} of the MACs and "
             f"{self.params_ratio:.3f} of the parameters are left",
             f"no budget below {self.least_macs_ratio:.3f} of the MACs or "
             f"{self.least_params_ratio:.3f} of the parameters can be reached",
         ]
+
+
+def _names(layers: Sequence[str]) -> str:
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return ", ".join(layers[:3]) + more
 
 
 def diagnose(model: nn.Module, dummy_input: Any, *, ratio: float = 0.5) -> Diagnosis:
@@ -134,6 +153,7 @@ def diagnose(model: nn.Module, dummy_input: Any, *, ratio: float = 0.5) -> Diagn
         least_params_ratio=least["params"],
         least_macs_ratio=least["macs"],
         sets=tuple(sorted(rows, key=lambda r: (r.reason is not None, -r.macs_saved))),
+        notes=coupling.graph.notes,
         seconds=seconds,
     )
 

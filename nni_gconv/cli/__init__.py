@@ -22,6 +22,8 @@ from nni_gconv.cli.profile import profile
 from nni_gconv.cli.quickstart import quickstart
 from nni_gconv.cli.report import report
 from nni_gconv.cli.run import run
+from nni_gconv.cli.search_groups import search_groups
+from nni_gconv.cli.sensitivity import sensitivity
 from nni_gconv.errors import NniGconvError
 
 __all__ = ["app", "main"]
@@ -65,7 +67,18 @@ def _options(
     pass
 
 
-for _command in (run, quickstart, create, report, profile, doctor, inspect, export):
+for _command in (
+    run,
+    quickstart,
+    create,
+    report,
+    profile,
+    doctor,
+    inspect,
+    search_groups,
+    sensitivity,
+    export,
+):
     app.command()(_command)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from nni_gconv.cli.output import note
+from nni_gconv.cli.model_options import InputShape, ModelOptions, parse_shape
+from nni_gconv.cli.output import note, parse_overrides
 from nni_gconv.errors import ConfigError
 
 __all__ = ["export"]
@@ -20,19 +21,19 @@ def export(
         str | None,
         typer.Option(help="The architecture; default: the one of the recipe in the file."),
     ] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option("--input", metavar="NxCxHxW", help="Input; default: the model's usual one."),
-    ] = None,
+    shape: InputShape = None,
+    option: ModelOptions = None,
     fold_bn: Annotated[
         bool, typer.Option("--fold-bn", help="Fold batch norms into convolutions.")
     ] = False,
 ) -> None:
     """Write ONNX or torch's .pt2 and compare the file with the network before it is kept."""
+    size = None if shape is None else parse_shape(shape)
+    options = parse_overrides(option or [])
+
     import torch
 
     from nni_gconv.artefact import load_compact, read_plan
-    from nni_gconv.cli.profile import parse_shape
     from nni_gconv.export import export_model
     from nni_gconv.training.zoo import ModelSettings, input_size
 
@@ -40,11 +41,13 @@ def export(
     plan, recipe = found["plan"], found["recipe"]
     if model is None and "model" not in recipe:
         raise ConfigError(f"{file} names no architecture: give --model")
-    settings = ModelSettings.model_validate(
+    named: dict[str, Any] = (
         {"name": model} if model is not None else {**recipe["model"], "weights": None}
     )
+    named["options"] = {**named.get("options", {}), **options}
+    settings = ModelSettings.model_validate(named)
     channels = _first_channels(plan)
-    size = parse_shape(shape) if shape else (1, channels, *input_size(settings.name)[1:])
+    size = size or (1, channels, *input_size(settings.name)[1:])
     defaults = _zoo_defaults(settings.name, plan, channels)
     network = load_compact(file, lambda: settings.build(**defaults))
     export_model(network, torch.zeros(size), target, fold_bn=fold_bn)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from nni_gconv.errors import ConfigError
 if TYPE_CHECKING:
     from nni_gconv.report import TrialRow
 
-__all__ = ["note", "parse_overrides", "print_json", "print_trials"]
+__all__ = ["note", "parse_overrides", "print_json", "print_trials", "progress_bar"]
 
 
 def print_json(value: Any) -> None:
@@ -51,7 +52,35 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
+@contextmanager
+def progress_bar(what: str, *, enabled: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Give a function that shows how many of how many are done, on standard error.
+
+    On a terminal it is a bar, gone in the end; elsewhere one line, when all are done.
+    """
+    if not enabled or not sys.stderr.isatty():
+
+        def at_the_end(done: int, every: int) -> None:
+            if enabled and done == every:
+                note(f"{every} {what} done")
+
+        yield at_the_end
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+
+        def advance(done: int, every: int) -> None:
+            bar.update(task, completed=done, total=every, visible=True)
+
+        yield advance
+
+
+def parse_overrides(items: Sequence[str], flag: str = "-o") -> dict[str, Any]:
     """Read ``-o dotted.key=value`` options; a value is YAML, as in a recipe.
 
     Raises
@@ -71,11 +100,11 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         key = key.strip()
         if not equals or not key or not all(key.split(".")):
-            raise ConfigError(f"-o {item}: expected dotted.key=value")
+            raise ConfigError(f"{flag} {item}: expected dotted.key=value")
         try:
             overrides[key] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError(f"-o {item}: the value is not valid YAML") from None
+            raise ConfigError(f"{flag} {item}: the value is not valid YAML") from None
     return overrides
 
 

@@ -24,10 +24,10 @@ def quickstart(
     concurrency: Concurrency = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a small network under NNI in a few minutes, on CPUs, without a download.
+    """Compare all methods on a small network under NNI: minutes, on CPUs, without a download.
 
-    Six trials: two methods, three budgets, one dense network trained for all of them. Ends with a
-    table and a picture; every trial's small network stays on disk.
+    Twelve trials: five methods and NNI's L1 norm, two budgets of MACs, one dense network trained
+    for all of them. Ends with a table and a picture; every trial's small network stays on disk.
     """
     from nni_gconv.experiment.files import experiment_file
 

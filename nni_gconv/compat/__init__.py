@@ -6,10 +6,12 @@ are the files to look at. Neither torch nor NNI is imported before it is needed.
 
 from nni_gconv.compat.nni_compression import (
     evaluator_input,
+    evaluator_optimizer,
     has_scale_and_shift,
     is_wrapped,
     learn_optimizer,
     register_pruning_types,
+    split_parameter_groups,
     take_over_weights,
 )
 from nni_gconv.compat.nni_manager import (
@@ -25,12 +27,14 @@ from nni_gconv.compat.nni_manager import (
 )
 from nni_gconv.compat.nni_trial import (
     experiment_folder,
+    flat_parameters,
     next_parameters,
     report_final,
     report_intermediate,
     running_under_nni,
     trial_folder,
 )
+from nni_gconv.compat.nni_wrapper import lighten_wrappers
 from nni_gconv.compat.torch_edges import (
     export_onnx,
     export_program,
@@ -38,6 +42,7 @@ from nni_gconv.compat.torch_edges import (
     is_torch_file,
     load_exported_program,
     plain_attention,
+    reason_of,
     run_onnx,
     save_exported_program,
 )
@@ -46,15 +51,18 @@ __all__ = [
     "EXPERIMENT_MARK",
     "dispatcher_exception",
     "evaluator_input",
+    "evaluator_optimizer",
     "experiment_folder",
     "export_onnx",
     "export_program",
+    "flat_parameters",
     "flop_formulas",
     "has_scale_and_shift",
     "is_torch_file",
     "is_wrapped",
     "launch_path",
     "learn_optimizer",
+    "lighten_wrappers",
     "link_tensorboard",
     "load_experiment_config",
     "load_exported_program",
@@ -62,12 +70,14 @@ __all__ = [
     "nni_algorithms",
     "plain_attention",
     "quiet_nni",
+    "reason_of",
     "register_pruning_types",
     "report_final",
     "report_intermediate",
     "run_onnx",
     "running_under_nni",
     "save_exported_program",
+    "split_parameter_groups",
     "start_manager",
     "take_over_weights",
     "trial_folder",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 __all__ = [
     "evaluator_input",
+    "evaluator_optimizer",
     "has_scale_and_shift",
     "is_wrapped",
     "learn_optimizer",
     "register_pruning_types",
+    "split_parameter_groups",
     "take_over_weights",
 ]
 
@@ -29,6 +32,30 @@ def evaluator_input(evaluator: Any) -> Any:
     NNI keeps a keyword dict or a tuple; a Lightning evaluator may have none.
     """
     return getattr(evaluator, "dummy_input", None)
+
+
+def evaluator_optimizer(evaluator: Any) -> Optimizer | None:
+    """Return the optimizer whose step an NNI evaluator patches; None while there is none.
+
+    NNI makes it anew whenever it binds a model; a Lightning trainer only when it begins to fit.
+    """
+    made = getattr(evaluator, "_optimizers", None) or getattr(
+        _trainer(evaluator), "optimizers", None
+    )
+    return made[0] if made else None
+
+
+def _trainer(evaluator: Any) -> Any:
+    """Return the Lightning trainer that fits the evaluator's model just now, if there is one."""
+    return getattr(getattr(evaluator, "model", None), "_trainer", None)
+
+
+def _schedulers(evaluator: Any) -> list[Any]:
+    fitting = getattr(_trainer(evaluator), "lr_scheduler_configs", None) or ()
+    return [
+        *(getattr(evaluator, "_lr_schedulers", None) or ()),
+        *(config.scheduler for config in fitting),
+    ]
 
 
 def has_scale_and_shift(module: nn.Module) -> bool:
@@ -62,6 +89,30 @@ def learn_optimizer(evaluator: Any, model: nn.Module) -> None:
     """
     if not evaluator._initialization_complete:
         evaluator._init_optimizer_helpers(model)
+
+
+def split_parameter_groups(evaluator: Any, parameters: Iterable[Tensor], **changes: Any) -> None:
+    """Give some parameters of an evaluator's optimizer groups of their own, with other settings.
+
+    Every group that holds some of them is split. torch's schedulers keep one number or function
+    for each group; they get the same for the new group.
+    """
+    optimizer = evaluator_optimizer(evaluator)
+    if optimizer is None:
+        return
+    wanted = {id(p) for p in parameters}
+    for index, group in enumerate(list(optimizer.param_groups)):
+        mine = [p for p in group["params"] if id(p) in wanted]
+        if len(mine) == len(group["params"]):
+            group.update(changes)
+        elif mine:
+            group["params"] = [p for p in group["params"] if id(p) not in wanted]
+            optimizer.add_param_group({**group, "params": mine, **changes})
+            for scheduler in _schedulers(evaluator):
+                for name in ("base_lrs", "lr_lambdas", "min_lrs", "_last_lr"):
+                    numbers = getattr(scheduler, name, None)
+                    if isinstance(numbers, list):
+                        setattr(scheduler, name, [*numbers, numbers[index]])
 
 
 def take_over_weights(wrappers: Mapping[str, Any]) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nni_gconv.errors import ConfigError
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
     "experiment_folder",
+    "flat_parameters",
     "next_parameters",
     "report_final",
     "report_intermediate",
@@ -45,7 +44,7 @@ def experiment_folder() -> Path | None:
 
 
 def next_parameters() -> dict[str, Any]:
-    """Return what the tuner chose for this trial; empty when not under NNI.
+    """Return what the tuner chose for this trial, flat; empty when not under NNI.
 
     NNI wants to be asked exactly once in a trial, and asked before any metric is reported. This
     may be called again: it then returns what the first call got.
@@ -64,7 +63,25 @@ def next_parameters() -> dict[str, Any]:
         parameters = nni.get_next_parameter()
     if not isinstance(parameters, dict):
         raise ConfigError(f"the tuner sent {parameters!r} as parameters, expected a mapping")
-    return dict(parameters)
+    return flat_parameters(parameters)
+
+
+def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Take nested choices apart: the name is the value of the choice, the rest stands beside it.
+
+    Examples
+    --------
+    >>> flat_parameters({"prune.method": {"_name": "slimming", "sparsify.epochs": 8}, "seed": 1})
+    {'prune.method': 'slimming', 'sparsify.epochs': 8, 'seed': 1}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping) and "_name" in value:
+            flat[key] = value["_name"]
+            flat |= flat_parameters({k: v for k, v in value.items() if k != "_name"})
+        else:
+            flat[key] = value
+    return flat
 
 
 def report_intermediate(metrics: dict[str, float]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
+import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "is_torch_file",
     "load_exported_program",
     "plain_attention",
+    "reason_of",
     "run_onnx",
     "save_exported_program",
 ]
@@ -38,17 +40,42 @@ def is_torch_file(file: str) -> bool:
     return file.startswith(_TORCH_ROOT + os.sep) or "/torch/nn/" in file or "/torch/_" in file
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch's tracer for a while: its warnings, its logs, the half-made graph it prints.
+
+    What went wrong is in the exception.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run ``torch.export`` without its warnings; modules keep their own training flags.
+    """Run ``torch.export`` without its output; modules keep their own training flags.
 
     ``strict=False`` follows ordinary Python and needs no bytecode analysis, which is what makes
     it work on every Python version and in about a second on a large network.
     """
     import torch
 
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad():
         return torch.export.export(model, args, kwargs or None, strict=False)
+
+
+def reason_of(error: BaseException) -> str:
+    """Put what an error of torch's tracer says on one line.
+
+    Of a branch on the values of a tensor it says pages of symbols.
+    """
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return "what is run next depends on the values of a tensor"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def flop_formulas() -> dict[Any, Any]:
@@ -84,26 +111,26 @@ def plain_attention() -> Iterator[None]:
 
 
 def export_onnx(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: Path,
+    dynamic_shapes: Any,
 ) -> None:
-    """Write ONNX through ``torch.export`` with a free batch dimension, weights in the one file."""
-    import logging
-
+    """Write ONNX through ``torch.export``, weights in the one file."""
     import torch
 
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"export to ONNX needs {package}: pip install 'nni-gconv[export]'")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
+    with _quiet(), contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(
             model,
             args,
             str(path),
             kwargs=kwargs or None,
             dynamo=True,
-            dynamic_shapes=_free_batch(args, kwargs),
+            dynamic_shapes=dynamic_shapes,
             external_data=False,
             verbose=False,
         )
@@ -125,15 +152,18 @@ def run_onnx(path: Path, inputs: list[Any]) -> list[Any]:
 
 
 def save_exported_program(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: Path,
+    dynamic_shapes: Any,
 ) -> None:
-    """Write a ``.pt2`` file with a free batch dimension."""
+    """Write a ``.pt2`` file."""
     import torch
 
-    with warnings.catch_warnings(), torch.no_grad(), path.open("wb") as file:
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad(), path.open("wb") as file:
         program = torch.export.export(
-            model, args, kwargs or None, dynamic_shapes=_free_batch(args, kwargs), strict=False
+            model, args, kwargs or None, dynamic_shapes=dynamic_shapes, strict=False
         )
         torch.export.save(program, file)
 
@@ -144,19 +174,3 @@ def load_exported_program(path: Path) -> Any:
 
     with path.open("rb") as file:
         return torch.export.load(file).module()
-
-
-def _free_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    import torch
-
-    batch = torch.export.Dim.DYNAMIC
-
-    def first(value: Any) -> Any:
-        return {0: batch} if isinstance(value, torch.Tensor) and value.dim() else None
-
-    shapes: Any = tuple(first(a) for a in args)
-    return (
-        shapes
-        if not kwargs
-        else {**dict(enumerate(shapes)), **{k: first(v) for k, v in kwargs.items()}}
-    )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nni_gconv.compat import flat_parameters
 from nni_gconv.errors import NniGconvError
 
 __all__ = ["ManagerClient", "ManagerError", "TrialState", "parse_trial"]
@@ -80,13 +81,13 @@ def parse_metrics(data: Any) -> dict[str, float]:
 
 
 def parse_parameters(text: Any) -> dict[str, Any]:
-    """Read the parameters out of NNI's record of a trial; what is no JSON counts as none."""
+    """Read the parameters out of NNI's record of a trial, flat; what is no JSON counts as none."""
     try:
         record = json.loads(text) if isinstance(text, str) else text
     except ValueError:
         return {}
     parameters = record.get("parameters") if isinstance(record, dict) else None
-    return parameters if isinstance(parameters, dict) else {}
+    return flat_parameters(parameters) if isinstance(parameters, dict) else {}
 
 
 def parse_trial(job: Mapping[str, Any]) -> TrialState:

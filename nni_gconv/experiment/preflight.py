@@ -22,15 +22,12 @@ from typing import Any
 import yaml
 
 from nni_gconv.errors import ConfigError, nearest, unknown_name
+from nni_gconv.experiment.space import check_space, grid_size, open_keys
 
 __all__ = ["ExperimentPlan", "free_port", "preflight"]
 
 _PLATFORMS = ("local", "remote", "openpai", "aml", "dlc", "kubeflow", "frameworkcontroller")
 _OLD_KEYS = ("trainingServicePlatform", "authorName", "trial", "searchSpacePath")
-_SPACE_TYPES = (
-    "choice", "randint", "uniform", "quniform", "loguniform", "qloguniform",
-    "normal", "qnormal", "lognormal", "qlognormal",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,23 +67,20 @@ class ExperimentPlan:
     @property
     def max_trials(self) -> int | None:
         """How many trials there will be at most, where that is known."""
-        limits = [self.config.max_trial_number, self._grid_size()]
+        limits = [self.config.max_trial_number]
+        if (self.config.tuner.name or "").lower() == "gridsearch":
+            limits.append(grid_size(self.config.search_space))
         return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def varied(self) -> set[str] | None:
+        """Names of the parameters in which trials differ, where that is known."""
+        return None if self.config.tuner.class_name else open_keys(self.config.search_space)
 
     @property
     def minimize(self) -> bool:
         """Whether the tuner looks for the smallest ``default`` metric."""
         return (self.config.tuner.class_args or {}).get("optimize_mode") == "minimize"
-
-    def _grid_size(self) -> int | None:
-        space = self.config.search_space
-        tuner = (self.config.tuner.name or "").lower()
-        if tuner != "gridsearch" or any(spec["_type"] != "choice" for spec in space.values()):
-            return None
-        size = 1
-        for spec in space.values():
-            size *= len(spec["_value"])
-        return size
 
 
 def preflight(
@@ -140,7 +134,8 @@ def preflight(
     try:
         config = _configure(file, data)
         _check_algorithms(config)
-        _check_space(config.search_space, custom=bool(config.tuner.class_name))
+        if not config.tuner.class_name:  # a tuner of the user's may read anything
+            check_space(config.search_space)
         _check_folders(config)
         if platform_of(config) == "local":
             _check_command(config)
@@ -278,34 +273,6 @@ def _check_algorithms(config: Any) -> None:
         names = nni_algorithms(kind)
         if algorithm.name.lower() not in {name.lower() for name in names}:
             raise ConfigError(unknown_name(kind, algorithm.name, names, f"{kind}.name"))
-
-
-def _check_space(space: Any, *, custom: bool) -> None:
-    if custom:  # a tuner of the user's may read anything
-        return
-    if not isinstance(space, dict) or not space:
-        raise ConfigError(f"the search space must be a mapping of names, not {space!r:.60}")
-    for name, spec in space.items():
-        where = f"search space {name!r}"
-        if not isinstance(spec, dict) or set(spec) != {"_type", "_value"}:
-            raise ConfigError(
-                f"{where}: must have _type and _value and nothing else, not {spec!r:.60}"
-            )
-        if spec["_type"] not in _SPACE_TYPES:
-            raise ConfigError(unknown_name("type", spec["_type"], _SPACE_TYPES, where))
-        if not isinstance(spec["_value"], list) or not spec["_value"]:
-            raise ConfigError(f"{where}: _value must be a list, not {spec['_value']!r:.60}")
-        if spec["_type"] == "choice":
-            continue
-        count = 3 if spec["_type"].startswith("q") else 2
-        if len(spec["_value"]) != count or not all(_number(v) for v in spec["_value"]):
-            raise ConfigError(
-                f"{where}: {spec['_type']} takes {count} numbers, not {spec['_value']!r:.60}"
-            )
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_folders(config: Any) -> None:

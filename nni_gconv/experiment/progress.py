@@ -36,6 +36,7 @@ class ExperimentView:
         self.console = console
         self._progress: Progress | None = None
         self._total: int | None = None
+        self._varied: set[str] | None = None
         self._minimize = False
         self._told: set[str] = set()
 
@@ -59,7 +60,7 @@ class ExperimentView:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         plan = experiment.plan
-        self._total = plan.max_trials
+        self._total, self._varied = plan.max_trials, plan.varied
         self._print(f"experiment {experiment.id} ({plan.name})")
         self._print(f"web UI     {experiment.client.url}")
         for note in plan.notes:
@@ -109,7 +110,12 @@ class ExperimentView:
 
     def _trial_line(self, trial: TrialState, count: int) -> str:
         total = f"/{self._total}" if self._total else ""
-        chosen = ", ".join(f"{key}={value}" for key, value in trial.parameters.items())
+        # What is the same in all trials, or goes with a choice, tells nothing.
+        chosen = ", ".join(
+            f"{key}={value}"
+            for key, value in trial.parameters.items()
+            if self._varied is None or key in self._varied
+        )
         score = f" {trial.score:.4f}" if trial.score is not None else ""
         seconds = f" in {trial.seconds:.0f} s" if trial.seconds is not None else ""
         return f"[{count}{total}] {trial.id} {trial.status.lower()}{score}{seconds}  {chosen}"

@@ -27,7 +27,7 @@ from nni_gconv.partitioning.bounds import centred
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-__all__ = ["anneal", "default_sweeps"]
+__all__ = ["anneal", "cooling", "default_sweeps", "exchange"]
 
 #: Random pairings between two updates of the group masses.
 _ROUNDS = 4
@@ -72,10 +72,10 @@ def anneal(
     transposed = np.ascontiguousarray(single.transpose(0, 2, 1))
     rows = np.repeat(np.stack([start[0] for start in starts]).T, chains, axis=1)
     cols = np.repeat(np.stack([start[1] for start in starts]).T, chains, axis=1)
-    schedule = [_temperatures(matrix, num_groups, chains, sweeps) for matrix in scores]
+    schedule = [cooling(matrix, num_groups, chains, sweeps) for matrix in scores]
     for temperatures in np.concatenate(schedule, axis=1):
-        rows = _exchange(single, cols, rows, num_groups, temperatures, rng)
-        cols = _exchange(transposed, rows, cols, num_groups, temperatures, rng)
+        rows = exchange(single, cols, rows, num_groups, temperatures, rng)
+        cols = exchange(transposed, rows, cols, num_groups, temperatures, rng)
     found = []
     for index, matrix in enumerate(scores):
         own = slice(index * chains, (index + 1) * chains)
@@ -93,12 +93,12 @@ def default_sweeps(rows: int, cols: int, num_groups: int, chains: int) -> int:
     An estimate from sizes alone, not a clock, so that results do not depend on the machine.
     """
     multiply = 4.0 * rows * cols * num_groups * chains / 3e10
-    exchange = _ROUNDS * (rows + cols) * chains * 1.5e-8
-    return int(np.clip(0.2 / (1.5e-4 + multiply + exchange), 40, 1000))
+    swaps = _ROUNDS * (rows + cols) * chains * 1.5e-8
+    return int(np.clip(0.2 / (1.5e-4 + multiply + swaps), 40, 1000))
 
 
-def _temperatures(scores: Floats, num_groups: int, chains: int, sweeps: int) -> NDArray[np.float32]:
-    """Falling temperatures, (sweeps, chains)."""
+def cooling(scores: Floats, num_groups: int, chains: int, sweeps: int) -> NDArray[np.float32]:
+    """Falling temperatures of each chain, shape (sweeps, chains)."""
     rows, cols = scores.shape
     edge = float(np.linalg.norm(centred(scores))) * (math.sqrt(rows) + math.sqrt(cols))
     ordering = max(edge / math.sqrt(rows * cols), 1e-30) / num_groups
@@ -107,7 +107,7 @@ def _temperatures(scores: Floats, num_groups: int, chains: int, sweeps: int) -> 
     return (ordering * first * (_FROZEN / first) ** time).astype(np.float32)
 
 
-def _exchange(
+def exchange(
     scores: NDArray[np.float32],
     others: Ints,
     groups: Ints,
@@ -117,9 +117,27 @@ def _exchange(
 ) -> Ints:
     """Metropolis exchanges of disjoint random pairs, given the groups of the other side.
 
-    `scores` is (L, n, m), `others` (m, L R), `groups` (n, L R) and `temperatures` (L R,). Profits
-    lie in one flat array; item i of chain k in group g is at ``i wide + offset[k] + g``.
+    Parameters
+    ----------
+    scores : ndarray of float32, shape (L, n, m)
+        Score matrices of L problems; their rows are moved.
+    others : ndarray of int64, shape (m, L R)
+        Groups of the columns, the R chains of a problem side by side.
+    groups : ndarray of int64, shape (n, L R)
+        Groups of the rows.
+    num_groups : int
+        G.
+    temperatures : ndarray of float32, shape (L R,)
+        Of each chain.
+    rng : numpy.random.Generator
+        Source of the pairs and of chance.
+
+    Returns
+    -------
+    ndarray of int64, shape (n, L R)
+        Groups of the rows, as balanced as they were.
     """
+    # Profits lie in one flat array; item i of chain k in group g is at ``i wide + offset[k] + g``.
     problems, items, _ = scores.shape
     chains = groups.shape[1] // problems
     wide = chains * num_groups

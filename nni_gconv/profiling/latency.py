@@ -68,6 +68,8 @@ class Latency:
     ----------
     median_ms, p25_ms, p75_ms : float
         Median and quartiles over `runs` runs.
+    best_ms : float
+        Fastest run: nearest to what the model takes where nothing else runs.
     runs : int
         Timed runs.
     batch_size, threads : int
@@ -81,6 +83,7 @@ class Latency:
     median_ms: float
     p25_ms: float
     p75_ms: float
+    best_ms: float
     runs: int
     batch_size: int
     threads: int
@@ -274,6 +277,7 @@ def _summary(
             median_ms=median,
             p25_ms=p25,
             p75_ms=p75,
+            best_ms=min(times),
             runs=len(times),
             batch_size=batch_size,
             threads=threads,

@@ -39,6 +39,8 @@ class Request:
         Bounds of the share removed.
     group : int, str or None
         Sets of one group are ranked against each other.
+    unit : float or None
+        What scores are measured in where sets are ranked against each other; None: their mean.
     """
 
     scores: np.ndarray
@@ -48,11 +50,17 @@ class Request:
     low: float = 0.0
     high: float = 1.0
     group: int | str | None = None
+    unit: float | None = None
 
     @property
     def size(self) -> int:
         """Number of channels."""
         return len(self.scores)
+
+    @property
+    def scale(self) -> float:
+        """Number by which scores are divided to compare them with those of other sets."""
+        return self.unit or float(np.mean(np.abs(self.scores))) or 1.0
 
     def most(self) -> int:
         """Largest number of steps that the upper bound and the floor on channels allow."""
@@ -148,18 +156,17 @@ def _own_share(request: Request) -> int:
 
 
 def _global_share(requests: Sequence[Request], members: list[int], taken: list[int]) -> None:
-    """Rank the steps of several sets against each other; scores are relative to the set's mean."""
+    """Rank the steps of several sets against each other, by scores in the unit of each set."""
     goal = count(sum(requests[i].size for i in members), float(requests[members[0]].ratio or 0.0))
     queue = []
     for i in members:
         request = requests[i]
         taken[i] = request.least()
         goal -= sum(len(s) for s in request.steps[: taken[i]])
-        scale = float(np.mean(np.abs(request.scores))) or 1.0
         highest = -math.inf
         for k in range(taken[i], request.most()):
             # A step cannot go before the one in front of it.
-            highest = max(highest, float(request.scores[request.steps[k]].mean()) / scale)
+            highest = max(highest, float(request.scores[request.steps[k]].mean()) / request.scale)
             queue.append((highest, i, k))
     for _, i, k in sorted(queue):
         size = len(requests[i].steps[k])
@@ -284,14 +291,15 @@ def _prefix(floor: list[int], queue: list[tuple[float, int, int]], length: int) 
 def _priorities(requests: Sequence[Request], floor: list[int]) -> list[tuple[float, int, int]]:
     queue = []
     for i, request in enumerate(requests):
-        scale = float(np.mean(np.abs(request.scores))) or 1.0
         gone, highest = sum(len(s) for s in request.steps[: floor[i]]), -math.inf
         for k in range(floor[i], request.most()):
             gone += len(request.steps[k])
             if request.group is None:
                 highest = gone / request.size
             else:
-                highest = max(highest, float(request.scores[request.steps[k]].mean()) / scale)
+                highest = max(
+                    highest, float(request.scores[request.steps[k]].mean()) / request.scale
+                )
             queue.append((highest, i, k))
     return sorted(queue)
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from nni.compression.base.compressor import Pruner
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from rich.table import Table
@@ -28,11 +27,15 @@ from nni_gconv.pruning.budget import check_reachable, fit
 from nni_gconv.pruning.config_list import nni_entries, resolve
 from nni_gconv.pruning.cost import CostModel, parse_budget
 from nni_gconv.pruning.latency import LatencyModel
+from nni_gconv.pruning.schedule import Schedule
+from nni_gconv.pruning.scheduled import ScheduledPruner
 from nni_gconv.pruning.sets import (
     agreed,
+    check_given,
     check_unmasked,
     first_reason,
     followers,
+    joined_masks,
     listed,
     loud,
     skip_lines,
@@ -41,19 +44,21 @@ from nni_gconv.pruning.sets import (
     tied_weights,
     unit_matrix,
 )
+from nni_gconv.pruning.trained import Masks
 from nni_gconv.speedup.coupling import CoupledSet, Coupling, Member
 from nni_gconv.speedup.trace import example_input
 
-__all__ = ["ChannelPruner", "Rule"]
+__all__ = ["ChannelPruner", "Masks", "Rule"]
 
 _logger = logging.getLogger(__name__)
 
 Rule = Literal["mean", "max", "union"]
-Masks = dict[str, dict[str, Tensor]]
+#: ``{module: {target: scores}}``
+Metrics = Mapping[str, Mapping[str, Tensor]]
 _RULES = ("mean", "max", "union")
 
 
-class ChannelPruner(Pruner):
+class ChannelPruner(ScheduledPruner):
     """Base of pruners that remove whole channels.
 
     Parameters
@@ -77,6 +82,14 @@ class ChannelPruner(Pruner):
         How layers that share channels agree: by the mean or the largest of their scores, each
         relative to its layer's mean; or by union, where a channel goes only if every layer would
         remove it (fewer go than asked).
+    schedule : str or dict, default "one-shot"
+        When masks are made during training, see :mod:`nni_gconv.pruning.schedule`: a name, or a
+        mapping such as ``{"name": "cubic", "end": 20}``. Ratios, thresholds and budgets move with
+        it. NNI's ``LinearPruner`` and ``AGPPruner`` take its place where they drive the pruner.
+    masks : dict, optional
+        Masks that hold already and leave group convolutions, those of
+        :class:`nni_gconv.GroupConvPruner`: their groups stay equally wide, budgets count them,
+        and the masks returned are both together.
 
     Raises
     ------
@@ -85,6 +98,11 @@ class ChannelPruner(Pruner):
     BudgetError
         The budget cannot be reached with the layers selected.
     """
+
+    #: What scores are measured in where layers are ranked together; None: each layer's mean score.
+    score_unit: float | None = None
+    #: Whether layers that share channels are scored one by one, not by one :meth:`rank` of all.
+    scores_apart = False
 
     def __init__(
         self,
@@ -96,6 +114,8 @@ class ChannelPruner(Pruner):
         dummy_input: Any = None,
         budget: Mapping[str, float] | None = None,
         coupling: Rule = "mean",
+        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
+        masks: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         if coupling not in _RULES:
             raise ConfigError(
@@ -112,9 +132,11 @@ class ChannelPruner(Pruner):
             raise ConfigError("budget: needs dummy_input= to count what the model costs")
         self._check_budget_alone()
         self.dummy_input = example_input(model) if dummy_input is None else dummy_input
+        self._given = masks or {}
         self.coupling = Coupling.trace(
-            model, self.dummy_input, tie=tied_weights(model, self.layers)
+            model, self.dummy_input, tie=tied_weights(model, self.layers), masks=self._given
         )
+        check_given(self.coupling, self._given, self.budget)
         self.cost = CostModel(model, self.dummy_input, self.coupling)
         self.latency: LatencyModel | None = None
         if self.budget is not None and "latency" in self.budget:
@@ -125,13 +147,11 @@ class ChannelPruner(Pruner):
             raise ConfigError(f"config_list: nothing can be pruned: {first_reason(self.skipped)}")
         for line in skip_lines(self.skipped):
             _logger.warning(line)
-        # LinearPruner and AGPPruner of NNI overwrite these to drive any pruner that has them.
-        self.interval_steps, self.total_times = -1, 1
         entries = [*nni_entries(self.layers), *self._follower_entries()]
         names = [entry["op_names"][0] for entry in entries]
         check_unmasked(existed_wrappers, names)
         compat.register_pruning_types(model, names)
-        super().__init__(model, entries, evaluator, existed_wrappers)
+        super().__init__(model, entries, evaluator, existed_wrappers, schedule=schedule)
         if self.budget is not None:
             # Said now and not after hours of training: what can go does not depend on scores.
             check_reachable(self.budget, self.cost, self.sets, self._unscored(), self.latency)
@@ -224,7 +244,9 @@ class ChannelPruner(Pruner):
         for coupled in self.sets:
             for member in coupled.members:
                 target = self._target_spaces[member.module]["weight"].target
-                data[member.module] = {"weight": target.detach()}
+                given = self._given.get(member.module, {}).get("weight")
+                weight = target.detach()
+                data[member.module] = {"weight": weight if given is None else weight * given}
         return data
 
     def _calculate_metrics(
@@ -237,7 +259,8 @@ class ChannelPruner(Pruner):
                 unit_matrix(data[m.module]["weight"], m.dim, m.rows, m.units, coupled.size)
                 for m in coupled.members
             ]
-            shared = None if self.rule == "union" else self.rank(matrices)
+            apart = self.scores_apart or self.rule == "union"
+            shared = None if apart else self.rank(matrices)
             for member, matrix in zip(coupled.members, matrices, strict=True):
                 scores = (self.rank([matrix]) if shared is None else shared).to(
                     "cpu", torch.float64
@@ -252,21 +275,22 @@ class ChannelPruner(Pruner):
         removed = self.coupling.empty()
         if self.budget is not None:
             requests = [self._request(s, metrics, s.members[0].module) for s in self.sets]
-            removed = fit(self.budget, self.cost, self.sets, requests, self.latency)
+            budget = self.cost.ramped(self.budget, self.share)
+            removed = fit(budget, self.cost, self.sets, requests, self.latency)
         else:
             for coupled, gone in zip(self.sets, self._by_ratio(metrics), strict=True):
                 removed[coupled.classes[gone]] = True
         return self._masks(removed)
 
-    def _by_ratio(self, metrics: Mapping[str, Mapping[str, Tensor]]) -> list[np.ndarray]:
+    def _by_ratio(self, metrics: Metrics) -> list[np.ndarray]:
         """Channels of each set that its layers' ratios remove."""
         owners: list[int] = []
         requests: list[Request] = []
         for index, coupled in enumerate(self.sets):
-            voters = list(dict.fromkeys(m.module for m in coupled.members))
-            for voter in voters if self.rule == "union" else [""]:
+            for voter in self._voters(coupled) if self.rule == "union" else [""]:
                 owners.append(index)
                 requests.append(self._request(coupled, metrics, voter))
+        requests = self._settle(requests)
         votes = [taken_channels(r, n) for r, n in zip(requests, take(requests), strict=True)]
         outcome = []
         for index, coupled in enumerate(self.sets):
@@ -280,18 +304,24 @@ class ChannelPruner(Pruner):
                 )
         return outcome
 
+    def _voters(self, coupled: CoupledSet) -> list[str]:
+        """Whose scores count one by one under the union rule."""
+        return list(dict.fromkeys(m.module for m in coupled.members))
+
+    def _settle(self, requests: list[Request]) -> list[Request]:
+        """Let a method with a rule of its own turn what is asked into thresholds."""
+        return requests
+
     def _limits(self, coupled: CoupledSet, members: Sequence[Member]) -> dict[str, Any]:
         widths = [self._target_spaces[m.module]["weight"].shape[m.dim] for m in members]
         return step_limits(coupled, [self.layers[m.module] for m in members], widths)
 
-    def _request(
-        self, coupled: CoupledSet, metrics: Mapping[str, Mapping[str, Tensor]], voter: str
-    ) -> Request:
+    def _request(self, coupled: CoupledSet, metrics: Metrics | None, voter: str) -> Request:
         """Gather what the layers of a set ask; where they differ the more careful one wins."""
-        members = [m for m in coupled.members if not voter or m.module == voter]
-        speaker = members[0]
-        scores = np.full(coupled.size, np.nan)
-        scores[speaker.units] = metrics[speaker.module]["weight"].numpy()[speaker.rows]
+        members = [m for m in coupled.members if m.module == voter] or list(coupled.members)
+        scores = np.zeros(coupled.size)
+        if metrics is not None:
+            scores = self._channel_scores(coupled, metrics, voter)
         # Ratios live in NNI's target space, where its scheduling pruners move them.
         asked = [self._target_spaces[m.module]["weight"] for m in members]
         settings = [self.layers[m.module] for m in members]
@@ -301,23 +331,25 @@ class ChannelPruner(Pruner):
         return Request(
             scores=scores,
             steps=steps,
-            ratio=min(ratios) if ratios else None,
-            threshold=min(thresholds) if thresholds and not ratios else None,
-            low=max(a.min_sparse_ratio or 0.0 for a in asked),
+            ratio=min(ratios) * self.share if ratios else None,
+            threshold=min(thresholds) * self.share if thresholds and not ratios else None,
+            low=max(a.min_sparse_ratio or 0.0 for a in asked) * self.share,
             high=min(1.0 if a.max_sparse_ratio is None else a.max_sparse_ratio for a in asked),
             group=next(
                 (s.global_group_id for s in settings if s.global_group_id is not None), None
             ),
+            unit=self.score_unit,
         )
+
+    def _channel_scores(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> np.ndarray:
+        speaker = next((m for m in coupled.members if m.module == voter), coupled.members[0])
+        scores = np.full(coupled.size, np.nan)
+        scores[speaker.units] = metrics[speaker.module]["weight"].numpy()[speaker.rows]
+        return scores
 
     def _unscored(self) -> list[Request]:
         """Requests before anything is scored; the number of steps is right, their order not."""
-        sizes = {
-            m.module: {"weight": torch.zeros(self._target_spaces[m.module]["weight"].shape[m.dim])}
-            for coupled in self.sets
-            for m in coupled.members
-        }
-        return [self._request(s, sizes, s.members[0].module) for s in self.sets]
+        return [self._request(s, None, s.members[0].module) for s in self.sets]
 
     def _masks(self, removed: np.ndarray) -> Masks:
         """Masks for every wrapped target: what acts on a removed channel is zero."""
@@ -331,53 +363,21 @@ class ChannelPruner(Pruner):
                     masks.setdefault(module, {})[target] = whole if mask is None else mask
         return masks
 
-    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        if max_steps is None and max_epochs is None:
-            self.update_masks(self.generate_masks())
-        else:
-            self._fusion_compress(max_steps, max_epochs)
-
-    def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        """Renew the masks every ``interval_steps`` optimizer steps, ``total_times`` times."""
-        step, left = 0, self.total_times
-
-        def after_step() -> None:
-            nonlocal step, left
-            step += 1
-            if step == self.interval_steps and left > 0:
-                self.update_masks(self.generate_masks())
-                step, left = 0, left - 1
-
-        evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[after_step])
-
-    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        if self.interval_steps < 0:
-            self.update_masks(self.generate_masks())
-
-    def compress(
-        self, max_steps: int | None = None, max_epochs: int | None = None
-    ) -> tuple[nn.Module, Masks]:
-        """Make the masks.
-
-        Parameters
-        ----------
-        max_steps, max_epochs : int, optional
-            Train so long with the evaluator; without either the masks are made at once.
+    def requests(self) -> list[Request]:
+        """Score the channels of each of :attr:`sets` by the weights as they are; mask nothing.
 
         Returns
         -------
-        model : nn.Module
-            The wrapped, masked model.
-        masks : dict of str to dict of str to Tensor
-            ``{module: {target: 0/1 tensor}}``.
+        list of Request
+            What is asked of each set, with its channels in the order they would go.
         """
-        if (max_steps is not None or max_epochs is not None) and self.evaluator is None:
-            raise ConfigError("compress: max_steps and max_epochs need an evaluator=")
-        if max_steps is None and max_epochs is None:
-            # NNI would ask a pruner made by from_compressor() for an evaluator, to train both.
-            self._single_compress(None, None)
-            return self.bound_model, self.get_masks()
-        return super().compress(max_steps, max_epochs)
+        metrics = self._calculate_metrics(self._collect_data())
+        return [self._request(s, metrics, "") for s in self.sets]
+
+    def get_masks(self) -> Masks:
+        """Return the masks, together with those given."""
+        masks: Masks = super().get_masks()
+        return joined_masks(self._given, masks) if self._given else masks
 
     def table(self) -> Table:
         """Show each set: its layers, how many channels stay, and why a layer was not pruned."""

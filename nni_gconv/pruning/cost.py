@@ -98,8 +98,11 @@ class CostModel:
             if first not in seen:
                 seen.add(first)
                 self._terms.append((first, tuple(parameter.shape), positions.get(first, 0)))
+        # What masks make group convolutions of costs less from the start: not part of "dense".
+        self._divisors: Mapping[str, int] = {}
         everything = self._sums(np.zeros(int(channels.classes.max(initial=-1)) + 1, bool))
         self._fixed = {"params": self.params - everything[0], "macs": self.macs - everything[1]}
+        self._divisors = coupling.groups
 
     def __call__(self, measure: str, removed: np.ndarray) -> float:
         """Return the cost in ``"params"`` or ``"macs"`` with these classes gone."""
@@ -114,6 +117,13 @@ class CostModel:
         """Turn a budget's value into a count: up to 1 it is a fraction of dense."""
         return value * self.dense(measure) if value <= 1 else value
 
+    def ramped(self, budget: Mapping[str, float], share: float) -> dict[str, float]:
+        """Return the budget that asks for a share of what `budget` would save."""
+        if share == 1:
+            return dict(budget)
+        dense = {m: self.dense(m) if value > 1 else 1.0 for m, value in budget.items()}
+        return {m: dense[m] - (dense[m] - value) * share for m, value in budget.items()}
+
     def _sums(self, removed: np.ndarray) -> tuple[int, int]:
         stays = ~removed[self._classes]
         kept = np.add.reduceat(stays, self._starts) if len(self._starts) else np.zeros(0)
@@ -126,7 +136,7 @@ class CostModel:
             if name in self._grouped:
                 classes, groups = self._grouped[name]
                 sizes[1] = int((~removed[classes]).sum()) // groups
-            numel = math.prod(sizes)
+            numel = math.prod(sizes) // self._divisors.get(name, 1)
             params += numel
             macs += numel * positions
         return params, macs

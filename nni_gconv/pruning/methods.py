@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "PruneSettings", "create_pruner"]
 
 #: Name in a recipe -> module and class.
-METHODS = {"fpgm": ("nni_gconv.pruning.fpgm", "FPGMPruner")}
+METHODS = {
+    "fpgm": ("nni_gconv.pruning.fpgm", "FPGMPruner"),
+    "gconv": ("nni_gconv.pruning.gconv", "GroupConvPruner"),
+    "gsparsity": ("nni_gconv.pruning.gsparsity", "GSparsityPruner"),
+    "shuffle": ("nni_gconv.pruning.shuffle", "ShufflePruner"),
+    "slimming": ("nni_gconv.pruning.slimming", "SlimmingPruner"),
+}
 _NOT_OPTIONS = {
     "self",
     "model",
@@ -29,6 +35,7 @@ _NOT_OPTIONS = {
     "existed_wrappers",
     "dummy_input",
     "budget",
+    "masks",
 }
 
 
@@ -37,7 +44,9 @@ class PruneSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str = Field(description="fpgm, or nni:L1NormPruner and NNI's other filter pruners.")
+    method: str = Field(
+        description=f"{', '.join(METHODS)}, or nni:L1NormPruner and NNI's other filter pruners."
+    )
     config_list: list[dict[str, Any]] = Field(
         default_factory=lambda: [{"op_types": ["Conv2d"]}],
         description="NNI's config_list; without sparse_ratio when there is a budget.",
@@ -88,9 +97,9 @@ def create_pruner(
         from nni_gconv.pruning.nni_methods import NNIMethodPruner
 
         options = dict(settings.options)
-        rule = {"coupling": options.pop("coupling")} if "coupling" in options else {}
+        ours = {key: options.pop(key) for key in ("coupling", "schedule") if key in options}
         name = settings.method.removeprefix("nni:")
-        return NNIMethodPruner(model, config_list, method=name, options=options, **rule, **common)
+        return NNIMethodPruner(model, config_list, method=name, options=options, **ours, **common)
     if settings.method not in METHODS:
         names = [*METHODS, "nni:L1NormPruner", "nni:L2NormPruner", "nni:FPGMPruner"]
         raise ConfigError(unknown_name("method", settings.method, names, "prune.method"))

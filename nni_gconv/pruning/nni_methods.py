@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.pruning.base import ChannelPruner, Masks, Rule
+from nni_gconv.pruning.schedule import Schedule
 
 __all__ = ["NNI_METHODS", "NNIMethodPruner"]
 
@@ -44,7 +45,7 @@ class NNIMethodPruner(ChannelPruner):
         Class name in ``nni.compression.pruning``: one of :data:`NNI_METHODS`.
     options : mapping, optional
         Further arguments of that class, such as ``training_steps`` of ``TaylorPruner``.
-    dummy_input, budget, coupling
+    dummy_input, budget, coupling, schedule, masks
         See :class:`nni_gconv.pruning.base.ChannelPruner`.
 
     Examples
@@ -68,6 +69,8 @@ class NNIMethodPruner(ChannelPruner):
         dummy_input: Any = None,
         budget: Mapping[str, float] | None = None,
         coupling: Rule = "mean",
+        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
+        masks: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         if method not in NNI_METHODS:
             raise ConfigError(unknown_name("NNI pruner", method, NNI_METHODS, "method"))
@@ -83,6 +86,8 @@ class NNIMethodPruner(ChannelPruner):
         self._trains = NNI_METHODS[method]
         if self._trains and evaluator is None:
             raise ConfigError(f"{method} scores while training: give it a sparsify stage (epochs)")
+        if self._trains and Schedule.parse(schedule).name != "one-shot":
+            raise ConfigError(f"schedule: {method} scores while it trains itself, and prunes after")
         if self._trains and not compat.is_wrapped(model):
             compat.learn_optimizer(evaluator, model)
         self._inner_evaluator = evaluator
@@ -96,6 +101,8 @@ class NNIMethodPruner(ChannelPruner):
             dummy_input=dummy_input if dummy_input is not None else _dummy(evaluator),
             budget=budget,
             coupling=coupling,
+            schedule=schedule,
+            masks=masks,
         )
         for coupled in self.sets:
             for member in coupled.members:

@@ -15,12 +15,16 @@ from nni_gconv.pruning.allocation import Request, removal_steps
 from nni_gconv.pruning.config_list import LayerConfig
 from nni_gconv.speedup.constants import known_values
 from nni_gconv.speedup.coupling import CoupledSet, Coupling
+from nni_gconv.speedup.decision import decide
+from nni_gconv.speedup.wiring import Wiring
 
 __all__ = [
     "agreed",
+    "check_given",
     "check_unmasked",
     "first_reason",
     "followers",
+    "joined_masks",
     "listed",
     "loud",
     "skip_lines",
@@ -40,6 +44,53 @@ def check_unmasked(wrappers: Mapping[str, Any] | None, names: Sequence[str]) -> 
                 f"from_compressor: {name} is masked by the earlier pruner already; unwrap that one "
                 "and make a new pruner for it"
             )
+
+
+def check_given(
+    coupling: Coupling,
+    masks: Mapping[str, Mapping[str, Tensor]],
+    budget: Mapping[str, float] | None,
+) -> None:
+    """Refuse masks beside which channels cannot be ranked: those that silence channels already."""
+    if not masks:
+        return
+    if budget is not None and "latency" in budget:
+        raise ConfigError("budget.latency: cannot be measured with masks=")
+    kept = {
+        coupling.graph.aliases[f"{module}.{target}".lstrip(".")][0]: mask != 0
+        for module, targets in masks.items()
+        for target, mask in targets.items()
+        if mask is not None
+    }
+    wiring = Wiring(coupling.graph, kept)
+    if decide(coupling.graph, coupling.channels, kept, wiring).removed.any():
+        raise ConfigError(
+            "masks: they silence channels already; cut those first with ModelSpeedup, or prune "
+            "channels before grouping and give the masks to GroupConvPruner"
+        )
+
+
+def joined_masks(
+    first: Mapping[str, Mapping[str, Tensor | None]],
+    second: Mapping[str, Mapping[str, Tensor | None]],
+) -> dict[str, dict[str, Tensor]]:
+    """What two sets of masks leave together; targets without a mask are left out.
+
+    Examples
+    --------
+    >>> first, second = torch.tensor([1, 0, 1]), torch.tensor([1, 1, 0])
+    >>> joined_masks({"a": {"weight": first}}, {"a": {"weight": second}})
+    {'a': {'weight': tensor([1, 0, 0])}}
+    """
+    joined: dict[str, dict[str, Tensor]] = {}
+    for masks in (first, second):
+        for module, targets in masks.items():
+            for target, mask in targets.items():
+                if mask is None:
+                    continue
+                known = joined.setdefault(module, {}).get(target)
+                joined[module][target] = mask if known is None else known.to(mask) * mask
+    return joined
 
 
 def followers(coupling: Coupling, going: np.ndarray) -> list[str]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nni_gconv import compat
-from nni_gconv.artefact import load_compact, save_compact, versions
+from nni_gconv.artefact import holds_plan, load_compact, save_compact, versions
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.export import export_model
 from nni_gconv.files import atomic_path, write_json
@@ -35,7 +35,7 @@ from nni_gconv.training.evaluator import make_evaluator
 from nni_gconv.training.log import MetricLog
 from nni_gconv.training.loop import fit
 from nni_gconv.training.seeding import seed_everything
-from nni_gconv.training.zoo import list_models
+from nni_gconv.training.zoo import ModelSettings, list_models
 
 __all__ = ["Trial"]
 
@@ -136,7 +136,7 @@ class Trial:
         path = self.folder.path / SPEEDUP
         self.folder.run("speedup", self._speedup)
         self.distributed.barrier()
-        self.model = load_compact(path, self.build, device=self.device)
+        self.model = load_compact(path, self.architecture, device=self.device)
 
     def finetune(self) -> None:
         """Train the small model."""
@@ -145,7 +145,8 @@ class Trial:
         elif not (self.folder.path / COMPACT).is_file():
             self._save_compact(COMPACT)
         self.distributed.barrier()
-        self.model = load_compact(self.folder.path / COMPACT, self.build, device=self.device)
+        path = self.folder.path / COMPACT
+        self.model = load_compact(path, self.architecture, device=self.device)
 
     def export(self) -> None:
         """Write the formats asked beside the safetensors file, each checked against the model."""
@@ -192,9 +193,18 @@ class Trial:
 
     # -- building ---------------------------------------------------------------------------------
 
+    def architecture(self) -> nn.Module:
+        """Build the dense architecture, without weights of its own."""
+        return self._build(self.recipe.model.model_copy(update={"weights": None}))
+
     def build(self) -> nn.Module:
-        """Build the dense architecture with the recipe's weights, if it names some."""
-        settings = self.recipe.model
+        """Build the network to begin with: the recipe's weights, or a small model's file."""
+        weights = self.recipe.model.weights
+        if weights is not None and holds_plan(path := Path(weights).expanduser()):
+            return load_compact(path, self.architecture).train()
+        return self._build(self.recipe.model)
+
+    def _build(self, settings: ModelSettings) -> nn.Module:
         defaults: dict[str, Any] = {"num_classes": self.num_classes}
         if settings.name in list_models():
             defaults["in_channels"] = self.input_shape[0]
@@ -227,7 +237,11 @@ class Trial:
                 distributed=self.distributed,
             )
         example = self._prune_example()
-        create_pruner(self.recipe.prune, trial_copy, dummy_input=example, evaluator=evaluator)
+        pruner = create_pruner(
+            self.recipe.prune, trial_copy, dummy_input=example, evaluator=evaluator
+        )
+        sparsify = self.recipe.sparsify
+        pruner.check_training(0 if sparsify is None else sparsify.epochs)
 
     # -- training the dense network ---------------------------------------------------------------
 

@@ -8,6 +8,7 @@ Examples
 
 from __future__ import annotations
 
+from nni_gconv.report.blocks import plot_blocks
 from nni_gconv.report.collect import TrialRow, collect, pareto_front
 from nni_gconv.report.plot import plot_trials
 from nni_gconv.report.table import json_rows, plain_table, rich_table, write_csv
@@ -18,6 +19,7 @@ __all__ = [
     "json_rows",
     "pareto_front",
     "plain_table",
+    "plot_blocks",
     "plot_trials",
     "rich_table",
     "write_csv",

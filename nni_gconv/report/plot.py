@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING
 
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.report.collect import TrialRow, pareto_front
-from nni_gconv.report.files import output_file
+from nni_gconv.report.figure import COLOURS, picture, picture_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_trials"]
 
-# Okabe and Ito's palette, told apart with any colour vision; black and yellow are left out, black
-# for the dense line and yellow for being unreadable on white. Markers say the same again.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Beside the colours: markers say the same again.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_FORMATS = (".png", ".svg", ".pdf")
 _COSTS = {
     "macs_ratio": "MACs (small / dense)",
     "params_ratio": "parameters (small / dense)",
@@ -63,35 +60,26 @@ def plot_trials(
     >>> plot_trials([row], "runs/plot.png")  # doctest: +SKIP
     PosixPath('runs/plot.png')
     """
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in _FORMATS:
-        raise ConfigError(unknown_name("picture format", path.suffix, _FORMATS, str(path)))
+    path = picture_path(path)
     if cost not in _COSTS:
         raise ConfigError(unknown_name("cost", cost, _COSTS))
     usable = [row for row in rows if row.accuracy is not None and getattr(row, cost) is not None]
     if not usable:
         raise ConfigError(f"nothing to plot: no trial has both an accuracy and a {cost}")
-    # The object interface on the Agg canvas: no display, and pyplot's global state stays alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _draw_dense(axes, usable)
-    _draw_methods(axes, usable, cost)
-    _draw_front(axes, pareto_front(usable, cost), cost)
-    axes.set_xlabel(_COSTS[cost])
-    axes.set_ylabel("validation accuracy (%)")
-    axes.grid(visible=True, color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(0.08, 0.12)
-    if title:
-        axes.set_title(title)
-    axes.legend(frameon=True, framealpha=0.9, edgecolor="0.8", fontsize="small", labelspacing=0.8)
-    with output_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format=path.suffix.lower()[1:])
+    with picture(path, 7.0, 4.5) as figure:
+        axes = figure.add_subplot()
+        _draw_dense(axes, usable)
+        _draw_methods(axes, usable, cost)
+        _draw_front(axes, pareto_front(usable, cost), cost)
+        axes.set_xlabel(_COSTS[cost])
+        axes.set_ylabel("validation accuracy (%)")
+        axes.grid(visible=True, color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(0.08, 0.12)
+        if title:
+            axes.set_title(title)
+        axes.legend(framealpha=0.9, edgecolor="0.8", fontsize="small", labelspacing=0.8)
     return path
 
 
@@ -115,8 +103,8 @@ def _draw_methods(axes: Axes, rows: Sequence[TrialRow], cost: str) -> None:
         axes.scatter(
             [getattr(row, cost) for row in points],
             [100 * (row.accuracy or 0.0) for row in points],
-            s=120 / (1 + 1.2 * i),  # a point that lies on another leaves its rim to be seen
-            color=_COLOURS[i % len(_COLOURS)],
+            s=max(30, 130 * 0.74**i),  # a point that lies on another leaves its rim to be seen
+            color=COLOURS[i % len(COLOURS)],
             marker=_MARKERS[i % len(_MARKERS)],
             edgecolor="white",
             linewidth=0.6,

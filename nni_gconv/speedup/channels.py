@@ -24,9 +24,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.fx import Node
 
+from nni_gconv.speedup.nodes import op_name, shape_of
 from nni_gconv.speedup.trace import Graph, location
 
-__all__ = ["Axis", "Balance", "ChannelMap", "PadEdit", "Read", "Walker"]
+__all__ = ["Axis", "Balance", "ChannelMap", "NormWidth", "PadEdit", "Pick", "Read", "Walker"]
 
 Field = Tensor
 #: Fields of one value; a list of such for operators that return several values.
@@ -78,6 +79,23 @@ class PadEdit:
 
 
 @dataclass(frozen=True)
+class NormWidth:
+    """A norm whose width attributes follow what is kept of these labels, weights or not."""
+
+    module: str
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Pick:
+    """An integer buffer that picks channels: those labelled `picked` out of `source`."""
+
+    tensor: str
+    source: Tensor
+    picked: Tensor
+
+
+@dataclass(frozen=True)
 class ChannelMap:
     """Result of the pass over one graph.
 
@@ -95,8 +113,13 @@ class ChannelMap:
         Groups that must stay equally wide.
     pads : tuple of PadEdit
         Padding modules that have to follow.
+    norms : tuple of NormWidth
+        Norms whose attributes, besides their tensors, say how many channels there are.
+    picks : tuple of Pick
+        Buffers that hold positions of channels.
     halvings : tuple of Node
-        Operators that cut channels into equal parts, whose sizes the small model has to confirm.
+        Operators that cut channels into equal parts (a chunk, a view that makes one dimension
+        two), whose sizes the small model has to confirm.
     values : dict of Node to tuple of Tensor
         Fields of each value, for whoever wants to look a channel up.
     """
@@ -107,6 +130,8 @@ class ChannelMap:
     reads: tuple[Read, ...]
     balances: tuple[Balance, ...]
     pads: tuple[PadEdit, ...]
+    norms: tuple[NormWidth, ...]
+    picks: tuple[Pick, ...]
     halvings: tuple[Node, ...]
     values: dict[Node, Any]
 
@@ -143,6 +168,8 @@ class Walker:
         self.reads: list[Read] = []
         self.balances: list[Balance] = []
         self.pads: list[PadEdit] = []
+        self.norms: list[NormWidth] = []
+        self.picks: list[Pick] = []
         self.halvings: list[Node] = []
         self.pinned_nodes: set[Node] = set()
         self.whole: list[tuple[str, str]] = []
@@ -164,6 +191,8 @@ class Walker:
             self.axes[key] = Axis(key[0], dim, role, self.fresh(size))
             if size == 1:
                 self.pin(self.axes[key].labels, "a single channel")
+            elif not is_saved(self.graph, tensor):
+                self.pin(self.axes[key].labels, f"{tensor} is a buffer that no file keeps")
         return self.axes[key].labels
 
     def equal(self, first: Tensor, second: Tensor) -> None:
@@ -258,6 +287,8 @@ class Walker:
             reads=tuple(self.reads),
             balances=tuple(self.balances),
             pads=tuple(self.pads),
+            norms=tuple(self.norms),
+            picks=tuple(self.picks),
             halvings=tuple(self.halvings),
             values=self.values,
         )
@@ -268,28 +299,17 @@ def lookup(graph: Graph, tensor: str) -> Tensor:
     return getattr(graph.modules[module], attribute)
 
 
+def is_saved(graph: Graph, tensor: str) -> bool:
+    """Tell whether a state dict holds a tensor; a buffer may be registered as not persistent."""
+    module, _, attribute = tensor.rpartition(".")
+    return attribute not in graph.modules[module]._non_persistent_buffers_set
+
+
 def flat(value: Any) -> list[Field]:
     """Fields of a value or, for an operator with several results, of all of them."""
     if isinstance(value, list):
         return [field for item in value for field in item]
     return list(value)
-
-
-def shape_of(node: Any) -> tuple[int, ...]:
-    """Return the traced shape of an argument; a number is a scalar."""
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
-
-
-def op_name(node: Node) -> str:
-    """Name of the ATen operator without overload and without the in-place underscore."""
-    packet = getattr(node.target, "overloadpacket", None)
-    name = (
-        packet.__name__
-        if packet is not None
-        else getattr(node.target, "__name__", str(node.target))
-    )
-    return name.removesuffix("_") if not name.startswith("_") else name
 
 
 def run_on(node: Node, tensors: Sequence[Tensor | None]) -> Any:

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.speedup.channels import lookup, op_name, shape_of
+from nni_gconv.speedup.channels import op_name, shape_of
+from nni_gconv.speedup.known import (
+    RULES,
+    State,
+    Value,
+    along,
+    channels_of,
+    known,
+    known_rule,
+    uniform,
+)
+from nni_gconv.speedup.known_layers import has_padding
 from nni_gconv.speedup.rules import MOVES, PASSES, POOLS, argument, is_pointwise
 from nni_gconv.speedup.storage import follow_storage
 from nni_gconv.speedup.trace import Graph
@@ -22,7 +33,8 @@ from nni_gconv.speedup.wiring import Wiring
 
 __all__ = ["given_values", "has_padding", "known_values"]
 
-Value = Tensor | None
+#: Handled as moves here, though channels need a rule of their own there.
+_MOVED = frozenset({"pad", "constant_pad_nd", "channel_shuffle", "native_channel_shuffle"})
 
 
 def known_values(graph: Graph, kept: Mapping[str, Tensor]) -> dict[Node, Any]:
@@ -66,68 +78,16 @@ def given_values(
     return _run(graph, kept, wiring).given
 
 
-def _run(graph: Graph, kept: Mapping[str, Tensor], wiring: Wiring | None = None) -> _State:
-    state = _State(graph, kept, wiring)
-    for node in graph.nodes:
+def _run(graph: Graph, kept: Mapping[str, Tensor], wiring: Wiring | None = None) -> State:
+    state = State(graph, kept, wiring)
+    for node in graph.all_nodes:
         if node.op == "call_function":
             state.values[node] = _evaluate(state, node)
             follow_storage(node, state.values, state.storage, state.same, state.sharing)
     return state
 
 
-def has_padding(node: Node) -> bool:
-    """Tell whether a convolution pads with zeros, which a constant input would not survive."""
-    padding = argument(node, 4, "padding", 0)
-    if isinstance(padding, str):
-        return padding != "valid"
-    return any(padding) if isinstance(padding, list | tuple) else bool(padding)
-
-
-class _State:
-    def __init__(
-        self, graph: Graph, kept: Mapping[str, Tensor], wiring: Wiring | None = None
-    ) -> None:
-        self.graph = graph
-        self.kept = kept
-        self.wiring = wiring or Wiring(graph, kept)
-        self.values: dict[Any, Any] = {}
-        self.given: dict[Node, Tensor] = {}
-        #: Value -> the one whose memory it shares, and the one that is the very same tensor.
-        self.storage: dict[Any, Any] = {}
-        self.same: dict[Any, Any] = {}
-        self.sharing: dict[Any, list[Any]] = {}
-
-    def get(self, node: Any) -> Value:
-        value = self.values.get(node) if isinstance(node, Node) else None
-        return None if isinstance(value, list) else value
-
-    def name(self, node: Any) -> str | None:
-        if isinstance(node, Node) and node.op == "placeholder":
-            return self.graph.tensors.get(node.name)
-        return None
-
-    def masked(self, node: Any) -> Tensor:
-        """Return a parameter's masked values."""
-        found = self.parameter(node)
-        return torch.empty(0) if found is None else found[0]
-
-    def parameter(self, node: Any) -> tuple[Tensor, Tensor] | None:
-        """Return a parameter's masked values and its mask."""
-        name = self.name(node)
-        if name is None:
-            return None
-        tensor = lookup(self.graph, name).detach().to("cpu", torch.float64)
-        kept = self.kept.get(name)
-        if kept is None:
-            return tensor, torch.ones_like(tensor, dtype=torch.bool)
-        return tensor * kept, kept
-
-
-def _known(value: Tensor) -> Value:
-    return None if bool(value.isnan().all()) else value
-
-
-def _evaluate(state: _State, node: Node) -> Any:  # noqa: PLR0911 - one return a family
+def _evaluate(state: State, node: Node) -> Any:  # noqa: PLR0911 - one return a family
     name = op_name(node)
     if name == "getitem":
         source = state.values.get(node.args[0])
@@ -135,131 +95,94 @@ def _evaluate(state: _State, node: Node) -> Any:  # noqa: PLR0911 - one return a
     if name in RULES:
         return RULES[name](state, node)
     if name in PASSES:
-        value = node.meta.get("val")
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return state.get(node.args[0]) if floating else None
+        return _pass(state, node)
     if name in POOLS:
         return _pool(state, node)
-    if name in MOVES or name in ("pad", "constant_pad_nd"):
+    if name in MOVES or name in _MOVED:
         return _move(state, node)
     if is_pointwise(node):
         return _pointwise(state, node)
     return None
 
 
-def _channels(state: _State, node: Any, dim: int) -> Tensor:
-    """Per-channel constants of a value, NaN where unknown or not constant along the rest."""
-    shape = shape_of(node)
-    unknown = torch.full((shape[dim],), torch.nan, dtype=torch.float64)
-    value = state.get(node)
-    if value is None or any(s > 1 for d, s in enumerate(value.shape) if d != dim % len(shape)):
-        return unknown
-    return value.reshape(-1).expand(shape[dim])
+def _pass(state: State, node: Node) -> Value:
+    value, given = node.meta.get("val"), state.get(node.args[0])
+    if given is None or not (isinstance(value, Tensor) and value.is_floating_point()):
+        return None
+    if op_name(node).endswith("dropout") and argument(node, 2, "train"):
+        # In training mode only silence stays what it is, and not behind every dropout.
+        return None if "alpha" in op_name(node) else known(given.masked_fill(given != 0, torch.nan))
+    return given
 
 
-def _layer(state: _State, node: Node) -> Value:
-    """Convolutions and linear layers: a row is known when all it is connected to is known."""
-    x, weight = node.args[0], node.args[1]
-    name = state.name(weight)
-    if name is None:
-        return None
-    transposed = "transpose" in op_name(node)
-    linear = op_name(node) == "linear"
-    groups = 1 if linear else int(argument(node, 6, "groups", 1))
-    if transposed and groups != 1:
-        return None
-    rank = len(shape_of(x))
-    dim = rank - 1 if linear else rank - len(shape_of(weight)) + 1
-    given = state.given[node] = _channels(state, x, dim)
-    if state.get(x) is None and name not in state.kept:
-        return None
-    connected = state.wiring.of(name, transposed)
-    filters, positions = connected.shape
-    if groups > 1:
-        group = torch.arange(filters) // (filters // groups)
-        given = given[group[:, None] * positions + torch.arange(positions)]
-    else:
-        given = given.expand(filters, positions)
-    # Zero padding shows a constant channel its border; only silence survives that. A transposed
-    # convolution overlaps unevenly, so there, too, only silence is certain.
-    exact = given == 0 if transposed or (not linear and has_padding(node)) else ~given.isnan()
-    unknown = (connected & ~exact).any(1)
-    if bool(unknown.all()):
-        return None
-    rows = torch.zeros(filters, dtype=torch.float64)
-    constant = torch.where(connected & exact, given, 0.0)
-    if bool((constant != 0).any()):
-        full = state.masked(weight)
-        sums = full.flatten(2).sum(2) if full.dim() > 2 else full
-        rows = (constant * (sums.T if transposed else sums)).sum(1)
-    bias = state.parameter(argument(node, 2, "bias"))
-    if bias is not None:
-        rows = rows + bias[0]
-    rows = rows.masked_fill(unknown, torch.nan)
-    view = [1] * rank
-    view[dim] = -1
-    return rows.view(view)
+@known_rule("zeros_like")
+def _zeros(_: State, node: Node) -> Value:
+    return torch.zeros([1] * len(shape_of(node)), dtype=torch.float64)
 
 
-def _pixels(state: _State, node: Node) -> Value:
+@known_rule("expand_as")
+def _expanded(state: State, node: Node) -> Value:
+    return state.get(node.args[0])
+
+
+@known_rule("where")
+def _where(state: State, node: Node) -> Value:
+    """Known where both branches agree, whatever the condition says."""
+    return _either(state, node, node.args[1], node.args[2])
+
+
+@known_rule("masked_fill")
+def _masked_fill(state: State, node: Node) -> Value:
+    return _either(state, node, node.args[0], node.args[2])
+
+
+def _either(state: State, node: Node, *branches: Any) -> Value:
+    rank = len(shape_of(node))
+    both = []
+    for branch in branches:
+        value = state.get(branch) if isinstance(branch, Node) else torch.tensor(float(branch))
+        if value is None:
+            return None
+        both.append(value.to(torch.float64).reshape((1,) * (rank - value.dim()) + value.shape))
+    return known(torch.where(both[0] == both[1], both[0], torch.nan))
+
+
+@known_rule("glu")
+def _gated(state: State, node: Node) -> Value:
+    """Zero where the gated half is, whatever the gate."""
+    rank = len(shape_of(node))
+    dim = (int(node.args[1]) if len(node.args) > 1 else -1) % rank  # type: ignore[arg-type]
+    if state.get(node.args[0]) is None:
+        return None
+    value, gate = channels_of(state, node.args[0], dim).view(2, -1)
+    return along(torch.where(value == 0, 0.0, value * torch.sigmoid(gate)), rank, dim)
+
+
+@known_rule("pixel_shuffle", "pixel_unshuffle")
+def _pixels(state: State, node: Node) -> Value:
     """A channel made of several is known where they agree; one that becomes several is each."""
     rank, squared = len(shape_of(node)), int(node.args[1]) ** 2  # type: ignore[arg-type]
-    given = _channels(state, node.args[0], rank - 3)
+    given = channels_of(state, node.args[0], rank - 3)
     if op_name(node) == "pixel_shuffle":
         parts = given.view(-1, squared)
         given = torch.where((parts == parts[:, :1]).all(1), parts[:, 0], torch.nan)
     else:
         given = given.repeat_interleave(squared)
-    return _known(given.view([-1 if d == rank - 3 else 1 for d in range(rank)]))
+    return along(given, rank, rank - 3)
 
 
-def _norm(state: _State, node: Node) -> Value:
-    """Norms in eval mode; a masked scale leaves the shift whatever comes in."""
-    x = node.args[0]
-    scale, shift = state.parameter(node.args[1]), state.parameter(node.args[2])
-    mean, var = state.parameter(node.args[3]), state.parameter(node.args[4])
-    masked = scale is not None and not bool(scale[1].all())
-    if state.get(x) is None and not masked:
-        return None
-    given = _channels(state, x, 1)
-    if argument(node, 5, "training") or mean is None or var is None:
-        # Statistics of the input itself: a constant is its own mean.
-        out = given * 0.0
-    else:
-        out = (given - mean[0]) / (var[0] + float(argument(node, 7, "eps", 1e-5))).sqrt()
-    if scale is not None:
-        out = torch.where(scale[1], out * scale[0], 0.0)
-    if shift is not None:
-        out = out + shift[0]
-    view = [1] * len(shape_of(x))
-    view[1] = -1
-    return _known(out.view(view))
-
-
-def _slope(state: _State, node: Node) -> Value:
-    """PReLU: one slope per channel, or one for all."""
-    slope = state.parameter(node.args[1])
-    if state.get(node.args[0]) is None or slope is None:
-        return None
-    rank = len(shape_of(node.args[0]))
-    given = _channels(state, node.args[0], min(1, rank - 1))
-    view = [1] * rank
-    view[min(1, rank - 1)] = -1
-    return _known(torch.where(given < 0, given * slope[0], given).view(view))
-
-
-def _concatenate(state: _State, node: Node) -> Value:
+@known_rule("cat")
+def _concatenate(state: State, node: Node) -> Value:
     parts: list[Any] = list(node.args[0])  # type: ignore[arg-type]
     rank = len(shape_of(node))
     dim = int(argument(node, 1, "dim", 0)) % rank
     if all(state.get(part) is None for part in parts):
         return None
-    view = [1] * rank
-    view[dim] = -1
-    return _known(torch.cat([_channels(state, part, dim) for part in parts]).view(view))
+    return along(torch.cat([channels_of(state, part, dim) for part in parts]), rank, dim)
 
 
-def _mean(state: _State, node: Node) -> Value:
+@known_rule("mean", "sum", "amax", "amin")
+def _mean(state: State, node: Node) -> Value:
     """The mean of a constant is that constant, if it is one along all that is reduced."""
     value = state.get(node.args[0])
     dims = argument(node, 1, "dim")
@@ -268,23 +191,20 @@ def _mean(state: _State, node: Node) -> Value:
     dims = [dims] if isinstance(dims, int) else list(dims)
     rank = len(shape_of(node.args[0]))
     gone = tuple(d % rank for d in dims)
-    if any(value.shape[d] > 1 for d in gone):
-        return None
+    value = uniform(value, gone)
     if op_name(node) == "sum":
         value = torch.where(value == 0, value, torch.nan)
-    return value if len(shape_of(node)) == rank else value.squeeze(gone)
+    return known(value if len(shape_of(node)) == rank else value.squeeze(gone))
 
 
-def _pool(state: _State, node: Node) -> Any:
+def _pool(state: State, node: Node) -> Any:
     value, name = state.get(node.args[0]), op_name(node)
     if value is not None:
         # What varies in space is not followed through a window: only what is one constant.
-        space = tuple(range(len(shape_of(node.args[0])) - POOLS[name], value.dim()))
-        low = value.amin(space, keepdim=True)
-        value = torch.where(low == value.amax(space, keepdim=True), low, torch.nan)
+        value = uniform(value, range(value.dim() - POOLS[name], value.dim()))
         if not _keeps_constants(node, name):
             value = torch.where(value == 0, value, torch.nan)
-        value = _known(value)
+        value = known(value)
     several = isinstance(node.meta.get("val"), list | tuple)
     return [value, None] if several else value
 
@@ -299,17 +219,17 @@ def _keeps_constants(node: Node, name: str) -> bool:
     return False
 
 
-def _move(state: _State, node: Node) -> Any:
+def _move(state: State, node: Node) -> Any:
     several = isinstance(node.meta.get("val"), list | tuple)
     value = state.get(node.args[0])
     if value is None and op_name(node) in ("pad", "constant_pad_nd"):
         # What is padded is known whatever it is padded to.
-        value = torch.full([1] * len(shape_of(node)), torch.nan, dtype=torch.float64)
+        value = torch.full([1] * len(shape_of(node.args[0])), torch.nan, dtype=torch.float64)
     if value is None:
         return [None for _ in node.meta["val"]] if several else None
     full = value.expand(shape_of(node.args[0]))
     result = _functional(node)(full.contiguous(), *node.args[1:], **node.kwargs)
-    return [_known(_squash(r)) for r in result] if several else _known(_squash(result))
+    return [known(_squash(r)) for r in result] if several else known(_squash(result))
 
 
 def _squash(value: Tensor) -> Tensor:
@@ -321,7 +241,7 @@ def _squash(value: Tensor) -> Tensor:
     return value
 
 
-def _pointwise(state: _State, node: Node) -> Value:
+def _pointwise(state: State, node: Node) -> Value:
     """Known where every operand is known, and zero where any factor of a product is zero."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return None
@@ -360,7 +280,7 @@ def _pointwise(state: _State, node: Node) -> Value:
         unknown = unknown | value.isnan()
         zero = zero | ((value == 0) if product or (quotient and index == 0) else False)
     result = torch.where(unknown, torch.nan, result.to(torch.float64))
-    return _known(torch.where(zero, 0.0, result))
+    return known(torch.where(zero, 0.0, result))
 
 
 def _functional(node: Node) -> Callable[..., Any]:
@@ -371,22 +291,3 @@ def _functional(node: Node) -> Callable[..., Any]:
         return target
     free = getattr(torch.ops.aten, packet.__name__.removesuffix("_"))
     return getattr(free, target._overloadname, free)
-
-
-Rule = Callable[[_State, Node], Any]
-RULES: dict[str, Rule] = {
-    "linear": _layer,
-    "batch_norm": _norm,
-    "instance_norm": _norm,
-    "prelu": _slope,
-    "zeros_like": lambda _, node: torch.zeros([1] * len(shape_of(node)), dtype=torch.float64),
-    "cat": _concatenate,
-    "pixel_shuffle": _pixels,
-    "pixel_unshuffle": _pixels,
-    "mean": _mean,
-    "sum": _mean,
-    "amax": _mean,
-    "amin": _mean,
-    **{f"conv{k}d": _layer for k in (1, 2, 3)},
-    **{f"conv_transpose{k}d": _layer for k in (1, 2, 3)},
-}

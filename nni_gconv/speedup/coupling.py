@@ -7,8 +7,8 @@ with the depthwise one behind it. A pruner ranks the channels of a set against e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,13 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from nni_gconv.speedup.channels import ChannelMap, lookup
+from nni_gconv.speedup.balance import balance_classes
+from nni_gconv.speedup.channels import Axis, ChannelMap, lookup
+from nni_gconv.speedup.grouping import balances, find_grouped
+from nni_gconv.speedup.masks import read_masks
 from nni_gconv.speedup.operators import map_channels
 from nni_gconv.speedup.trace import Graph, example_input, trace
+from nni_gconv.speedup.wiring import Wiring
 
 __all__ = ["CoupledSet", "Coupling", "Member"]
 
@@ -83,6 +87,15 @@ class CoupledSet:
 class Coupling:
     """All coupled sets of a model.
 
+    Attributes
+    ----------
+    graph, channels
+        The traced model and its channel map.
+    sets : tuple of CoupledSet
+        In the order of the model.
+    groups : dict of str to int
+        Weight of a dense convolution -> number of groups that masks given leave it.
+
     Examples
     --------
     >>> import torch
@@ -95,10 +108,16 @@ class Coupling:
     graph: Graph
     channels: ChannelMap
     sets: tuple[CoupledSet, ...]
+    groups: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def trace(
-        cls, model: nn.Module, dummy_input: Any = None, *, tie: Iterable[tuple[str, str]] = ()
+        cls,
+        model: nn.Module,
+        dummy_input: Any = None,
+        *,
+        tie: Iterable[tuple[str, str]] = (),
+        masks: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> Coupling:
         """Trace a model and find its coupled sets.
 
@@ -110,10 +129,17 @@ class Coupling:
             Example arguments; None tries common image sizes.
         tie : iterable of (str, str)
             Names of weights whose filters shall go together in addition.
+        masks : mapping, optional
+            NNI's masks that hold already. Convolutions they make group convolutions of have to
+            keep groups of one width.
         """
         graph = trace(model, example_input(model) if dummy_input is None else dummy_input)
         channels = map_channels(graph, tie=tie)
-        return cls(graph, channels, _sets(graph, channels))
+        kept = read_masks(model, masks or {}, graph.aliases)
+        grouped = find_grouped(graph, channels, Wiring(graph, kept))
+        added = balances(channels, grouped)
+        found = _find_sets(graph, replace(channels, balances=(*channels.balances, *added)))
+        return replace(found, groups={x.weight: x.blocks.num_groups for x in grouped})
 
     def masks(self, removed: np.ndarray) -> dict[str, dict[str, Tensor]]:
         """Write NNI masks that silence classes: filters, biases, and the norms behind them.
@@ -158,75 +184,73 @@ class Coupling:
         return table
 
 
-def _sets(graph: Graph, channels: ChannelMap) -> tuple[CoupledSet, ...]:
+def _find_sets(graph: Graph, channels: ChannelMap) -> Coupling:
     axes = [axis for axis in channels.axes.values() if axis.role == "row"]
+    balanced = balance_classes(channels, _layers(axes, channels))
+    channels = balanced.channels
+    sets: dict[tuple[Any, ...], list[tuple[int, _Filters]]] = {}
+    for number, filters in _filters(axes, channels).items():
+        reason = channels.pinned.get(number) or balanced.problems.get(number)
+        key = (reason, int(balanced.links[number]), filters.signature)
+        sets.setdefault(key, []).append((number, filters))
+    made = []
+    for (reason, *_), members in sets.items():
+        own = np.array([number for number, _ in members])
+        blocks = balanced.blocks[own] if reason is None and balanced.blocks[own[0]] >= 0 else None
+        made.append(CoupledSet(own, _members(axes, [f for _, f in members]), blocks, reason))
+    return Coupling(graph, channels, tuple(made))
+
+
+@dataclass(frozen=True)
+class _Filters:
+    """Filters of one class: `rows[i]` of the axis `owners[i]`, in the order of the model."""
+
+    owners: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def signature(self) -> bytes:
+        """Equal for classes that the same layers make with as many filters each."""
+        return self.owners.tobytes()
+
+
+def _filters(axes: Sequence[Axis], channels: ChannelMap) -> dict[int, _Filters]:
     if not axes:
-        return ()
+        return {}
     classes = np.concatenate([channels.of(axis.labels) for axis in axes])
     owner = np.concatenate([np.full(axis.labels.numel(), i) for i, axis in enumerate(axes)])
     position = np.concatenate([np.arange(axis.labels.numel()) for axis in axes])
     order = np.lexsort((position, owner, classes))
     classes, owner, position = classes[order], owner[order], position[order]
     first = np.flatnonzero(np.r_[True, classes[1:] != classes[:-1]])
-    by_signature: dict[tuple[Any, ...], list[int]] = {}
-    for begin, end in zip(first, np.r_[first[1:], len(classes)], strict=True):
-        reason = channels.pinned.get(int(classes[begin]))
-        key = (reason, *dict.fromkeys(owner[begin:end].tolist()))
-        by_signature.setdefault(key, []).append(int(begin))
-    ends = dict(zip(first.tolist(), np.r_[first[1:], len(classes)].tolist(), strict=True))
-    made = []
-    for (reason, *touched), begins in by_signature.items():
-        index = np.concatenate([np.arange(b, ends[b]) for b in begins])
-        # Channels are numbered by their first filter, so that ties break the same way everywhere.
-        units = np.repeat(np.arange(len(begins)), [ends[b] - b for b in begins])
-        members = tuple(
-            Member(
-                module=axes[i].tensor.rpartition(".")[0],
-                parameter=axes[i].tensor,
-                dim=axes[i].dim,
-                rows=position[index[owner[index] == i]],
-                units=units[owner[index] == i],
-            )
-            for i in touched
+    parts = zip(np.split(owner, first[1:]), np.split(position, first[1:]), strict=True)
+    return {
+        number: _Filters(*part) for number, part in zip(classes[first].tolist(), parts, strict=True)
+    }
+
+
+def _layers(axes: Sequence[Axis], channels: ChannelMap) -> np.ndarray:
+    """Number the sets of layers that make each class; -1 for what cannot be removed."""
+    layers = np.full(int(channels.classes.max(initial=-1)) + 1, -1)
+    known: dict[bytes, int] = {}
+    for number, filters in _filters(axes, channels).items():
+        if number not in channels.pinned:
+            layers[number] = known.setdefault(filters.signature, len(known))
+    return layers
+
+
+def _members(axes: Sequence[Axis], units: Sequence[_Filters]) -> tuple[Member, ...]:
+    """Put the filters of all channels of a set together, layer by layer."""
+    # Channels are numbered by their first filter, so that ties break the same way everywhere.
+    number = np.repeat(np.arange(len(units)), [len(u.owners) for u in units])
+    owners, rows = (np.concatenate([getattr(u, n) for u in units]) for n in ("owners", "rows"))
+    return tuple(
+        Member(
+            module=axes[i].tensor.rpartition(".")[0],
+            parameter=axes[i].tensor,
+            dim=axes[i].dim,
+            rows=rows[owners == i],
+            units=number[owners == i],
         )
-        own = classes[np.array(begins)]
-        blocks, problem = _blocks(channels, own)
-        made.append(CoupledSet(own, members, blocks, reason or problem))
-    return tuple(made)
-
-
-def _blocks(channels: ChannelMap, own: np.ndarray) -> tuple[np.ndarray | None, str | None]:
-    """Find the blocks in which the channels of a set must stay balanced."""
-    joint: np.ndarray | None = None
-    for balance in channels.balances:
-        of = channels.of(balance.labels)
-        inside = np.isin(of, own)
-        if not inside.any() or _same_in_each(of, balance.blocks.numpy()):
-            continue
-        if not inside.all() or len(np.unique(of)) != len(of):
-            return None, f"{balance.where} span several sets"
-        block = np.empty(len(own), dtype=np.int64)
-        block[np.searchsorted(own, of) if _sorted(own) else _positions(own, of)] = balance.blocks
-        joint = block if joint is None else _cross(joint, block)
-    if joint is not None and len(set(np.bincount(joint).tolist())) != 1:
-        return None, "groups of different layers cut the channels differently"
-    return joint, None
-
-
-def _same_in_each(of: np.ndarray, blocks: np.ndarray) -> bool:
-    """Tell whether every block holds the same channels: such blocks are never out of balance."""
-    parts = [np.sort(of[blocks == block]) for block in np.unique(blocks)]
-    return all(np.array_equal(parts[0], part) for part in parts[1:])
-
-
-def _sorted(values: np.ndarray) -> bool:
-    return bool((np.diff(values) > 0).all())
-
-
-def _positions(own: np.ndarray, of: np.ndarray) -> np.ndarray:
-    place = {int(c): i for i, c in enumerate(own)}
-    return np.array([place[int(c)] for c in of])
-
-
-def _cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return np.unique(np.stack([first, second]), axis=1, return_inverse=True)[1].reshape(-1)
+        for i in dict.fromkeys(units[0].owners.tolist())
+    )

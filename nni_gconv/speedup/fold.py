@@ -69,7 +69,7 @@ def shifts(
     Returns
     -------
     dict of str to list of float
-        Dotted name of a layer -> one number for each of its filters that stay.
+        Dotted name of a layer -> one number for each of its filters.
     """
     found: dict[str, list[float]] = {}
     for reading in channels.reads:
@@ -86,10 +86,8 @@ def shifts(
         if name in kept:
             weight = weight * kept[name]
         sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-        rows = channels.axes[name, 0].labels
-        stays = torch.from_numpy(~removed[channels.of(rows)])
         # A second call of the layer gives the same, see foldable().
-        found[layer] = (sums @ constant)[stays].tolist()
+        found[layer] = (sums @ constant).tolist()
     return found
 
 

@@ -123,11 +123,12 @@ def _live(name: str, mask: object) -> Tensor:
     """Return where a mask keeps, as bool on the CPU; a mask is made of zeros and ones."""
     if not isinstance(mask, Tensor):
         raise CheckpointError(f"masks: {name} must be a tensor, not {type(mask).__name__}")
+    if mask.dtype == torch.bool:
+        return mask.cpu()
     live = mask != 0
-    # Only zero and one are their own squares; NaN is not equal to itself.
-    if mask.dtype != torch.bool and not torch.equal(mask * mask, mask):
-        strange = mask[mask != live]
+    if not torch.equal(mask == 1, live):
+        strange = mask[(mask != 1) & live]
         raise CheckpointError(
             f"masks: {name} must hold zeros and ones, it has {strange.flatten()[0].item()!r}"
         )
-    return (mask != 0).cpu()
+    return live.cpu()

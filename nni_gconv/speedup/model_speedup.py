@@ -2,91 +2,44 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, SpeedupError
-from nni_gconv.speedup.channels import ChannelMap, shape_of
+from nni_gconv.modes import evaluating, forward_of_training
+from nni_gconv.speedup.channels import shape_of
+from nni_gconv.speedup.confirm import uneven_part
+from nni_gconv.speedup.cut import Replaced, apply_plan
+from nni_gconv.speedup.decision import decide, silence
+from nni_gconv.speedup.grouping import balances, find_grouped, group_layers
 from nni_gconv.speedup.masks import Masks, load_masks, read_masks
 from nni_gconv.speedup.operators import map_channels
 from nni_gconv.speedup.optimizer import rebind
-from nni_gconv.speedup.plan import (
-    Decision,
-    Plan,
-    Replaced,
-    apply_plan,
-    decide,
-    make_plan,
-    silence,
-)
+from nni_gconv.speedup.plan import Plan, make_plan
+from nni_gconv.speedup.summary import SpeedupReport, layer_changes, speedup_notes, weight_shapes
 from nni_gconv.speedup.trace import Graph, as_inputs, frames, location, trace
-from nni_gconv.speedup.verify import masked_copy, uneven_part, verify_equal
+from nni_gconv.speedup.verify import (
+    mask_parameters,
+    precise_copy,
+    sharing_copy,
+    verify_equal,
+)
 from nni_gconv.speedup.wiring import Wiring
 
-__all__ = ["LayerChange", "ModelSpeedup", "SpeedupReport"]
+__all__ = ["ModelSpeedup"]
 
 #: A forward that holds this many different literal widths is not worth another attempt.
 _MAX_RETRIES = 32
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """One layer before and after: widths as (out, in), groups, and how many channels went."""
-
-    name: str
-    type: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    groups: int
-    removed: int
-
-
-@dataclass(frozen=True)
-class SpeedupReport:
-    """What a speedup did.
-
-    Attributes
-    ----------
-    layers : tuple of LayerChange
-        Every layer with weights, in the order of the model.
-    notes : tuple of str
-        What stayed although its mask asked for less, and what was silenced, one line each.
-    gathers : int
-        Index operations the small model has to run for permutations that could not be folded.
-    difference : float or None
-        Largest relative difference of the outputs seen in verification; None if not verified.
-    """
-
-    layers: tuple[LayerChange, ...]
-    notes: tuple[str, ...]
-    gathers: int
-    difference: float | None
-
-    def table(self) -> Table:
-        """Return the layers as a rich table."""
-        table = Table("layer", "type", "before", "after", "groups", "removed", title="speedup")
-        for row in self.layers:
-            table.add_row(
-                row.name, row.type, _widths(row.before), _widths(row.after), str(row.groups),
-                str(row.removed),
-            )  # fmt: skip
-        return table
-
-
-def _widths(shape: tuple[int, ...]) -> str:
-    return " × ".join(str(s) for s in shape)
 
 
 class ModelSpeedup:
@@ -177,9 +130,16 @@ class ModelSpeedup:
             kept, silenced = masks, no_change
             if self.constants == "silence":
                 kept, silenced = silence(graph, channels, masks, wiring)
-            decision = decide(graph, channels, kept, wiring, fold=self.constants == "fold")
-            plan = make_plan(graph, channels, kept, decision)
-            small = copy.deepcopy(self.model)
+            grouped = find_grouped(graph, channels, wiring)
+            balanced = replace(
+                channels, balances=(*channels.balances, *balances(channels, grouped))
+            )
+            decision = decide(graph, balanced, kept, wiring, fold=self.constants == "fold")
+            groups, order, dense = group_layers(
+                channels, decision.removed, grouped, fold=self.fold_permutations
+            )
+            plan = make_plan(graph, channels, kept, decision, order, groups)
+            small = sharing_copy(self.model)
             apply_plan(small, graph, plan, kept)
             blocked = self._try_forward(small, graph, pins)
             if blocked is None and channels.halvings:
@@ -192,22 +152,27 @@ class ModelSpeedup:
         difference = None
         if self.verify:
             # Cut anew in float64: constants folded into biases are rounded in the model's own.
-            small = copy.deepcopy(self.model).to(torch.float64)
+            masked = precise_copy(self.model)
+            small = sharing_copy(masked)
             apply_plan(small, graph, plan, kept)
+            # Only now: the small model has to be masked by the plan, not by what it is cut from.
+            mask_parameters(masked, kept, graph.aliases)
             difference = verify_equal(
-                masked_copy(self.model, kept, graph.aliases),
+                masked,
                 small,
                 self.dummy_input,
                 graph=graph,
                 channels=channels,
-                removed=decision.removed,
+                order=order,
                 seed=self.seed,
             )
-        before = _shapes(self.model)
+        before = weight_shapes(self.model)
         self._replaced = apply_plan(self.model, graph, plan, kept)
         self.plan = plan
-        notes = _notes(channels, masks, silenced, decision)
-        self._report = SpeedupReport(_changes(self.model, before), notes, 0, difference)
+        notes = (*speedup_notes(channels, masks, silenced, decision), *dense, *graph.notes)
+        changes = layer_changes(self.model, before)
+        gathers = sum(change.gathers for change in changes)
+        self._report = SpeedupReport(changes, notes, gathers, difference)
         return self.model
 
     def report(self) -> SpeedupReport:
@@ -258,26 +223,28 @@ class ModelSpeedup:
     def _try_forward(self, small: nn.Module, graph: Graph, pins: dict[Node, str]) -> Node | None:
         """Run the small model; if it fails at a literal width, return the operator to pin."""
         args, kwargs = as_inputs(self.dummy_input)
-        training = [m for m in small.modules() if m.training]
-        small.eval()
-        try:
-            with torch.no_grad(), _calls(small) as running:
-                result = small(*args, **kwargs)
-        except Exception as error:
-            node = _culprit(graph, pins, running)
-            if node is None:
-                raise SpeedupError(f"the small model does not run: {_one_line(error)}") from error
-            return node
-        finally:
-            for module in training:
-                module.training = True
-        got = [tuple(x.shape) for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
-        dense = [shape_of(n) for n in pytree.tree_leaves(graph.nodes[-1].args) if shape_of(n)]
-        if [s for s in got if s] != dense:
-            raise SpeedupError(
-                f"the small model's outputs would have other shapes, {got} and not {dense}: the "
-                "forward depends on the width of a layer"
-            )
+        forwards: list[tuple[Any, tuple[Node, ...]]] = [
+            (evaluating, graph.nodes),
+            (forward_of_training, graph.training),
+        ]
+        for mode, nodes in forwards if graph.training else forwards[:1]:
+            try:
+                with mode(small), torch.no_grad(), _calls(small) as running:
+                    result = small(*args, **kwargs)
+            except Exception as error:
+                node = _culprit(graph, pins, running)
+                if node is None:
+                    raise SpeedupError(
+                        f"the small model does not run: {_one_line(error)}"
+                    ) from error
+                return node
+            got = [tuple(x.shape) for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+            dense = [shape_of(n) for n in pytree.tree_leaves(nodes[-1].args) if shape_of(n)]
+            if [s for s in got if s] != dense:
+                raise SpeedupError(
+                    f"the small model's outputs would have other shapes, {got} and not {dense}: "
+                    "the forward depends on the width of a layer"
+                )
         return None
 
 
@@ -314,7 +281,7 @@ def _culprit(graph: Graph, pins: dict[Node, str], running: list[str]) -> Node | 
         if not compat.is_torch_file(file) and file != __file__:
             lines.append((file, walk.tb_lineno))
         walk = walk.tb_next
-    free = [n for n in graph.nodes if n.op == "call_function" and n not in pins]
+    free = [n for n in graph.all_nodes if n.op == "call_function" and n not in pins]
     inside = [n for n in free if running and graph.owner(n) == running[-1]]
     for place in reversed(lines):
         for nodes in (inside, free):
@@ -327,56 +294,3 @@ def _culprit(graph: Graph, pins: dict[Node, str], running: list[str]) -> Node | 
 
 def _one_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor):
-            shapes[name] = tuple(weight.shape[:2])
-    return shapes
-
-
-def _changes(model: nn.Module, before: dict[str, tuple[int, ...]]) -> tuple[LayerChange, ...]:
-    modules = dict(model.named_modules())
-    return tuple(
-        LayerChange(
-            name=name,
-            type=type(modules[name]).__name__,
-            before=shape,
-            after=after,
-            groups=int(getattr(modules[name], "groups", 1)),
-            removed=shape[0] - after[0],
-        )
-        for name, shape in before.items()
-        for after in [tuple(modules[name].weight.shape[:2])]
-    )
-
-
-def _notes(
-    channels: ChannelMap,
-    masks: dict[str, Tensor],
-    silenced: dict[str, Tensor],
-    decision: Decision,
-) -> tuple[str, ...]:
-    """Tell what the masks did not say themselves."""
-    notes = [
-        f"{name}: {len(positions)} values silenced with the filters they follow"
-        for name, positions in silenced.items()
-    ]
-    notes += [
-        text if "one channel" in text else f"{text} ({n})" for text, n in decision.held.items()
-    ]
-    for axis in channels.axes.values():
-        mask = masks.get(axis.tensor)
-        if axis.role != "row" or mask is None:
-            continue
-        dead = ~mask.movedim(axis.dim, 0).flatten(1).any(1).numpy()
-        of = channels.of(axis.labels)
-        stay = dead & ~decision.removed[of]
-        if stay.any():
-            reasons = sorted({channels.pinned[c] for c in of[stay] if c in channels.pinned})
-            why = reasons[0] if reasons else "what it is coupled to is not masked"
-            notes.append(f"{axis.tensor}: {int(stay.sum())} masked channels stay as zeros: {why}")
-    return tuple(notes)

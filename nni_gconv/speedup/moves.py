@@ -13,7 +13,6 @@ from torch import nn
 from torch.fx import Node
 
 from nni_gconv.speedup.channels import (
-    Balance,
     Field,
     Fields,
     PadEdit,
@@ -25,6 +24,7 @@ from nni_gconv.speedup.channels import (
     varying,
 )
 from nni_gconv.speedup.rules import MOVES, PASSES, POOLS, argument, merge, place, rule
+from nni_gconv.speedup.splits import deal, fold_split, pin_written
 from nni_gconv.speedup.trace import location
 
 __all__: list[str] = []
@@ -122,42 +122,25 @@ def move(walker: Walker, node: Node) -> Any:
         # A view of the data need not be a view of labels that are stored once and broadcast.
         moved = run_on(node, [full.contiguous() if op_name(node) == "view" else full])
         pieces = [compress(piece) for piece in (moved if several else [moved])]
-        if _equal_parts(node, field, pieces):
-            labels = torch.cat([piece.reshape(-1) for piece in pieces])
-            blocks = torch.arange(len(pieces)).repeat_interleave(pieces[0].numel())
-            where = f"equal parts of {op_name(node)} at {location(node)}"
-            walker.balances.append(Balance(labels, blocks, where))
-            if node not in walker.pinned_nodes:
-                walker.halvings.append(node)
-            problems: set[str | None] = set()
-        elif _selects(node, field):
-            problems = {"a part of the channels taken"}
-        else:
-            problems = {_not_followed(field, piece) for piece in pieces} - {None}
-        for problem in sorted(p for p in problems if p):
-            walker.pin(field, f"{problem} at {location(node)}")
+        folded = None if several else fold_split(walker, node, field, pieces[0])
+        if folded is not None:
+            pieces = [folded]
+        elif not deal(walker, node, field, pieces):
+            for problem in _problems(node, field, pieces):
+                walker.pin(field, f"{problem} at {location(node)}")
         for result, piece in zip(results, pieces, strict=True):
             if varying(piece):
+                pin_written(walker, node, piece)
                 result.append(piece)
+            else:  # all channels are one by now: nothing tells any more where they run
+                walker.pin(piece, f"a single channel at {location(node)}")
     return [tuple(r) for r in results] if several else tuple(results[0])
 
 
-def _equal_parts(node: Node, field: Field, pieces: list[Field]) -> bool:
-    """Tell whether all channels are dealt out, in order, into parts of equal width.
-
-    With as many channels gone from each part the same call deals the rest out the same way, if it
-    asks for a number of parts; one that asks for a width is found out when the small model runs.
-    """
-    if op_name(node) not in ("chunk", "split") or len(pieces) < 2:
-        return False
-    alike = len({piece.shape for piece in pieces}) == 1
-    return (
-        alike
-        and len(varying(field)) == 1
-        and pieces[0].numel() > 1
-        and sum(piece.numel() for piece in pieces) == field.numel()
-        and torch.equal(torch.cat([p.reshape(-1) for p in pieces]), field.reshape(-1))
-    )
+def _problems(node: Node, field: Field, pieces: list[Field]) -> list[str]:
+    if _selects(node, field):
+        return ["a part of the channels taken"]
+    return sorted({p for piece in pieces if (p := _not_followed(field, piece))})
 
 
 def _selects(node: Node, field: Field) -> bool:

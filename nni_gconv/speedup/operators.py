@@ -10,15 +10,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.speedup import moves  # noqa: F401 - registers its rules
+from nni_gconv.speedup import moves, picks  # noqa: F401 - register their rules
 from nni_gconv.speedup.channels import (
     Balance,
     ChannelMap,
     Field,
     Fields,
+    NormWidth,
     Read,
     Walker,
     op_name,
@@ -74,7 +75,7 @@ def map_channels(
     """
     walker = Walker(graph)
     pins = dict(pin)
-    for node in graph.nodes:
+    for node in graph.all_nodes:
         if node in pins:
             walker.pin_inputs(node, pins[node])
             walker.pinned_nodes.add(node)
@@ -108,6 +109,12 @@ def check(walker: Walker, node: Node) -> Fields:
 def like(walker: Walker, node: Node) -> Fields:
     """As wide as its argument, whatever that is."""
     return walker.fields(node.args[0])
+
+
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+def anew(walker: Walker, node: Node) -> Fields:
+    """Of the shape that is asked for; only the type is taken from the argument."""
+    return ()
 
 
 # -- layers with weights --------------------------------------------------------------------------
@@ -150,23 +157,38 @@ def convolution(walker: Walker, node: Node) -> Fields:
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(walker: Walker, node: Node) -> Fields:
-    """As a convolution with the two first axes of the weight exchanged."""
+    """As a convolution with the two first axes of the weight exchanged.
+
+    Groups share the weight's second axis: filters at the same place of each group go together.
+    """
     x, weight = node.args[0], node.args[1]
     name = walker.parameter(weight)
-    if name is None or int(argument(node, 6, "groups", 1)) != 1:
+    if name is None:
         return walker.opaque(node)
+    groups = int(argument(node, 6, "groups", 1))
     rank, dim = len(shape_of(x)), len(shape_of(x)) - len(shape_of(weight)) + 1
     own, rest = walker.channel(x, dim, f"channels mixed with space at {location(node)}")
     for field in rest:
         walker.pin(field, f"channels mixed with space at {location(node)}")
-    rows, columns = walker.axis(name, 1, "row"), walker.axis(name, 0, "column")
-    if own is None:
-        walker.pin(columns, "an input of the model")
+    inputs, per_group = shape_of(weight)[:2]
+    if own is not None and groups == inputs:
+        rows = walker.axis(name, 0, "row")
+        walker.equal(rows, own)
+        out = rows.repeat_interleave(per_group)
     else:
-        walker.equal(own, columns)
-        walker.reads.append(Read(node, name, own, 1, transposed=True))
-    _bias(walker, argument(node, 2, "bias"), rows)
-    return (place(rows, rank, dim),)
+        columns, rows = walker.axis(name, 0, "column"), walker.axis(name, 1, "row")
+        out = rows.repeat(groups)
+        if own is None:
+            walker.pin(columns, "an input of the model")
+        else:
+            walker.equal(own, columns)
+            walker.reads.append(Read(node, name, own, 1, transposed=True))
+            if groups > 1:
+                block = torch.arange(groups).repeat_interleave(inputs // groups)
+                where = f"groups of {walker.graph.owner(node)}"
+                walker.balances.append(Balance(own, block, where))
+    _bias(walker, argument(node, 2, "bias"), out)
+    return (place(out, rank, dim),)
 
 
 @rule("linear")
@@ -200,30 +222,49 @@ def _bias(walker: Walker, bias: Any, rows: Tensor) -> None:
 @rule("batch_norm", "instance_norm")
 def channel_norm(walker: Walker, node: Node) -> Fields:
     """Scale, shift and statistics belong to the channel they act on."""
-    own, _ = walker.channel(node.args[0], 1, f"channels mixed with space at {location(node)}")
+    own, rest = walker.channel(node.args[0], 1, f"channels mixed with space at {location(node)}")
     for tensor, role in zip(node.args[1:5], ("scale", "scale", "stat", "stat"), strict=False):
         name = walker.parameter(tensor)
         if name is not None and own is not None:
             walker.equal(walker.axis(name, 0, role), own)
+    if argument(node, 5, "training"):  # of both: statistics of the values themselves
+        for field in rest:
+            walker.pin(field, f"normalised over channels at {location(node)}")
+    _norm_width(walker, node, own)
     return walker.fields(node.args[0])
 
 
 @rule("group_norm")
 def group_norm(walker: Walker, node: Node) -> Fields:
-    """One group per channel is per channel; otherwise the statistics mix the channels."""
+    """The channels that are normalised together go together, as a group fewer."""
     x, groups = node.args[0], int(node.args[1])  # type: ignore[arg-type]
-    own, _ = walker.channel(x, 1, f"channels mixed with space at {location(node)}")
+    own, rest = walker.channel(x, 1, f"channels mixed with space at {location(node)}")
+    for field in rest:
+        if any(d > 1 for d in varying(field)):
+            walker.pin(field, f"normalised over channels at {location(node)}")
     if own is None:
-        return walker.fields(x)
-    if groups != own.numel():
-        walker.pin(own, f"normalised over channels at {location(node)}")
         return walker.fields(x)
     for position, key in ((2, "weight"), (3, "bias")):
         name = walker.parameter(argument(node, position, key))
         if name is not None:
             walker.equal(walker.axis(name, 0, "scale"), own)
-    walker.pin(own, f"num_groups equals the channels at {location(node)}")
+    module = walker.graph.modules.get(walker.graph.owner(node))
+    if groups == 1:
+        walker.pin(own, f"normalised over channels at {location(node)}")
+    elif isinstance(module, nn.GroupNorm) and module.num_groups == groups:
+        parts = own.view(groups, -1)
+        walker.equal(parts[:, :1], parts)
+    else:
+        walker.pin(own, f"the number of groups is written in the forward at {location(node)}")
+    _norm_width(walker, node, own)
     return walker.fields(x)
+
+
+def _norm_width(walker: Walker, node: Node, own: Tensor | None) -> None:
+    owner = walker.graph.owner(node)
+    module = walker.graph.modules.get(owner)
+    if own is not None and isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
+        walker.norms.append(NormWidth(owner, own))
 
 
 @rule("layer_norm", "rms_norm")
@@ -237,7 +278,7 @@ def layer_norm(walker: Walker, node: Node) -> Fields:
     return fields
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "glu", "sort", "topk")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "sort", "topk")
 def along_one(walker: Walker, node: Node) -> Fields:
     """Mixes positions along one dimension; fields along others go through."""
     dim = argument(node, 1, "dim", -1)
@@ -247,7 +288,7 @@ def along_one(walker: Walker, node: Node) -> Fields:
     for field in fields:
         if dim % field.dim() in varying(field):
             walker.pin(field, f"{op_name(node)} over channels at {location(node)}")
-    return fields if op_name(node) != "glu" else tuple(f for f in fields if f.shape[dim] == 1)
+    return fields
 
 
 @rule("prelu", "_prelu_kernel")

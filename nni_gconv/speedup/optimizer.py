@@ -1,4 +1,13 @@
-"""An optimizer's memory follows the parameters it belongs to."""
+"""An optimizer's memory follows the parameters it belongs to.
+
+With it a step of the small model is a step of the masked one, up to the order of sums. For
+optimizers that move every weight by itself (SGD, Adam, AdamW) that is so wherever masked weights
+get no gradient. :class:`~nni_gconv.training.proxsgd.ProxSGD` moves whole filters: its step is that
+of a masked model in which the weights that read masked channels are zero as well, with what is
+remembered of them. They act on nothing but the norm and the mean over their filter; that the
+filter was larger once stays in the state (``filter_size``). Other optimizers that look at a whole
+tensor (LARS, Adafactor) take other steps, since the tensor is another one.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_gconv.errors import SpeedupError
-from nni_gconv.speedup.plan import Replaced
+from nni_gconv.speedup.cut import Replaced
 
 __all__ = ["rebind"]
 

@@ -38,7 +38,7 @@ ELEMENTWISE_PRODUCTS = frozenset({"mul", "div"})
 _POINTWISE = frozenset(
     "hardswish hardsigmoid hardtanh relu6 selu celu mish silu gelu leaky_relu elu softplus "
     "softsign logsigmoid log_sigmoid threshold tanhshrink hardshrink softshrink rrelu where "
-    "masked_fill floor_divide rsub copy".split()
+    "masked_fill floor_divide rsub copy expand_as".split()
 )
 #: Values go through unchanged (in eval mode).
 PASSES = frozenset(
@@ -49,7 +49,7 @@ PASSES = frozenset(
 MOVES = frozenset(
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t numpy_T "
     "swapaxes movedim expand select slice narrow split split_with_sizes chunk unbind repeat "
-    "channel_shuffle flip roll".split()
+    "flip roll".split()
 )
 #: Operators that work on each channel by itself, over the trailing dimensions.
 POOLS = {

@@ -21,7 +21,8 @@ from torch.fx import Node
 
 from nni_gconv import compat
 from nni_gconv.errors import TraceError
-from nni_gconv.modes import evaluating
+from nni_gconv.modes import evaluating, forward_of_training
+from nni_gconv.speedup.sizes import Call, SizeLog, watch_sizes
 
 __all__ = ["Graph", "as_inputs", "example_input", "frames", "location", "trace"]
 
@@ -47,6 +48,18 @@ class Graph:
         Dotted name -> all dotted names under which the same tensor is registered.
     modules : dict of str to nn.Module
         Dotted module name -> module of the traced model.
+    training : tuple of torch.fx.Node
+        Operators of the forward in training mode, if that uses parameters which evaluation does
+        not (auxiliary heads); else empty.
+    unused : tuple of str
+        Dotted names of parameters that neither uses.
+    called : dict of torch.fx.Node to Call
+        View, unflatten, split or chunk -> what the forward asked it for, as far as this is known.
+    calls : tuple of tuple of str
+        Names of all such calls in evaluation, then those in training.
+    problem : str or None
+        Why the forward in training mode could not be traced although evaluation leaves
+        parameters out.
     """
 
     nodes: tuple[Node, ...]
@@ -54,6 +67,30 @@ class Graph:
     buffers: frozenset[str]
     aliases: dict[str, tuple[str, ...]]
     modules: dict[str, nn.Module] = field(repr=False)
+    training: tuple[Node, ...] = ()
+    unused: tuple[str, ...] = ()
+    called: dict[Node, Call] = field(default_factory=dict, repr=False)
+    calls: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    problem: str | None = None
+
+    @property
+    def all_nodes(self) -> tuple[Node, ...]:
+        """Operators of evaluation, then those of training."""
+        return self.nodes + self.training
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not seen of the model, one line each."""
+        if not self.unused:
+            return ()
+        owners = dict.fromkeys(name.rpartition(".")[0] or name for name in self.unused)
+        names = ", ".join(list(owners)[:3]) + (f" and {len(owners) - 3} more" * (len(owners) > 3))
+        if self.problem is None:
+            return (f"{names}: not used by the forward, left as they are",)
+        return (
+            f"{names}: not used in evaluation, and the forward in training cannot be traced; "
+            f"what they read may no longer fit them ({self.problem})",
+        )
 
     def owner(self, node: Node) -> str:
         """Return the dotted name of the innermost module that called the operator."""
@@ -99,25 +136,92 @@ def trace(model: nn.Module, dummy_input: Any) -> Graph:
     ['bias', 'weight']
     """
     args, kwargs = as_inputs(dummy_input)
+    aliases = _aliases(model)
     with evaluating(model):
         try:
-            program = compat.export_program(model, args, kwargs)
+            forward = _follow(model, args, kwargs, aliases)
         except Exception as error:
             raise TraceError(_explain(model, error)) from error
-    signature = program.graph_signature
-    aliases = _aliases(model)
+    training: _Forward | None = None
+    problem: str | None = None
+    if forward.unused:
+        training, problem = _follow_training(model, args, kwargs, aliases, forward)
+    return Graph(
+        nodes=forward.nodes,
+        tensors=forward.tensors,
+        buffers=forward.buffers,
+        aliases=aliases,
+        modules=dict(model.named_modules(remove_duplicate=False)),
+        training=training.nodes if training else (),
+        unused=tuple(n for n in forward.unused if training is None or n in training.unused),
+        called={**forward.called, **(training.called if training else {})},
+        calls=(forward.calls, training.calls if training else ()),
+        problem=problem,
+    )
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """One run through the forward, in evaluation or in training."""
+
+    nodes: tuple[Node, ...]
+    tensors: dict[str, str]
+    buffers: frozenset[str]
+    unused: tuple[str, ...]
+    called: dict[Node, Call]
+    calls: tuple[str, ...]
+
+
+def _follow(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    aliases: Mapping[str, tuple[str, ...]],
+) -> _Forward:
+    log = SizeLog()
+    try:
+        with watch_sizes(model) as log:
+            program = compat.export_program(model, args, kwargs)
+    except Exception:  # perhaps a forward that does not take such integers
+        log = SizeLog()
+        program = compat.export_program(model, args, kwargs)
 
     def first_names(names: Mapping[str, str]) -> dict[str, str]:
         return {node: aliases.get(name, (name,))[0] for node, name in names.items()}
 
+    nodes, signature = tuple(program.graph.nodes), program.graph_signature
     buffers = first_names(signature.inputs_to_buffers)
-    return Graph(
-        nodes=tuple(program.graph.nodes),
-        tensors={**first_names(signature.inputs_to_parameters), **buffers},
+    tensors = {**first_names(signature.inputs_to_parameters), **buffers}
+    used = {tensors.get(n.name) for n in nodes if n.op == "placeholder" and n.users}
+    used.update(buffers.values())  # only what is learnt is of interest
+    return _Forward(
+        nodes=nodes,
+        tensors=tensors,
         buffers=frozenset(buffers.values()),
-        aliases=aliases,
-        modules=dict(model.named_modules(remove_duplicate=False)),
+        unused=tuple(dict.fromkeys(t for t in tensors.values() if t not in used)),
+        called=log.match(nodes),
+        calls=tuple(call.name for call in log.calls),
     )
+
+
+def _follow_training(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    aliases: Mapping[str, tuple[str, ...]],
+    forward: _Forward,
+) -> tuple[_Forward | None, str | None]:
+    """Follow what a model runs in training, if that uses more of it; else say what is wrong."""
+    try:
+        with forward_of_training(model):
+            training = _follow(model, args, kwargs, aliases)
+    except Exception as error:
+        return None, _explain(model, error)
+    if set(forward.unused) <= set(training.unused):
+        return None, None
+    if training.tensors != forward.tensors:
+        return None, f"{type(model).__name__} has other parameters in training"
+    return training, None
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -159,7 +263,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
         if not compat.is_torch_file(file) and not file.startswith("<") and file != __file__:
             where = f"{file}:{walk.tb_lineno} in {walk.tb_frame.f_code.co_name}"
         walk = walk.tb_next
-    first = (str(inner).strip().splitlines() or [type(inner).__name__])[0]
+    first = compat.reason_of(inner)
     ours = where.startswith(str(Path(compat.__file__).parent))
     place = f" at {where}" if where and not ours else ""
     return f"cannot trace {name}{place}: {first}"
@@ -182,19 +286,13 @@ def example_input(model: nn.Module) -> torch.Tensor:
     tensor = next(model.parameters(), torch.zeros(()))
     if first is not None:
         spatial = len(first.kernel_size)
-        training = [m for m in model.modules() if m.training]
-        model.eval()
-        try:
+        with evaluating(model), torch.no_grad():
             for size in _GUESSED_SIZES:
                 shape = (1, first.in_channels, *[size] * spatial)
                 dummy = torch.zeros(shape, device=tensor.device, dtype=tensor.dtype)
                 try:
-                    with torch.no_grad():
-                        model(dummy)
+                    model(dummy)
                 except (RuntimeError, ValueError, IndexError, TypeError):
                     continue
                 return dummy
-        finally:
-            for module in training:
-                module.training = True
     raise TraceError(f"no common image size runs through {type(model).__name__}: pass dummy_input=")

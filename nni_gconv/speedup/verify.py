@@ -6,33 +6,58 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from nni_gconv.errors import SpeedupError
 from nni_gconv.speedup.channels import ChannelMap, varying
-from nni_gconv.speedup.trace import Graph, as_inputs, trace
+from nni_gconv.speedup.order import ChannelOrder
+from nni_gconv.speedup.trace import Graph, as_inputs
 
-__all__ = ["masked_copy", "uneven_part", "verify_equal"]
+__all__ = [
+    "mask_parameters",
+    "precise_copy",
+    "sharing_copy",
+    "verify_equal",
+]
 
 #: Largest relative difference by dtype, as the contract promises.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
-def masked_copy(
+def precise_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose floating-point tensors are float64."""
+    made: dict[int, Tensor] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            copied = tensor.detach().to(torch.float64, copy=True)
+            if isinstance(tensor, nn.Parameter):
+                copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
+            made[id(tensor)] = copied
+    # What the memo holds counts as copied: no copy in the old type is made on the way.
+    return copy.deepcopy(model, made)
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with the same weights, which a plan replaces and never changes.
+
+    Biases and norms, to which a plan may add, are copied; they are small.
+    """
+    return copy.deepcopy(model, {id(p): p for p in model.parameters() if p.dim() > 1})
+
+
+def mask_parameters(
     model: nn.Module, kept: Mapping[str, Tensor], aliases: Mapping[str, tuple[str, ...]]
-) -> nn.Module:
-    """Return a copy of a model with its masked parameters set to zero."""
-    copied = copy.deepcopy(model)
-    named = dict(copied.named_parameters(remove_duplicate=False))
-    with torch.no_grad():
-        for name, mask in kept.items():
-            tensor = named[aliases[name][0]]
-            tensor.mul_(mask.to(tensor.device))
-    return copied
+) -> None:
+    """Give a model masked parameters; a copy that shares the old ones keeps them unmasked."""
+    for name, mask in kept.items():
+        old = model.get_parameter(name)
+        masked = old.detach().masked_fill(~mask.to(old.device), 0)
+        made = nn.Parameter(masked, requires_grad=old.requires_grad)
+        for alias in aliases[name]:
+            path, _, attribute = alias.rpartition(".")
+            setattr(model.get_submodule(path), attribute, made)
 
 
 def verify_equal(
@@ -42,7 +67,7 @@ def verify_equal(
     *,
     graph: Graph,
     channels: ChannelMap,
-    removed: np.ndarray,
+    order: ChannelOrder,
     seed: int = 0,
 ) -> float:
     """Run both models on the same random inputs and compare every output.
@@ -52,8 +77,9 @@ def verify_equal(
     masked, small : nn.Module
         Both are moved to eval mode and, where possible, float64: pass copies.
     dummy_input : Tensor, tuple or dict
-        Gives shapes and dtypes; floating-point inputs are replaced by random numbers.
-    graph, channels, removed
+        Gives shapes and dtypes; floating-point inputs are replaced by random numbers. Of a batch
+        two samples are run where the model takes them.
+    graph, channels, order
         What the small model was made from; used to name the layer where the two part.
     seed : int
         Seed of the random inputs.
@@ -69,63 +95,47 @@ def verify_equal(
         The models differ by more than 1e-9 (float64) or 1e-4 (models that only run in float32).
     """
     error: Exception | None = None
-    for dtype in (torch.float64, torch.float32):
+    for dtype, given in _attempts(dummy_input):
         masked, small = masked.to(dtype).eval(), small.to(dtype).eval()
-        inputs = _random_inputs(dummy_input, dtype, seed)
+        inputs = _randomised(given, dtype, seed)
         try:
-            expected = _outputs(masked, inputs)
-        except RuntimeError as failed:  # a forward that creates float32 tensors of its own
+            expected, got = _outputs(masked, inputs), _outputs(small, inputs)
+        except (RuntimeError, ValueError, IndexError) as failed:
             error = failed
             continue
-        got = _outputs(small, inputs)
         worst = max((_difference(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
         if not worst <= TOLERANCE[dtype]:
             layer = _first_divergence(
-                masked, small, inputs, graph, channels, removed, TOLERANCE[dtype]
+                masked, small, inputs, graph, channels, order, TOLERANCE[dtype]
             )
             raise SpeedupError(
                 f"the small model differs from the masked one by {worst:.1e} of its largest "
                 f"output; they part at {layer}"
             )
         return worst
-    raise SpeedupError(f"the masked model does not run on random inputs: {error}")
+    raise SpeedupError(f"the models do not run on random inputs: {error}")
 
 
-def uneven_part(
-    small: nn.Module, dummy_input: Any, graph: Graph, channels: ChannelMap, removed: np.ndarray
-) -> Node | None:
-    """Find an operator that deals the small model's channels out otherwise than the dense one's.
+def _attempts(dummy_input: Any) -> list[tuple[torch.dtype, Any]]:
+    """List precisions and inputs to try: few samples, all of them, then the model's own float32.
 
-    ``x.chunk(2, 1)`` halves what there is; ``x.split(32, 1)`` counts on 64 channels and would give
-    a smaller model 32 and the rest. The small model is traced and the parts are compared.
-
-    Returns
-    -------
-    torch.fx.Node or None
-        The first such operator of the dense graph.
+    A forward may hold its batch, or create float32 tensors of its own.
     """
-    # Others may come and go with the widths: copies that a single channel does not need, say.
-    kinds = {n.target for n in channels.halvings}
-    dense = [n for n in graph.nodes if n.target in kinds]
-    now = [n for n in trace(small, dummy_input).nodes if n.target in kinds]
-    if len(dense) != len(now):
-        return channels.halvings[0]
-    other = dict(zip(dense, now, strict=True))
-    for node in channels.halvings:
-        parts = zip(channels.values[node], node.meta["val"], other[node].meta["val"], strict=False)
-        for fields, before, after in parts:
-            shape = list(before.shape)
-            for field in fields:
-                if len(along := varying(field)) == 1:
-                    shape[along[0]] = int((~removed[channels.of(field.reshape(-1))]).sum())
-            if list(after.shape) != shape:
-                return node
-        if len(node.meta["val"]) != len(other[node].meta["val"]):
-            return node
-    return None
+    given = as_inputs(dummy_input)
+    few = pytree.tree_map(_first_two, given)
+    lengths = [
+        [len(x) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
+        for inputs in (given, few)
+    ]
+    inputs = [given] if lengths[0] == lengths[1] else [few, given]
+    return [*((torch.float64, x) for x in inputs), (torch.float32, given)]
 
 
-def _random_inputs(dummy_input: Any, dtype: torch.dtype, seed: int) -> tuple[tuple, dict]:
+def _first_two(value: Any) -> Any:
+    return value[:2] if isinstance(value, Tensor) and value.dim() > 1 else value
+
+
+def _randomised(inputs: Any, dtype: torch.dtype, seed: int) -> tuple[tuple, dict]:
     generator = torch.Generator().manual_seed(seed)
 
     def randomise(value: Any) -> Any:
@@ -133,8 +143,7 @@ def _random_inputs(dummy_input: Any, dtype: torch.dtype, seed: int) -> tuple[tup
             return torch.randn(value.shape, generator=generator, dtype=dtype).to(value.device)
         return value
 
-    args, kwargs = as_inputs(dummy_input)
-    return pytree.tree_map(randomise, args), pytree.tree_map(randomise, kwargs)
+    return pytree.tree_map(randomise, inputs)
 
 
 def _outputs(model: nn.Module, inputs: tuple[tuple, dict]) -> list[Tensor]:
@@ -162,7 +171,7 @@ def _first_divergence(
     inputs: tuple[tuple, dict],
     graph: Graph,
     channels: ChannelMap,
-    removed: np.ndarray,
+    order: ChannelOrder,
     tolerance: float,
 ) -> str:
     """Name the first module, in the order they run, whose kept channels differ."""
@@ -176,10 +185,8 @@ def _first_divergence(
         for field in fields if isinstance(fields, tuple) else ():
             along = varying(field)
             if len(along) == 1 and expected.shape[along[0]] == field.numel():
-                stays = np.flatnonzero(~removed[channels.of(field.reshape(-1))])
-                expected = expected.index_select(
-                    along[0], torch.from_numpy(stays).to(expected.device)
-                )
+                stays = torch.from_numpy(order.positions(channels.of(field.reshape(-1))))
+                expected = expected.index_select(along[0], stays.to(expected.device))
         if not _difference(expected, got) <= tolerance:
             return f"{name} ({type(graph.modules[name]).__name__})"
     return "the output (no single layer differs)"

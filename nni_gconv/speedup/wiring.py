@@ -28,6 +28,10 @@ class Wiring:
         self._graph, self._kept = graph, kept
         self._made: dict[str, Tensor] = {}
 
+    def masked(self, weight: str) -> bool:
+        """Tell whether a weight has a mask that is not all ones."""
+        return weight in self._kept
+
     def of(self, weight: str, transposed: bool = False) -> Tensor:
         """Return a bool Tensor of shape (filters, positions)."""
         if weight not in self._made:

@@ -35,13 +35,15 @@ from nni_gconv.training.progress import EpochProgress
 from nni_gconv.training.seeding import derive_seed, seed_everything
 from nni_gconv.training.settings import TrainSettings
 
-__all__ = ["CHECKPOINT_NAME", "FitResult", "Loop", "Stateful", "default_training_step"]
+__all__ = ["CHECKPOINT_NAME", "EpochTask", "FitResult", "Loop", "Stateful", "default_training_step"]
 
 CHECKPOINT_NAME = "checkpoint.pt"
 _CHECK_EVERY = 100  # steps between looks at the loss; a look waits for the GPU
 
 Batch = tuple[Tensor, Tensor]
 TrainingStep = Callable[..., Any]
+#: ``task(epoch, epochs)``: number of the epoch, from 0, and how many there are.
+EpochTask = Callable[[int, int], None]
 
 
 class Stateful(Protocol):
@@ -113,6 +115,8 @@ class Loop:
     after_step: Callable[[], None] | None = None
     distributed: Distributed = field(default_factory=Distributed)
     stateful: Sequence[Stateful] = ()
+    epoch_tasks: Sequence[tuple[EpochTask, EpochTask]] = ()
+    """What to do before the steps of each epoch, and after them."""
 
     def __post_init__(self) -> None:
         check_amp(self.settings.amp, self.device)
@@ -130,6 +134,8 @@ class Loop:
                 started = time.perf_counter()
                 steps = self._steps_of(epoch)
                 bar.begin(epoch + 1, steps)
+                for before, _ in self.epoch_tasks:
+                    before(epoch, self.epochs)
                 loss = self._train_epoch(trained, epoch, steps, bar)
                 if steps < len(self.loaders.train):
                     break  # cut short by max_steps: no epoch to evaluate, log or resume
@@ -245,6 +251,8 @@ class Loop:
 
     def _finish_epoch(self, epoch: int, loss: float, started: float) -> dict[str, float]:
         """Evaluate, remember the best, log and write the checkpoint."""
+        for _, after in self.epoch_tasks:
+            after(epoch, self.epochs)
         self.distributed.sync_buffers(self.model)
         val = self.evaluate()
         record = {

@@ -22,7 +22,14 @@ from torch.optim import Optimizer
 
 from nni_gconv.training.data.loaders import Loaders
 from nni_gconv.training.distributed import Distributed
-from nni_gconv.training.engine import FitResult, Loop, Stateful, TrainingStep, default_training_step
+from nni_gconv.training.engine import (
+    EpochTask,
+    FitResult,
+    Loop,
+    Stateful,
+    TrainingStep,
+    default_training_step,
+)
 from nni_gconv.training.log import MetricLog
 from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.optim import Schedule, ScheduleLR, make_optimizer
@@ -65,6 +72,7 @@ class LoopEvaluator(TorchEvaluator):
         self._steps = len(loaders.train)
         self._calls = 0
         self._stateful: list[Stateful] = []
+        self._epoch_tasks: list[tuple[EpochTask, EpochTask]] = []
         self.result = None
         device = options["device"]
         model.to(device)
@@ -85,9 +93,35 @@ class LoopEvaluator(TorchEvaluator):
         """Optimizer steps in one pass over the training images."""
         return self._steps
 
+    @property
+    def log(self) -> MetricLog | None:
+        """Where the main process writes its metrics, if it does."""
+        log: MetricLog | None = self._options["log"]
+        return log
+
     def track(self, thing: Stateful) -> None:
         """Keep the state of `thing` (a pruner's counters, say) in the checkpoint as well."""
-        self._stateful.append(thing)
+        if not any(known is thing for known in self._stateful):
+            self._stateful.append(thing)
+
+    def patch_epochs(self, before: EpochTask, after: EpochTask) -> None:
+        """Run tasks around epochs until the model is unbound, as NNI patches optimizer steps.
+
+        Parameters
+        ----------
+        before : callable
+            ``before(epoch, epochs)`` with the number of the epoch, from 0, and how many there are.
+        after : callable
+            ``after(epoch, epochs)`` once its steps are taken; what it changes is evaluated and
+            written to the checkpoint of that epoch. An epoch that ``max_steps`` cuts short has no
+            end.
+        """
+        self._epoch_tasks.append((before, after))
+
+    def unbind_model(self) -> None:
+        """Forget the model and all that was patched for it."""
+        self._epoch_tasks.clear()
+        super().unbind_model()
 
     def _schedule(self, steps: int | None) -> Schedule:
         total = self._settings.epochs * self._steps if steps is None else steps
@@ -110,7 +144,9 @@ class LoopEvaluator(TorchEvaluator):
             max_steps = min(max_steps, epochs * self._steps)
         # The schedule spans what NNI asked for, so that it always comes to its end.
         schedule = self._schedule(epochs * self._steps if max_steps is None else max_steps)
-        lr_schedulers.lr_lambdas = [schedule] * len(lr_schedulers.lr_lambdas)
+        # A pruner may have split the parameter groups since the scheduler was made.
+        lr_schedulers.lr_lambdas = [schedule] * len(optimizers.param_groups)
+        lr_schedulers.base_lrs = [group["initial_lr"] for group in optimizers.param_groups]
         self._calls += 1
         options = dict(self._options)
         if self._calls > 1:
@@ -128,6 +164,7 @@ class LoopEvaluator(TorchEvaluator):
             # A pruner that counts steps is collecting something: it needs them all again.
             checkpoints=max_steps is None,
             stateful=tuple(self._stateful),
+            epoch_tasks=tuple(self._epoch_tasks),
             **options,
         )
         loop.run()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nni_gconv.errors import ConfigError, DataError
 from nni_gconv.modes import evaluating
-from nni_gconv.training.data.loaders import Loader
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.settings import Amp
 
@@ -43,7 +43,7 @@ def autocast(amp: Amp, device: torch.device) -> torch.autocast:
 
 def evaluate(
     model: nn.Module,
-    loader: Loader,
+    loader: Iterable[tuple[Tensor, Tensor]],
     *,
     device: torch.device | str,
     amp: Amp = "none",
@@ -57,8 +57,9 @@ def evaluate(
     ----------
     model : nn.Module
         Maps (B, C, H, W) to logits (B, classes); its modules' train/eval modes are left as found.
-    loader : Loader
-        A ``val`` or ``test`` loader of :func:`~nni_gconv.training.data.make_loaders`.
+    loader : Loader or iterable of (images, labels)
+        A ``val`` or ``test`` loader of :func:`~nni_gconv.training.data.make_loaders`, or other
+        batches that are on `device`.
     device : torch.device or str
         Where the model is.
     amp : {"none", "bf16", "fp16"}

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.training.proxsgd import ProxSGD
 from nni_gconv.training.settings import TrainSettings
 
 __all__ = ["Schedule", "ScheduleLR", "make_optimizer", "parameter_groups"]
@@ -70,15 +71,17 @@ def make_optimizer(
     """
     chosen = settings.optimizer
     arguments: dict[str, Any] = {"lr": chosen.lr, "weight_decay": chosen.weight_decay}
-    if chosen.name == "SGD":
+    kind: Any = ProxSGD if chosen.name == "ProxSGD" else getattr(torch.optim, chosen.name)
+    if kind is ProxSGD:
+        shared = ("lr", "momentum", "beta", "normalization", "adaptive", "exact_zeros")
+        arguments = {name: getattr(chosen, name) for name in shared}
+    elif chosen.name == "SGD":
         if chosen.nesterov and chosen.momentum == 0:
             raise ConfigError("optimizer.nesterov: true needs optimizer.momentum above 0")
         arguments |= {"momentum": chosen.momentum, "nesterov": chosen.nesterov}
     else:
         arguments["betas"] = tuple(chosen.betas)
-    optimizer: Optimizer = wrap(getattr(torch.optim, chosen.name))(
-        parameter_groups(model, settings), **arguments
-    )
+    optimizer: Optimizer = wrap(kind)(parameter_groups(model, settings), **arguments)
     return optimizer
 
 

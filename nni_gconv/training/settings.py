@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 __all__ = ["Amp", "FinetuneSettings", "OptimizerSettings", "ScheduleSettings", "TrainSettings"]
 
+Normalization = Literal["none", "mul", "div"]
 Amp = Literal["none", "bf16", "fp16"]
 
 
 class OptimizerSettings(BaseModel):
-    """Which optimizer, with what; every number means what it means in ``torch.optim``."""
+    """Which optimizer, with what; every number means what it means in the optimizer's class.
+
+    Examples
+    --------
+    >>> chosen = OptimizerSettings(name="ProxSGD")
+    >>> chosen.lr, chosen.weight_decay
+    (0.001, 0.0)
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["SGD", "AdamW", "Adam"] = Field("SGD", description="Class in torch.optim.")
+    name: Literal["SGD", "AdamW", "Adam", "ProxSGD"] = Field(
+        "SGD", description="Class in torch.optim, or nni_gconv.ProxSGD."
+    )
     lr: float = Field(0.1, gt=0, description="Highest learning rate of the schedule.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only.")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="SGD; ProxSGD, where it weighs the new gradient."
+    )
     weight_decay: float = Field(5e-4, ge=0, description="Decoupled for AdamW, else added to grad.")
     nesterov: bool = Field(False, description="SGD only.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam and AdamW only.")
+    beta: float = Field(0.999, ge=0, lt=1, description="ProxSGD only, as the next three.")
+    normalization: Normalization = Field("div", description="How gains depend on filters' sizes.")
+    adaptive: bool = Field(True, description="Scale the steps of each filter.")
+    exact_zeros: bool = Field(False, description="Filters become zero instead of ever smaller.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _proxsgd(cls, given: Any) -> Any:
+        """ProxSGD has a small rate and no weight decay; its penalty is that of its pruner."""
+        if isinstance(given, Mapping) and given.get("name") == "ProxSGD":
+            if given.get("weight_decay"):
+                raise ValueError("weight_decay: ProxSGD has none, its penalty is the pruner's gain")
+            if given.get("momentum") == 0:
+                raise ValueError("momentum: ProxSGD weighs the new gradient by it: above 0")
+            return {"lr": 1e-3, "weight_decay": 0.0, **given}
+        return given
 
     @field_validator("betas")
     @classmethod

@@ -1,10 +1,12 @@
-import itertools
 import json
 import socket
 
 import pytest
 import yaml
+from nni import NoMoreTrialError
+from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 
+from nni_gconv.compat import flat_parameters
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment import experiment_file, experiment_names, preflight
 
@@ -154,16 +156,74 @@ def test_the_experiments_that_come_with_the_package_pass(monkeypatch, tmp_path):
     assert plan.config.trial_concurrency == 2
 
 
-def test_the_quickstart_recipe_takes_every_choice_of_its_search_space():
+def grid(space):
+    """What NNI's own grid search makes of a search space, as a trial gets it."""
+    tuner = GridSearchTuner()
+    tuner.update_search_space(space)
+    trials = []
+    try:
+        while True:
+            trials.append(flat_parameters(tuner.generate_parameters(len(trials))))
+    except NoMoreTrialError:
+        return trials
+
+
+def test_the_quickstart_recipe_takes_every_choice_of_its_search_space(tmp_path):
+    from nni_gconv.pruning.methods import METHODS
     from nni_gconv.recipe import load_recipe
 
     space = json.loads(experiment_file("quickstart", "search_space.json").read_text())
-    values = [spec["_value"] for spec in space.values()]
-    for chosen in itertools.product(*values):
-        recipe = load_recipe(
-            experiment_file("quickstart", "recipe.yml"), dict(zip(space, chosen, strict=True))
-        )
-        assert (recipe.prune.method, recipe.train.share) == (chosen[0], "experiment")
+    trials = grid(space)
+    plan = preflight(experiment_file("quickstart"), output=tmp_path)
+    assert plan.max_trials == len(trials)
+    assert plan.varied == {"prune.method", "prune.budget.macs"}
+    recipes = [load_recipe(experiment_file("quickstart", "recipe.yml"), t) for t in trials]
+    assert {r.prune.method for r in recipes} == {*METHODS, "nni:L1NormPruner"}
+    assert {r.train.share for r in recipes} == {"experiment"}
+    # Every method trains for as long, and is asked for the same budgets.
+    epochs = {r.finetune.epochs + (r.sparsify.epochs if r.sparsify else 0) for r in recipes}
+    assert len(epochs) == 1
+    budgets = {m: [] for m in (r.prune.method for r in recipes)}
+    for recipe in recipes:
+        budgets[recipe.prune.method].append(recipe.prune.budget["macs"])
+    assert len({tuple(b) for b in budgets.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"a": [1, 2], "b": [1]},
+        {"a": [{"_name": "x"}, {"_name": "y", "c": [1, 2, 3], "d": [1, 2]}], "b": [1, 2]},
+        {"a": [{"_name": "x", "c": [{"_name": "u", "d": [1, 2]}, {"_name": "v"}]}]},
+    ],
+)
+def test_a_grid_is_as_large_as_nni_makes_it(write, space):
+    spaces = choices(space)
+    trials = grid(spaces)
+    assert preflight(write(searchSpace=spaces)).max_trials == len(trials)
+    assert not any(isinstance(value, dict) for trial in trials for value in trial.values())
+
+
+def choices(space):
+    """Write lists as NNI's choices."""
+    if isinstance(space, dict):
+        return {k: v if k == "_name" else choices(v) for k, v in space.items()}
+    values = [choices(value) if isinstance(value, dict) else value for value in space]
+    return {"_type": "choice", "_value": values}
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"a": [{"_name": "x"}, 3]}, "either every choice has a _name or none"),
+        ({"a": [{"_name": "x", "b": 3}]}, "'x': 'b': must have _type and _value"),
+        ({"a": [{"_name": "x", "b": {"_type": "chose", "_value": [1]}}]}, "did you mean 'choice'"),
+    ],
+)
+def test_what_is_wrong_inside_a_choice_is_said(write, space, words):
+    spec = {key: {"_type": "choice", "_value": value} for key, value in space.items()}
+    with pytest.raises(ConfigError, match=words):
+        preflight(write(searchSpace=spec))
 
 
 def test_an_unknown_experiment_names_those_there_are():

@@ -292,7 +292,7 @@ def test_latency_structure():
     found = measure_latency(nn.Linear(4, 4), torch.zeros(1, 4), batch_size=8, threads=2, **FAST)
     assert found.runs == 3
     assert (found.batch_size, found.threads, found.device) == (8, 2, "cpu")
-    assert 0 < found.p25_ms <= found.median_ms <= found.p75_ms
+    assert 0 < found.best_ms <= found.p25_ms <= found.median_ms <= found.p75_ms
     assert json.loads(json.dumps(found.to_dict()))["batch_size"] == 8
 
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 from nni_gconv.pruning.fpgm import FPGMPruner
+from nni_gconv.pruning.gsparsity import GSparsityPruner
 from nni_gconv.pruning.nni_methods import NNIMethodPruner
+from nni_gconv.pruning.slimming import SlimmingPruner
 
 PRUNERS = {
     "fpgm": FPGMPruner,
+    "gsparsity": GSparsityPruner,
+    "slimming": SlimmingPruner,
     "nni-l1": partial(NNIMethodPruner, method="L1NormPruner"),
     "nni-l2": partial(NNIMethodPruner, method="L2NormPruner"),
     "nni-fpgm": partial(NNIMethodPruner, method="FPGMPruner"),
 }
+
+#: What goes is decided by their training where the config_list does not say how much.
+HAVE_A_GOAL = (GSparsityPruner,)

@@ -1,9 +1,16 @@
-"""Networks that couple channels in every way the pruners have to handle."""
+"""Networks that couple channels in every way the pruners have to handle, and how they train."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
+
+from nni_gconv.training.data import DataSettings, load_data, make_loaders
+from nni_gconv.training.distributed import Distributed
+from nni_gconv.training.evaluator import LoopEvaluator, make_evaluator
+from nni_gconv.training.settings import TrainSettings
 
 
 def conv(inside: int, outside: int, size: int = 3, **options) -> nn.Conv2d:
@@ -63,3 +70,27 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
             ):
                 tensor.uniform_(low, high, generator=generator)
     return model
+
+
+def loop_evaluator(
+    model: nn.Module,
+    folder: Path,
+    epochs: int = 1,
+    *,
+    resume: bool = False,
+    batch: int = 32,
+    distributed: Distributed | None = None,
+    train_size: int = 180,
+    **optimizer: float,
+) -> LoopEvaluator:
+    """Our evaluator on digits: five steps an epoch."""
+    processes = distributed or Distributed()
+    data = DataSettings(name="digits", batch_size=batch, train_size=train_size, test_size=40)
+    loaders = make_loaders(
+        load_data(data), data, seed=0, device="cpu",
+        rank=processes.rank, world_size=processes.world_size,
+    )  # fmt: skip
+    return make_evaluator(
+        model, loaders, TrainSettings(epochs=epochs, optimizer={"lr": 0.1, **optimizer}),
+        directory=Path(folder), device="cpu", progress=False, resume=resume, distributed=processes,
+    )  # fmt: skip

@@ -13,18 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from mask_process import digests
-from nni.compression.pruning import AGPPruner, LinearPruner
-from pruner_cases import PRUNERS
+from pruner_cases import HAVE_A_GOAL, PRUNERS
 from pruning_nets import GroupBlock, conv, mobile_net, plain_net, randomised
 from torch import nn
 
 from nni_gconv.errors import BudgetError, ConfigError
 from nni_gconv.profiling import count
-from nni_gconv.pruning.nni_methods import NNIMethodPruner
 from nni_gconv.speedup.model_speedup import ModelSpeedup
-from nni_gconv.training.data import DataSettings, load_data, make_loaders
-from nni_gconv.training.evaluator import make_evaluator
-from nni_gconv.training.settings import TrainSettings
 from nni_gconv.training.zoo import create_model
 
 HALF = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
@@ -154,7 +149,6 @@ class TestErrors:
                 {"budget": {"macs": 0.5}},
                 "budget: 0 has a sparse_threshold too",
             ),
-            (CONVS, {}, "0 has neither sparse_ratio nor sparse_threshold"),
             (CONVS, {"budget": {"flops": 0.5}}, "budget: unknown measure 'flops'"),
             (CONVS, {"budget": {"macs": 0.5}, "dummy_input": None}, "budget: needs dummy_input="),
         ],
@@ -167,6 +161,12 @@ class TestErrors:
             make(net, config, **{"dummy_input": SMALL, **options})
         assert "\n" not in str(caught.value)
         assert not any("_nni" in name for name in net.state_dict())
+
+    def test_a_layer_without_a_goal(self, make):
+        if make in HAVE_A_GOAL:
+            pytest.skip("needs none")
+        with pytest.raises(ConfigError, match="0 has neither sparse_ratio nor sparse_threshold"):
+            make(seeded(plain_net), CONVS, dummy_input=SMALL)
 
     def test_training_without_an_evaluator(self, make):
         with pytest.raises(ConfigError, match="need an evaluator="):
@@ -352,7 +352,9 @@ class TestRatios:
     @pytest.mark.parametrize("rule", ["mean", "max", "union"])
     def test_floors_and_multiples_hold_under_every_rule(self, make, rule):
         config = [{**HALF[0], "sparse_ratio": 0.7, "min_channels": 6, "round_to": 4}]
-        pruner = make(resnet("B", width=1), config, dummy_input=IMAGE, coupling=rule)
+        # Scales of trained norms differ; the union rule of slimming keeps all where they tie.
+        net = randomised(resnet("B", width=1))
+        pruner = make(net, config, dummy_input=IMAGE, coupling=rule)
         masks = pruner.compress()[1]
         went = 0
         for coupled in pruner.sets:
@@ -365,7 +367,7 @@ class TestRatios:
 
     @pytest.mark.parametrize("rule", ["mean", "max", "union"])
     def test_groups_stay_equally_wide_under_every_rule(self, make, rule):
-        pruner = make(seeded(GroupBlock), HALF, dummy_input=SMALL, coupling=rule)
+        pruner = make(randomised(seeded(GroupBlock)), HALF, dummy_input=SMALL, coupling=rule)
         masks = pruner.compress()[1]
         kept = alive(masks["conv2"]["weight"]).view(4, 6).sum(1)
         assert len(set(kept.tolist())) == 1
@@ -412,142 +414,3 @@ class TestDeterminism:
         ]
         said = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
         assert said[0] == said[1] == digests()
-
-
-# -- training -------------------------------------------------------------------------------------
-
-
-def training(net, folder, epochs=1):
-    data = DataSettings(name="digits", batch_size=32, train_size=160, test_size=40)
-    loaders = make_loaders(load_data(data), data, seed=0, device="cpu")
-    settings = TrainSettings(epochs=epochs, optimizer={"lr": 0.05})
-    return make_evaluator(
-        net, loaders, settings, directory=Path(folder), device="cpu", progress=False
-    )
-
-
-def digits_net():
-    return GroupBlock(channels=1)
-
-
-class TestTraining:
-    def test_it_trains_with_an_evaluator_and_masks_afterwards(self, make, tmp_path):
-        net = seeded(digits_net)
-        before = copy.deepcopy(net.state_dict())
-        evaluator = training(net, tmp_path)
-        pruner = make(net, HALF, evaluator)
-        _, masks = pruner.compress(max_epochs=1)
-        pruner.unwrap_model()
-        assert len(evaluator.result.history) == 1
-        assert not torch.equal(before["conv3.weight"], net.state_dict()["conv3.weight"])
-        expected = make(copy.deepcopy(net), HALF, dummy_input=torch.zeros(2, 1, 8, 8)).compress()[1]
-        for module, targets in expected.items():
-            assert all(
-                torch.equal(m, masks[module][t]) for t, m in targets.items() if m is not None
-            )
-        ModelSpeedup(net, torch.zeros(1, 1, 8, 8), masks).speedup_model()
-
-    @pytest.mark.parametrize("schedule", [LinearPruner, AGPPruner])
-    def test_the_schedules_of_nni_drive_it_to_its_goal(self, make, tmp_path, schedule):
-        net = seeded(digits_net)
-        evaluator = training(net, tmp_path)
-        inner = make(net, HALF, evaluator)
-        seen = []
-        generate = inner.generate_masks
-
-        def watched():
-            made = generate()
-            seen.append(widths(made, "conv3")[0])
-            return made
-
-        inner.generate_masks = watched
-        pruner = schedule(inner, interval_steps=1, total_times=4)
-        _, masks = pruner.compress(max_steps=5, max_epochs=None)
-        pruner.unwrap_model()
-        assert seen == sorted(seen, reverse=True)
-        assert len(seen) == 4
-        assert len(set(seen)) > 2
-        assert seen[-1] == 8
-        speedup = ModelSpeedup(net, torch.zeros(1, 1, 8, 8), masks, verify=False)
-        small = speedup.speedup_model()
-        assert small.conv3.out_channels == 8
-        assert speedup.report().notes == ()
-
-    def test_masks_hold_while_it_trains(self, make):
-        net = randomised(seeded(digits_net))
-        pruner = make(net, HALF, dummy_input=torch.zeros(2, 1, 8, 8))
-        _, masks = pruner.compress()
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
-        generator = torch.Generator().manual_seed(0)
-        net.train()
-        for _ in range(3):
-            optimizer.zero_grad()
-            images = torch.randn(8, 1, 8, 8, generator=generator)
-            net(images).square().mean().backward()
-            optimizer.step()
-        after = pruner.get_masks()
-        for module, targets in masks.items():
-            assert all(
-                torch.equal(m, after[module][t]) for t, m in targets.items() if m is not None
-            )
-        net.double().eval()
-        x = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=generator)
-        with torch.no_grad():
-            masked = net(x)
-        pruner.unwrap_model()
-        small = ModelSpeedup(net, x, masks).speedup_model()
-        with torch.no_grad():
-            assert torch.allclose(small(x), masked, rtol=1e-9, atol=1e-11)
-
-
-class TestPrunersOfNNIThatTrain:
-    @pytest.mark.parametrize("method", ["TaylorPruner", "SlimPruner"])
-    def test_they_score_what_they_train_and_the_weights_stay(self, tmp_path, method):
-        net = seeded(digits_net)
-        before = copy.deepcopy(net.state_dict())
-        evaluator = training(net, tmp_path)
-        pruner = NNIMethodPruner(net, HALF, evaluator, method=method)
-        _, masks = pruner.compress(max_epochs=1)
-        trained = copy.deepcopy(pruner.bound_model.stem._nni_wrapper.weight)
-        pruner.unwrap_model()
-        assert list(net.state_dict()) == list(before)
-        assert torch.equal(net.stem.weight, trained)
-        assert not torch.equal(net.stem.weight, before["stem.weight"])
-        assert widths(masks, "stem", "conv1") == [8, 12]
-        example = torch.zeros(1, 1, 8, 8)
-        assert ModelSpeedup(net, example, masks).speedup_model().conv1.out_channels == 12
-
-    def test_what_they_need_is_said(self, tmp_path):
-        with pytest.raises(ConfigError, match="scores while training: give it a sparsify stage"):
-            NNIMethodPruner(seeded(plain_net), HALF, method="TaylorPruner", dummy_input=SMALL)
-        net = seeded(digits_net)
-        evaluator = training(net, tmp_path)
-        pruner = NNIMethodPruner(net, HALF, evaluator, method="TaylorPruner")
-        with pytest.raises(ConfigError, match=r"options\.training_steps: how long"):
-            pruner.compress()
-        net = seeded(digits_net)
-        evaluator = training(net, tmp_path)
-        pruner = NNIMethodPruner(net, HALF, evaluator, method="TaylorPruner")
-        with pytest.raises(ConfigError, match="needs at least one step of training"):
-            pruner.compress(max_epochs=0)
-        with pytest.raises(ConfigError, match="unknown NNI pruner 'L1Prune'; did you mean"):
-            NNIMethodPruner(seeded(plain_net), HALF, method="L1Prune")
-        with pytest.raises(ConfigError, match="unknown option 'p'"):
-            NNIMethodPruner(seeded(plain_net), HALF, method="L1NormPruner", options={"p": 3})
-
-    def test_no_other_pruner_can_drive_them(self, tmp_path):
-        net = seeded(digits_net)
-        evaluator = training(net, tmp_path)
-        inner = NNIMethodPruner(net, HALF, evaluator, method="TaylorPruner")
-        pruner = LinearPruner(inner, interval_steps=1, total_times=2, evaluator=evaluator)
-        with pytest.raises(ConfigError, match="TaylorPruner scores while it trains itself"):
-            pruner.compress(max_steps=2, max_epochs=None)
-
-    def test_a_transposed_convolution_is_refused_and_left_unwrapped(self):
-        net = seeded(
-            lambda: nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 8, 3), nn.ReLU(), conv(8, 4))
-        )
-        config = [{"op_names": ["1"], "sparse_ratio": 0.5}]
-        with pytest.raises(ConfigError, match="1 is transposed"):
-            NNIMethodPruner(net, config, method="L1NormPruner", dummy_input=SMALL)
-        assert not any("_nni" in name for name in net.state_dict())

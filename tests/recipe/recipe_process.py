@@ -19,19 +19,21 @@ from nni_gconv.recipe import run_recipe, stages
 
 
 def die_in(stage: str, step: int) -> None:
-    real = stages.fit
+    """Count the steps of a stage, whether it trains by itself or for a pruner."""
+    for name in ("fit", "make_evaluator"):
+        real = getattr(stages, name)
 
-    def fit(*args, **options):
-        left = [step if options["stage"] == stage else -1]
+        def counting(*args, real=real, **options):
+            left = [step if options.get("stage", "sparsify") == stage else -1]
 
-        def count() -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            def count() -> None:
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-        return real(*args, after_step=count, **options)
+            return real(*args, after_step=count, **options)
 
-    stages.fit = fit
+        setattr(stages, name, counting)
 
 
 if __name__ == "__main__":

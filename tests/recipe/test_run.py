@@ -289,6 +289,22 @@ def test_from_scratch_forgets_the_weights(tmp_path):
     assert not any(torch.equal(new[k], pruned[k]) for k in weights)
 
 
+def test_a_small_model_is_pruned_further(tmp_path):
+    first = run(tiny(finetune=None), tmp_path / "channels")
+    again = tiny(
+        model={**tiny()["model"], "weights": str(tmp_path / "channels" / "compact.safetensors")},
+        prune={"method": "gconv", "config_list": [{"op_types": ["Conv2d"], "num_groups": 2}]},
+        train=None,
+    )
+    result = run(again, tmp_path / "groups")
+    assert result.dense["macs"] == first.metrics["macs"]
+    assert result.metrics["macs"] < first.metrics["macs"]
+    assert run(again, tmp_path / "groups").metrics == result.metrics
+    plan = read_plan(tmp_path / "groups" / "compact.safetensors")["plan"]
+    groups = {layer["attrs"].get("groups") for layer in plan["modules"].values()}
+    assert groups >= {1, 2}
+
+
 def test_a_pruner_of_nni_scores_while_it_trains(tmp_path):
     prune = {"method": "nni:TaylorPruner", "budget": {"macs": 0.6}}
     result = run(tiny(prune=prune, sparsify={"epochs": 1}, finetune=None), tmp_path)

@@ -1,5 +1,7 @@
 """What a masked filter leaves behind: silenced and reported, or folded into the next bias."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,9 @@ from speedup_tools import assert_same_outputs, call, masked, randn, randomise, r
 from torch import nn
 
 from nni_gconv import ModelSpeedup
+from nni_gconv.speedup.constants import known_values
+from nni_gconv.speedup.nodes import op_name
+from nni_gconv.speedup.trace import trace
 
 X = randn(2, 3, 6, 6)
 
@@ -170,6 +175,72 @@ def test_rows_of_the_reader_go_too():
     masks = {"0": {"weight": rows_off(net, "0", [2])["0"]["weight"]}, **rows_off(net, "2", [0, 3])}
     shrink(net, X, masks, constants="fold")
     assert (net[2].in_channels, net[2].out_channels, len(net[2].bias)) == (3, 3, 3)
+
+
+def known_channels(net, dummy, masks, operator):
+    """Return what is known of each channel behind the first operator of that name."""
+    graph = trace(net, dummy)
+    kept = {f"{m}.{t}".lstrip("."): x != 0 for m, ts in masks.items() for t, x in ts.items()}
+    for node, value in known_values(graph, kept).items():
+        if op_name(node) == operator:
+            return None if value is None else value.flatten().tolist()
+    raise AssertionError(operator)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_group_norm_of_constants(bias):
+    """Only a group of equal constants is its own mean; filters without biases emit zeros."""
+    net = randomise(nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=bias), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 2, 1),
+    ))  # fmt: skip
+    masks = {"0": {"weight": rows_off(net, "0", [0, 1, 2])["0"]["weight"]}}
+    known = known_channels(net, X, masks, "group_norm")
+    if bias:
+        assert known is None
+    else:
+        assert known[:2] == net[1].bias[:2].tolist()
+        assert all(math.isnan(value) for value in known[2:])
+    shrink(net, X, masks, constants="fold", smaller=not bias)
+
+
+def test_groups_of_a_transposed_convolution():
+    """What one group reads is silent: its filters emit their biases, the others are unknown."""
+    net = randomise(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 4, 2, groups=2)))
+    known = known_channels(net, X, rows_off(net, "0", [0, 1, 2]), "conv_transpose2d")
+    assert known[:2] == net[1].bias[:2].tolist()
+    assert all(math.isnan(value) for value in known[2:])
+    mask = torch.ones_like(net[1].weight)
+    mask[:3, 1] = 0  # second filter of the first group
+    known = known_channels(net, X, {"1": {"weight": mask}}, "conv_transpose2d")
+    assert [math.isnan(value) for value in known] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("drop", "expected"),
+    [
+        (F.dropout, [0.0, math.nan]),
+        (F.dropout2d, [0.0, math.nan]),
+        (F.alpha_dropout, None),
+        (lambda y, training: F.dropout(y, training=False), [0.0, 0.4]),
+    ],
+)
+def test_dropout_of_a_constant(drop, expected):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return drop(F.relu(self.a(x)), training=True)
+
+    net = randomise(Net())
+    with torch.no_grad():
+        net.a.bias.copy_(torch.tensor([-0.1, 0.4, 0.4, 0.4]))
+    masks = {"a": {"weight": rows_off(net, "a", [0, 1])["a"]["weight"]}}
+    names = {F.dropout: "dropout", F.dropout2d: "feature_dropout", F.alpha_dropout: "alpha_dropout"}
+    known = known_channels(net, X, masks, names.get(drop, "dropout"))
+    assert (known is None) == (expected is None)
+    assert known is None or known[:2] == pytest.approx(expected, nan_ok=True)
 
 
 # -- silence -------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ from nni_gconv import ModelSpeedup
 
 BLOCKS = (
     "conv norm residual concat depthwise grouped gate shared tied pool pad_a transposed output "
-    "valid prelu inplace split halves pixels permute scale constant"
+    "valid prelu inplace split halves pixels permute scale constant shuffle unit stage group_norm "
+    "transposed_groups side_by_side glu attention silent pick"
 ).split()
 ENDS = ("flatten", "mean", "linear", "map")
 ACTIVATIONS = (F.relu, torch.sigmoid, F.gelu, torch.tanh, F.hardswish, torch.relu_)
@@ -127,7 +128,61 @@ class RandomNet(nn.Module):
         elif block == "pixels":
             add("a", self._conv(4 * channels, 12, kernel))
             after = 3
+        else:
+            after = self._build_arranged(block, channels, kernel, add)
         return after
+
+    def _build_arranged(self, block, channels, kernel, add):
+        """Blocks whose channels are tied or balanced by where they stand."""
+        groups = int(self.rng.choice([2, 3]))
+        wide = groups * int(self.rng.integers(2, 5))
+        if block == "shuffle":
+            add("a", self._conv(channels, wide, kernel))
+            add("shuffle", Shuffle(groups, int(self.rng.integers(4))))
+            return wide
+        if block == "unit":
+            add("even", self._conv(channels, groups * 4, 1))
+            add("a", self._conv(groups * 4, 4 * groups, 1, groups=groups))
+            add("shuffle", Shuffle(groups, int(self.rng.integers(4))))
+            add("b", self._conv(4 * groups, 4 * groups, 3, groups=4 * groups))
+            add("c", self._conv(4 * groups, 4 * groups, 1, groups=groups))
+            return 4 * groups
+        if block == "stage":
+            half = int(self.rng.integers(2, 4))
+            add("a", self._conv(channels, 2 * half, kernel))
+            add("b", self._conv(half, half, 3))
+            add("c", self._conv(3 * half, wide, 1))
+            return wide
+        if block == "group_norm":
+            add("a", self._conv(channels, 2 * wide, kernel))
+            add("norm", nn.GroupNorm(int(self.rng.choice([2, wide, 2 * wide])), 2 * wide,
+                                     affine=bool(self.rng.integers(2))))  # fmt: skip
+            return 2 * wide
+        if block == "transposed_groups":
+            add("a", self._conv(channels, wide, 1))
+            groups = int(self.rng.choice([groups, wide]))
+            add("up", nn.ConvTranspose2d(wide, 2 * wide, 3, padding=1, groups=groups,
+                                         bias=self.biases))  # fmt: skip
+            return 2 * wide
+        if block == "side_by_side":
+            add("a", self._conv(channels, 2 * groups, kernel))
+            add("b", self._conv(channels, groups, 1))
+            add("c", self._conv(3 * groups, wide, 1, groups=groups))
+            return wide
+        if block == "glu":
+            add("a", self._conv(channels, 2 * wide, kernel))
+            return wide
+        if block == "pick":
+            add("a", self._conv(channels, wide, kernel))
+            picked = int(self.rng.integers(2, wide + 3))
+            add("pick", Pick(self.rng.choice(wide, picked)))
+            return picked
+        if block == "attention":
+            add("a", self._conv(channels, 2 * wide, kernel))
+            add("b", self._conv(wide, 3, 1))
+            add("c", self._conv(3, 2 * wide, 1))
+            return wide
+        return channels
 
     def forward(self, x):
         x, extra = F.relu(self.stem(x)), []
@@ -191,7 +246,66 @@ class RandomNet(nn.Module):
             return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         if block == "scale":
             return act(x * get("scale"))
-        return act(F.pad(get("a")(x), (1, 0, 1, 0), value=0.5)[:, :, 1:, 1:])  # constant
+        if block == "constant":
+            return act(F.pad(get("a")(x), (1, 0, 1, 0), value=0.5)[:, :, 1:, 1:])
+        return self._run_arranged(block, x, act, get)
+
+    def _run_arranged(self, block, x, act, get):
+        if block == "shuffle":
+            return get("shuffle")(act(get("a")(x)))
+        if block == "unit":
+            x = get("shuffle")(act(get("a")(act(get("even")(x)))))
+            return act(get("c")(get("b")(x)))
+        if block == "stage":
+            first, second = get("a")(x).chunk(2, 1)
+            return act(get("c")(torch.cat([first, second, second + act(get("b")(second))], 1)))
+        if block == "group_norm":
+            return act(get("norm")(get("a")(x)))
+        if block == "transposed_groups":
+            return act(get("up")(get("a")(x)))
+        if block == "side_by_side":
+            return act(get("c")(torch.cat([get("a")(x), act(get("b")(x))], 1)))
+        if block == "glu":
+            return F.glu(get("a")(x), 1)
+        if block == "attention":
+            parts = get("a")(x).unflatten(1, (2, -1))
+            gate = get("c")(F.relu(get("b")(parts.sum(1).mean((2, 3), keepdim=True))))
+            return (parts * gate.unflatten(1, (2, -1)).softmax(1)).sum(1)
+        if block == "pick":
+            return act(get("pick")(get("a")(x)))
+        x = torch.where(x > 0.1, x, 0.0)  # silent
+        return act(x.masked_fill(x > 1.5, 0.0))
+
+
+class Pick(nn.Module):
+    """Channels in an order of its own, some of them twice and some not at all."""
+
+    def __init__(self, index):
+        super().__init__()
+        self.register_buffer("index", torch.from_numpy(index))
+
+    def forward(self, x):
+        return x[:, self.index]
+
+
+class Shuffle(nn.Module):
+    """A channel shuffle in one of the ways in which they are written."""
+
+    def __init__(self, groups, way):
+        super().__init__()
+        self.groups, self.way = groups, way
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        if self.way == 0:
+            return F.channel_shuffle(x, self.groups)
+        if self.way == 1:
+            x = x.view(n, self.groups, c // self.groups, h, w)
+        elif self.way == 2:
+            x = x.reshape(n, c // self.groups, self.groups, -1)
+        else:
+            x = x.view(n, self.groups, -1, h, w)
+        return x.transpose(1, 2).reshape(n, c, h, w)
 
 
 @st.composite

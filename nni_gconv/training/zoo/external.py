@@ -79,6 +79,8 @@ def create_torchvision(
         num_classes = len(published.meta["categories"])
     if num_classes is not None:
         options["num_classes"] = num_classes
+    if "weights_backbone" in _parameters(models.get_model_builder(name)):
+        options = {"weights_backbone": None, **options}  # else torchvision downloads them
     try:
         model = models.get_model(name, weights=None, **options)
     except (TypeError, ValueError) as error:

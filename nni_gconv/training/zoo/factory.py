@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +12,7 @@ from torch import nn
 from nni_gconv.errors import ConfigError, unknown_name
 
 from .external import create_from_path, create_torchvision, import_factory
+from .grouped import with_groups
 from .registry import lookup
 from .weights import load_weights
 
@@ -42,7 +45,9 @@ class ModelSettings(BaseModel):
         description="A .safetensors or torch state dict file, or a name of torchvision's weights",
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of the constructor, such as width"
+        default_factory=dict,
+        description="Further arguments of the constructor, such as width; for any model "
+        "group_config and group_form, which split its convolutions in groups",
     )
 
     def build(self, **defaults: Any) -> nn.Module:
@@ -53,7 +58,13 @@ class ModelSettings(BaseModel):
 
 
 def create_model(
-    name: str, num_classes: int | None = None, weights: str | None = None, **options: Any
+    name: str,
+    num_classes: int | None = None,
+    weights: str | None = None,
+    *,
+    group_config: str | Path | Mapping[str, int] | None = None,
+    group_form: str = "grouped",
+    **options: Any,
 ) -> nn.Module:
     """Build a model by its name.
 
@@ -69,6 +80,12 @@ def create_model(
     weights : str, optional
         A ``.safetensors`` file or a torch state dict, see :func:`load_weights`; for torchvision
         also the name of published weights, such as ``"DEFAULT"``.
+    group_config : path or mapping of str to int, optional
+        Group counts of convolutions, which are split once the model is built and its weights are
+        loaded; see :func:`nni_gconv.training.zoo.grouped.with_groups`.
+    group_form : {"grouped", "separable"}, default "grouped"
+        Whether they become group convolutions, or spatial group convolutions with a 1x1
+        convolution behind.
     **options
         Further arguments of the constructor: ``in_channels`` and ``width`` for this zoo's models.
 
@@ -90,6 +107,13 @@ def create_model(
     >>> sum(p.numel() for p in model.parameters())
     275572
     """
+    model = _create_dense(name, num_classes, weights, **options)
+    return model if group_config is None else with_groups(model, group_config, group_form)
+
+
+def _create_dense(
+    name: str, num_classes: int | None, weights: str | None, **options: Any
+) -> nn.Module:
     if name.startswith(TORCHVISION):
         return create_torchvision(name[len(TORCHVISION) :], num_classes, weights, **options)
     if ":" in name:

@@ -1,0 +1,96 @@
+"""Which channels go first: by the methods of recipes, or at random."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.pruning.base import ChannelPruner, Rule
+from nni_gconv.pruning.methods import PruneSettings, create_pruner
+
+__all__ = ["CRITERIA", "ranked_by"]
+
+#: Criterion -> method of a recipe that removes channels in that order.
+CRITERIA: dict[str, str | None] = {
+    "l1": "nni:L1NormPruner",
+    "l2": "nni:L2NormPruner",
+    "fpgm": "fpgm",
+    "gamma": "slimming",
+    "random": None,
+}
+_LAYERS = {"Conv1d", "Conv2d", "Conv3d", "Linear"}
+
+
+class _RandomPruner(ChannelPruner):
+    """Removes channels in an order that looks at no weight."""
+
+    def __init__(
+        self, model: nn.Module, config_list: list[dict[str, Any]], *, seed: int, **options: Any
+    ) -> None:
+        super().__init__(model, config_list, **options)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def rank(self, filters: Sequence[Tensor]) -> Tensor:
+        return torch.randperm(len(filters[0]), generator=self._generator).double()
+
+
+def ranked_by(
+    criterion: str,
+    model: nn.Module,
+    dummy_input: Any,
+    config_list: list[dict[str, Any]] | None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> tuple[ChannelPruner, dict[str, Any]]:
+    """Make the pruner whose order of channels a criterion means, on a copy of the model.
+
+    Parameters
+    ----------
+    criterion, model, dummy_input, config_list, options, seed
+        See :func:`nni_gconv.sensitivity`.
+
+    Returns
+    -------
+    pruner : ChannelPruner
+        Its ratios mean nothing.
+    section : dict
+        ``method`` and ``options`` of a recipe's ``prune`` section for the same pruner, as far as
+        there is one.
+    """
+    if criterion not in CRITERIA:
+        raise ConfigError(unknown_name("criterion", criterion, CRITERIA, "criterion"))
+    options = dict(options or {})
+    rule: Rule = options.get("coupling", "mean")
+    if rule == "union":
+        raise ConfigError("options.coupling: under union there is no single order (mean or max)")
+    model = copy.deepcopy(model)  # a pruner wraps the layers of its model
+    entries = _without_goals([_every_layer(model)] if config_list is None else config_list)
+    method = CRITERIA[criterion]
+    if method is None:
+        if unknown := sorted(set(options) - {"coupling"}):
+            raise ConfigError(unknown_name("option", unknown[0], {"coupling"}, "random"))
+        return _RandomPruner(model, entries, seed=seed, coupling=rule, dummy_input=dummy_input), {}
+    settings = PruneSettings(method=method, config_list=entries, options=options)
+    section = {"method": method, **({"options": options} if options else {})}
+    return create_pruner(settings, model, dummy_input=dummy_input), section
+
+
+def _every_layer(model: nn.Module) -> dict[str, Any]:
+    kinds = sorted({type(module).__name__ for module in model.modules()} & _LAYERS)
+    if not kinds:
+        raise ConfigError("the model has no convolution and no linear layer")
+    return {"op_types": kinds}
+
+
+def _without_goals(config_list: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give every entry a ratio, which a pruner asks for and nobody looks at."""
+    for number, entry in enumerate(config_list):
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"config_list[{number}]: expected a mapping, got {entry!r}")
+    return [{**entry, "sparse_ratio": 0.0} for entry in config_list]

@@ -1,0 +1,65 @@
+"""What the commands that take a network share: how it is named, its input, its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nni_gconv.cli.output import parse_overrides
+from nni_gconv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["InputShape", "ModelName", "ModelOptions", "build_model", "parse_shape"]
+
+ModelName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="resnet56, torchvision:resnet50 or mypkg.module:factory."),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option("--input", metavar="NxCxHxW", help="Input; default: the model's usual one."),
+]
+ModelOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o", "--option", metavar="KEY=VALUE", help="Option of the model; may be repeated."
+    ),
+]
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Read a shape such as ``1x3x32x32``.
+
+    Examples
+    --------
+    >>> parse_shape("1x3x32x32")
+    (1, 3, 32, 32)
+    """
+    parts = text.lower().split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--input {text}: expected positive sizes such as 1x3x32x32")
+    return tuple(int(part) for part in parts)
+
+
+def build_model(
+    name: str,
+    shape: str | None,
+    options: list[str] | None,
+    *,
+    num_classes: int | None = None,
+    weights: str | None = None,
+) -> tuple[nn.Module, Tensor]:
+    """Build a network and an input of zeros as the options say; mistakes are told first."""
+    size = None if shape is None else parse_shape(shape)
+    given = parse_overrides(options or [])
+
+    import torch
+
+    from nni_gconv.training.zoo import create_model, input_size
+
+    size = size or (1, *input_size(name))
+    model = create_model(name, num_classes=num_classes, weights=weights, **given)
+    return model, torch.zeros(size)

@@ -1,0 +1,119 @@
+"""NNI's search spaces: what is wrong with one, and how many trials a grid of it makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nni_gconv.errors import ConfigError, unknown_name
+
+__all__ = ["check_space", "grid_size", "open_keys"]
+
+_TYPES = (
+    "choice", "randint", "uniform", "quniform", "loguniform", "qloguniform",
+    "normal", "qnormal", "lognormal", "qlognormal",
+)  # fmt: skip
+
+
+def check_space(space: Any, where: str = "search space") -> None:
+    """Refuse a search space that NNI would stumble over.
+
+    A choice between mappings that all have a ``_name`` is a nested one: the rest of each mapping
+    is a search space of its own.
+
+    Raises
+    ------
+    ConfigError
+        The first thing found wrong.
+
+    Examples
+    --------
+    >>> check_space({"prune.budget.macs": {"_type": "choise", "_value": [0.5]}})
+    Traceback (most recent call last):
+        ...
+    nni_gconv.errors.ConfigError: search space 'prune.budget.macs': unknown type 'choise'; ...
+    """
+    if not isinstance(space, Mapping) or not space:
+        raise ConfigError(f"the {where} must be a mapping of names, not {space!r:.60}")
+    for name, spec in space.items():
+        _check_spec(spec, f"{where} {name!r}")
+
+
+def _check_spec(spec: Any, where: str) -> None:
+    if not isinstance(spec, Mapping) or set(spec) != {"_type", "_value"}:
+        raise ConfigError(f"{where}: must have _type and _value and nothing else, not {spec!r:.60}")
+    kind, values = spec["_type"], spec["_value"]
+    if kind not in _TYPES:
+        raise ConfigError(unknown_name("type", kind, _TYPES, where))
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{where}: _value must be a list, not {values!r:.60}")
+    if kind == "choice":
+        _check_choices(values, where)
+        return
+    count = 3 if kind.startswith("q") else 2
+    if len(values) != count or not all(_number(v) for v in values):
+        raise ConfigError(f"{where}: {kind} takes {count} numbers, not {values!r:.60}")
+
+
+def _check_choices(values: list[Any], where: str) -> None:
+    named = [isinstance(value, Mapping) and "_name" in value for value in values]
+    if any(named) and not all(named):
+        odd = values[named.index(False)]
+        raise ConfigError(f"{where}: either every choice has a _name or none, not {odd!r:.60}")
+    for value in values if all(named) else ():
+        inner = {key: spec for key, spec in value.items() if key != "_name"}
+        if inner:
+            check_space(inner, f"{where}, {value['_name']!r}:")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def grid_size(space: Mapping[str, Any]) -> int | None:
+    """Return how many trials try everything; None where there is something but choices.
+
+    Examples
+    --------
+    >>> tries = {"_type": "choice", "_value": [1, 2, 3]}
+    >>> methods = {"_type": "choice", "_value": [{"_name": "a"}, {"_name": "b", "times": tries}]}
+    >>> grid_size({"method": methods, "seed": tries})
+    12
+    """
+    sizes = []
+    for spec in space.values():
+        if spec["_type"] != "choice":
+            return None
+        branches = [_branch_size(value) for value in spec["_value"]]
+        if None in branches:
+            return None
+        sizes.append(sum(size or 0 for size in branches))
+    return math.prod(sizes)
+
+
+def open_keys(space: Mapping[str, Any]) -> set[str]:
+    """Return the names of the parameters for which there is more than one value.
+
+    Examples
+    --------
+    >>> only = {"_type": "choice", "_value": [8]}
+    >>> methods = {"_type": "choice", "_value": [{"_name": "a"}, {"_name": "b", "epochs": only}]}
+    >>> open_keys({"method": methods, "seed": only})
+    {'method'}
+    """
+    found = set()
+    for name, spec in space.items():
+        values = spec["_value"] if spec["_type"] == "choice" else ()
+        if len(values) != 1:
+            found.add(name)
+        for value in values:
+            if isinstance(value, Mapping) and "_name" in value:
+                found |= open_keys({key: inner for key, inner in value.items() if key != "_name"})
+    return found
+
+
+def _branch_size(value: Any) -> int | None:
+    if not isinstance(value, Mapping) or "_name" not in value:
+        return 1
+    return grid_size({key: spec for key, spec in value.items() if key != "_name"})

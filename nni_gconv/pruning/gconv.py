@@ -1,0 +1,371 @@
+"""GConv: dense convolutions become group convolutions by permuting their channels.
+
+Paper: Zhao, Luk, "Efficient Structured Pruning and Architecture Searching for Group Convolution",
+2019, https://arxiv.org/abs/1811.09341.
+
+The kernel scores of a layer form a matrix ``S[f, c]``, by default the L2 norms of its kernels.
+Filters and input channels are split in G groups each, F/G filters and C/G channels a group, such
+that the score inside the groups is as large as can be::
+
+    maximise  sum over f, c of S[f, c] * [group of f = group of c]
+
+and what lies outside is masked. Unlike the paper's code the partition is found by exact balanced
+assignment (:mod:`nni_gconv.partitioning`), and layers that meet in the same channels can share
+how they split them, so that most permutations cost nothing in the converted network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from nni.compression.base.wrapper import ModuleWrapper
+from nni.compression.utils import Evaluator
+from torch import Tensor, nn
+
+from nni_gconv.errors import ConfigError
+from nni_gconv.groups.config import check_groups, read_group_config
+from nni_gconv.partitioning import Partition, l1, l2, partition_joint, partition_many
+from nni_gconv.partitioning.patterns import PATTERNS, fixed_pattern
+from nni_gconv.pruning.group_counts import fitting_counts, requested_counts
+from nni_gconv.pruning.group_latency import slower_than_dense
+from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, unwrapped_input
+from nni_gconv.pruning.group_requests import GroupRequest, group_requests
+from nni_gconv.pruning.group_search import search_groups
+from nni_gconv.pruning.group_sides import LiveLayers, Sharing
+from nni_gconv.pruning.sets import joined_masks
+from nni_gconv.pruning.trained import Masks, from_main_process
+from nni_gconv.speedup.coupling import Coupling
+
+__all__ = ["GroupConvPruner"]
+
+CRITERIA = ("l2", "l1", "taylor")
+METHODS = ("assignment", "grps", "same", "sort", *PATTERNS)
+
+
+class GroupConvPruner(GroupPruner):
+    """Mask convolutions so that each becomes a group convolution.
+
+    How many groups a layer gets is said by ``num_groups`` or ``max_group_size`` in the
+    config_list, by a group configuration, or found by :func:`nni_gconv.search_groups` inside a
+    budget.
+
+    With an `evaluator` the masks hold through training: after every optimizer step masked weights
+    and what the optimizer remembers of them are zero. With ``shaping`` the training comes before
+    the masks and moves weight into the groups.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model.
+    config_list : list of dict
+        NNI's config_list to select layers, with ``num_groups`` or ``max_group_size`` (most
+        channels a group, on the layer's wider side). Layers that cannot be grouped stay dense and
+        are listed in :attr:`skipped` with the reason.
+    evaluator : Evaluator, optional
+        NNI's evaluator, for training with masks, shaping and the Taylor criterion.
+    existed_wrappers : dict, optional
+        Set by ``from_compressor``.
+    dummy_input : Tensor, tuple or dict, optional
+        Example arguments of the forward. Without one, common image sizes are tried.
+    budget : dict, optional
+        ``{"params": 0.5, "macs": 0.5}``, fractions of the dense model or counts: the group counts
+        that keep the most score inside it.
+    group_config : mapping, str or Path, optional
+        Layer -> G, or a JSON file of it (see :mod:`nni_gconv.groups.config`).
+    criterion : {"l2", "l1", "taylor"}, default "l2"
+        Score of a kernel: a norm, or the first-order change of the loss, ``|dL/dW * W|`` summed
+        over the kernel and over the steps of the first epoch (needs an evaluator).
+    method : {"assignment", "grps", "sort", "same", "shuffle", "random"}, default "assignment"
+        How channels are split: see :func:`nni_gconv.partition`. ``"shuffle"`` (the fixed shuffle
+        of ShuffleNet) and ``"random"`` look at no weight; they are there for comparison.
+    sharing : {"blocks", "streams", "none"}, default "blocks"
+        Which layers split the channels they meet in alike (of equal G, for ``"assignment"``).
+        ``"none"``: none; each layer keeps the most score, and a gather may be left in front of it
+        and behind it. ``"streams"``: those that write the same channels, such as a residual
+        stream; at most one gather a layer, in front. ``"blocks"``: also up to three layers in a
+        row, each of which reads what the one before alone writes: one gather a bottleneck.
+    shaping : float, default 0.0
+        With an evaluator: group lasso on the kernels outside the groups while it trains. 1 takes
+        from each of them, over the whole training, as much norm as kernels of the layer have on
+        average when it begins; 0 masks at once.
+    gate : {"measured"}, optional
+        Leave layers dense whose grouped form is measured to be slower on this machine, with the
+        batch of `dummy_input`; :attr:`skipped` says so.
+    masks : dict, optional
+        Masks that hold already, of a channel pruner for example. Channels they silence are left
+        out, G has to divide what remains, and the masks returned are both together.
+    seed : int, default 0
+        Of the search for partitions and of ``"random"``.
+
+    Attributes
+    ----------
+    groups : dict of str to int
+        Number of groups of each layer that is grouped.
+    partitions : dict of str to Partition
+        How each was split, of the channels that masks given leave.
+    skipped : dict of str to str
+        Layers that were selected and stay dense, each with the reason.
+
+    Raises
+    ------
+    ConfigError
+        The config_list or an argument is wrong, or a group count does not divide its layer.
+    BudgetError
+        The budget cannot be reached.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from nni_gconv import GroupConvPruner, ModelSpeedup
+    >>> net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.Conv2d(8, 4, 1))
+    >>> config_list = [{"op_names": ["0", "2"], "num_groups": 4}]
+    >>> pruner = GroupConvPruner(net, config_list, dummy_input=torch.zeros(1, 8, 8, 8))
+    >>> _, masks = pruner.compress()
+    >>> pruner.unwrap_model()
+    >>> speedup = ModelSpeedup(net, torch.zeros(1, 8, 8, 8), masks)
+    >>> small = speedup.speedup_model()
+    >>> small[2].groups, speedup.report().gathers  # one, in front of the first
+    (4, 1)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: list[dict[str, Any]],
+        evaluator: Evaluator | None = None,
+        existed_wrappers: dict[str, ModuleWrapper] | None = None,
+        *,
+        dummy_input: Any = None,
+        budget: Mapping[str, float] | None = None,
+        group_config: Mapping[str, int] | str | Path | None = None,
+        criterion: Literal["l2", "l1", "taylor"] = "l2",
+        method: str = "assignment",
+        sharing: Sharing = "blocks",
+        shaping: float = 0.0,
+        gate: Literal["measured"] | None = None,
+        masks: Mapping[str, Mapping[str, Tensor]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_choice("criterion", criterion, CRITERIA)
+        check_choice("method", method, METHODS)
+        check_choice("sharing", sharing, SHARING)
+        if gate is not None:
+            check_choice("gate", gate, ("measured",))
+        if isinstance(shaping, bool) or not isinstance(shaping, int | float) or shaping < 0:
+            raise ConfigError(f"shaping: {shaping!r} is not allowed (a number from 0)")
+        for name, wanted in (
+            ("shaping", shaping > 0),
+            ("criterion: taylor", criterion == "taylor"),
+        ):
+            if wanted and evaluator is None:
+                raise ConfigError(f"{name}: needs an evaluator= to train with")
+        self.dummy_input = unwrapped_input(model, evaluator, dummy_input)
+        self.criterion, self.method, self.sharing = criterion, method, sharing
+        self.shaping, self.seed = float(shaping), seed
+        requests, self.skipped = group_requests(model, config_list)
+        self._given = dict(masks or {})
+        live = LiveLayers(
+            model, Coupling.trace(model, self.dummy_input), list(requests), self._given
+        )
+        self._live = live.layers
+        self._sums: dict[str, Tensor] = {}
+        self._threshold: dict[str, float] = {}
+        asked = self._asked(model, config_list, requests, budget, group_config)
+        self.groups, skipped = fitting_counts(self._live, asked)
+        self.skipped.update(skipped)
+        if gate is not None:
+            self._leave_slow(model, live)
+        self._sides = live.shared(self.groups, sharing)
+        super().__init__(model, live.layers, self.groups, self.skipped, evaluator, existed_wrappers)
+
+    # -- how many groups --------------------------------------------------------------------------
+
+    def _asked(
+        self,
+        model: nn.Module,
+        config_list: list[dict[str, Any]],
+        requests: Mapping[str, GroupRequest],
+        budget: Mapping[str, float] | None,
+        group_config: Mapping[str, int] | str | Path | None,
+    ) -> dict[str, int]:
+        """Group count of each layer as it is asked for, from one of three places."""
+        if budget is not None and group_config is not None:
+            raise ConfigError("budget and group_config exclude each other")
+        if isinstance(group_config, str | Path):
+            return read_group_config(group_config, model)
+        if group_config is not None:
+            return check_groups(group_config, model, "group_config")
+        if budget is None:
+            counts, skipped = requested_counts(self._live, requests)
+            self.skipped.update(skipped)
+            return counts
+        if self._given:
+            raise ConfigError("budget: cannot be counted with masks=; give a group_config")
+        return dict(
+            search_groups(
+                model,
+                self.dummy_input,
+                config_list,
+                budget,
+                criterion="l1" if self.criterion == "l1" else "l2",
+                # Equal counts spread over all layers, which can then share how they split.
+                score="geometric",
+            )
+        )
+
+    def _leave_slow(self, model: nn.Module, live: LiveLayers) -> None:
+        """Drop groups that cost more time than they save, with the gathers they will need."""
+        sides = live.shared(self.groups, self.sharing)
+        gathers = {
+            name: (into == (name, "in")) + (self.sharing == "none" and out == (name, "out"))
+            for name, (out, into) in sides.items()
+        }
+        gate = slower_than_dense(model, self.dummy_input, self.groups, gathers=gathers)
+        # A measurement differs from process to process.
+        slower = from_main_process({name: row.ratio for name, row in gate.slower.items()})
+        for name, ratio in slower.items():
+            self.skipped[name] = (
+                f"measured: with {self.groups.pop(name)} groups it takes {ratio:.2f} times as long "
+                "as dense"
+            )
+
+    # -- scores and partitions --------------------------------------------------------------------
+
+    def _score(self, name: str) -> np.ndarray:
+        """Kernel scores of the filters and channels that masks given leave."""
+        if name in self._sums:
+            scores = self._sums[name]
+        else:
+            weight = self._weight(name)
+            scores = l1(weight) if self.criterion == "l1" else l2(weight)
+        live = self._live[name]
+        return scores.detach().double().cpu().numpy()[np.ix_(live.rows, live.columns)]
+
+    def _split(self, restarts: int = 8) -> dict[str, Partition]:
+        """Partition every layer, those of one number of groups together."""
+        names = list(self.groups)
+        if self.method in PATTERNS:
+            return {
+                name: fixed_pattern(
+                    *self._live[name].alive, self.groups[name], self.method, self.seed + index
+                )
+                for index, name in enumerate(names)
+            }
+        scores = {name: self._score(name) for name in names}
+        if self.method != "assignment":
+            counts = [self.groups[name] for name in names]
+            found = partition_many(list(scores.values()), counts, self.method)  # type: ignore[arg-type]
+            return dict(zip(names, found, strict=True))
+        split: dict[str, Partition] = {}
+        for count in sorted(set(self.groups.values())):
+            mine = [name for name in names if self.groups[name] == count]
+            rows, columns = ([self._sides[name][side] for name in mine] for side in (0, 1))
+            parts = partition_joint(
+                [scores[name] for name in mine],
+                rows,
+                columns,
+                count,
+                restarts=restarts,
+                seed=self.seed,
+            )
+            split.update(zip(mine, parts, strict=True))
+        return {name: split[name] for name in names}
+
+    # -- NNI's hooks ------------------------------------------------------------------------------
+
+    def generate_masks(self) -> Masks:
+        """Split the channels and write the masks."""
+        self.partitions = self._split()
+        return self._masks()
+
+    def get_masks(self) -> Masks:
+        """Return the masks, together with those given."""
+        return joined_masks(self._given, super().get_masks())
+
+    # -- training ---------------------------------------------------------------------------------
+
+    @property
+    def needs_epochs(self) -> bool:
+        """Shaping and Taylor scores end with an epoch."""
+        return self.shaping > 0 or self.criterion == "taylor"
+
+    def _shaping_epochs(self) -> int:
+        """Epochs before the masks are made."""
+        if self.shaping > 0:
+            return self.clock.epochs or 0
+        return 1 if self.criterion == "taylor" else 0
+
+    def begin_training(self) -> None:
+        """Mask at once, unless training has to come first."""
+        if not self.needs_epochs:
+            self.renew_masks()
+        if self.shaping > 0:
+            for name in self.groups:
+                mean = float(l2(self._weight(name)).mean())
+                self._threshold[name] = self.shaping * mean / max(self.clock.steps or 1, 1)
+            if self.criterion != "taylor":
+                self.partitions = self._split(restarts=0)
+
+    def before_step(self) -> None:
+        """Gather Taylor scores."""
+        if self.criterion != "taylor" or self.clock.epoch >= self._shaping_epochs():
+            return
+        for name in self.groups:
+            weight = self._weight(name)
+            if weight.grad is not None:
+                change = (weight.detach() * weight.grad).flatten(2).sum(2).abs().double()
+                self._sums[name] = self._sums.get(name, 0) + change
+
+    def after_step(self) -> None:
+        """Keep masked weights at zero, or shrink what lies outside the groups."""
+        super().after_step()
+        if self.clock.epoch < self._shaping_epochs():
+            if self.partitions:
+                self._shrink()
+            return
+        self.clear_masked()
+
+    @torch.no_grad()
+    def _shrink(self) -> None:
+        """Soft-threshold the norm of every kernel outside the groups."""
+        for name in self.groups:
+            weight = self._weight(name)
+            norms = l2(weight)
+            inside = self._live[name].mask(self.partitions[name]).to(norms.device)
+            left = (1 - self._threshold[name] / norms.clamp_min(1e-30)).clamp_min(0)
+            factor = torch.where(inside.bool(), 1.0, left)
+            weight.mul_(factor.view(*factor.shape, *[1] * (weight.dim() - 2)).to(weight))
+
+    def after_epoch(self, epoch: int) -> None:
+        """Split anew while the weights are being shaped; mask when that is over."""
+        if epoch + 1 == self._shaping_epochs():
+            self.renew_masks()
+        elif epoch + 1 < self._shaping_epochs():
+            self.partitions = self._split(restarts=0)
+
+    def finish_training(self) -> None:
+        """Masks are made by now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return partitions, thresholds and gathered scores beside what the base keeps."""
+        split = {
+            name: [p.row_groups.tolist(), p.col_groups.tolist(), p.retained, p.bound, p.total]
+            for name, p in self.partitions.items()
+        }
+        return {
+            **super().state_dict(),
+            "partitions": split,
+            "threshold": dict(self._threshold),
+            "sums": dict(self._sums),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self.partitions = {name: Partition(*p) for name, p in state["partitions"].items()}
+        self._threshold = dict(state["threshold"])
+        self._sums = dict(state["sums"])

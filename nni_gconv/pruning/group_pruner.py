@@ -1,0 +1,126 @@
+"""What pruners that leave group convolutions have in common: their layers, masks and table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from nni.compression.base.wrapper import ModuleWrapper
+from nni.compression.utils import Evaluator
+from rich.table import Table
+from torch import nn
+
+from nni_gconv import compat
+from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.partitioning import Partition
+from nni_gconv.pruning.group_sides import LiveLayer
+from nni_gconv.pruning.sets import check_unmasked, first_reason, skip_lines
+from nni_gconv.pruning.trained import Masks, TrainedPruner
+from nni_gconv.speedup.trace import example_input
+
+__all__ = ["SHARING", "GroupPruner", "check_choice", "unwrapped_input"]
+
+_logger = logging.getLogger(__name__)
+
+SHARING = ("none", "streams", "blocks")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise a ConfigError if a word is none of those allowed."""
+    if value not in allowed:
+        raise ConfigError(unknown_name(name, str(value), allowed, name))
+
+
+def unwrapped_input(model: nn.Module, evaluator: Evaluator | None, dummy_input: Any) -> Any:
+    """Return an example input of a model, which has to be unwrapped."""
+    if compat.is_wrapped(model):
+        raise ConfigError("the model is wrapped by another pruner: unwrap it and pass masks=")
+    if dummy_input is None and evaluator is not None:
+        dummy_input = compat.evaluator_input(evaluator)
+    return example_input(model) if dummy_input is None else dummy_input
+
+
+class GroupPruner(TrainedPruner):
+    """Base of pruners whose masks leave groups of filters and input channels.
+
+    Parameters
+    ----------
+    model, evaluator, existed_wrappers
+        As in NNI.
+    layers : mapping of str to LiveLayer
+        Convolutions, in the order in which they run.
+    groups : mapping of str to int
+        Number of groups of those that are grouped, or the largest it may become.
+    skipped : mapping of str to str
+        Layers that were selected and stay dense, each with the reason.
+
+    Attributes
+    ----------
+    groups : dict of str to int
+        Number of groups of each layer that is grouped.
+    partitions : dict of str to Partition
+        How each was split, of the channels that are alive.
+    skipped : dict of str to str
+        As given.
+
+    Raises
+    ------
+    ConfigError
+        There is nothing to group.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, LiveLayer],
+        groups: Mapping[str, int],
+        skipped: Mapping[str, str],
+        evaluator: Evaluator | None,
+        existed_wrappers: dict[str, ModuleWrapper] | None,
+    ) -> None:
+        if not groups:
+            raise ConfigError(f"config_list: no layer can be grouped: {first_reason(skipped)}")
+        self.groups, self.skipped = dict(groups), dict(skipped)
+        self.partitions: dict[str, Partition] = {}
+        self._live = dict(layers)
+        for line in skip_lines(self.skipped):
+            _logger.warning(line)
+        check_unmasked(existed_wrappers, list(groups))
+        compat.register_pruning_types(model, list(groups))
+        entries = [
+            {"op_names": [name], "target_names": ["weight"], "sparse_ratio": 1 - 1 / count}
+            for name, count in groups.items()
+        ]
+        super().__init__(model, entries, evaluator, existed_wrappers)
+
+    def _weight(self, name: str) -> nn.Parameter:
+        """Return the weight that is trained; NNI holds it while the model is wrapped."""
+        weight: nn.Parameter = self._target_spaces[name]["weight"].target
+        return weight
+
+    def _masks(self) -> Masks:
+        """Masks of the partitions."""
+        masks: Masks = {}
+        for name, live in self._live.items():
+            if name not in self.groups:
+                continue
+            weight = self._weight(name)
+            inside = live.mask(self.partitions[name])
+            view = (*inside.shape, *[1] * (weight.dim() - 2))
+            masks[name] = {"weight": inside.to(weight).view(view).expand_as(weight).contiguous()}
+        return masks
+
+    def table(self) -> Table:
+        """Show each layer: its groups, the share of the score they keep, and what stays dense."""
+        table = Table("layer", "filters", "channels", "groups", "score kept", "at most", "note")
+        for name, count in self.groups.items():
+            live, part = self._live[name], self.partitions.get(name)
+            kept = most = ""
+            if part is not None and part.total > 0:
+                kept = f"{part.fraction:.1%}"
+                most = f"{min(part.bound / part.total, 1):.1%}"
+            table.add_row(name, *map(str, live.alive), str(count), kept, most, "")
+        for name, reason in self.skipped.items():
+            table.add_row(name, "", "", "1", "", "", reason)
+        return table

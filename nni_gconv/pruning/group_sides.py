@@ -1,0 +1,190 @@
+"""Sides of layers: which of their channels are alive, and which layers split them alike."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nni_gconv.partitioning import Partition
+from nni_gconv.speedup.channels import lookup
+from nni_gconv.speedup.coupling import Coupling
+from nni_gconv.speedup.decision import decide
+from nni_gconv.speedup.masks import read_masks
+from nni_gconv.speedup.order import Segments
+from nni_gconv.speedup.wiring import Wiring
+
+__all__ = ["LiveLayer", "LiveLayers", "Sharing"]
+
+Ints = NDArray[np.int64]
+Side = tuple[Hashable, ...]
+Sharing = Literal["none", "streams", "blocks"]
+
+#: Layers in a row that split their channels alike, at most: those of a bottleneck.
+_ROW = 3
+
+
+@dataclass(frozen=True, eq=False)
+class LiveLayer:
+    """What is alive of a convolution.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        F and C of the dense layer.
+    rows, columns : ndarray of int64
+        Filters and input channels that masks given leave.
+    row_segment, column_segment : int or None
+        The segment of channels (:class:`nni_gconv.speedup.order.Segments`) that a side is the
+        whole of, if it is one.
+    """
+
+    shape: tuple[int, int]
+    rows: Ints
+    columns: Ints
+    row_segment: int | None
+    column_segment: int | None
+
+    @property
+    def alive(self) -> tuple[int, int]:
+        """Numbers of filters and of input channels that are alive."""
+        return len(self.rows), len(self.columns)
+
+    def mask(self, part: Partition) -> Tensor:
+        """Mask of a partition of what is alive, shape (F, C): 1 inside the groups."""
+        mask = np.zeros(self.shape, np.float32)
+        mask[np.ix_(self.rows, self.columns)] = part.mask()
+        return torch.from_numpy(mask)
+
+
+class LiveLayers:
+    """Convolutions of a traced model, and where their channels meet.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, not wrapped.
+    coupling : Coupling
+        Of the same model.
+    names : sequence of str
+        The convolutions.
+    masks : mapping
+        NNI's masks that hold already; may be empty.
+
+    Attributes
+    ----------
+    layers : dict of str to LiveLayer
+        In the order in which they run.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    >>> coupling = Coupling.trace(net, torch.zeros(1, 4, 8, 8))
+    >>> live = LiveLayers(net, coupling, ["0", "2"], {})
+    >>> live.shared({"0": 2, "2": 2}, "blocks")["2"][1] == live.shared({"0": 2}, "blocks")["0"][0]
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        coupling: Coupling,
+        names: Sequence[str],
+        masks: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        graph, self._channels = coupling.graph, coupling.channels
+        kept = read_masks(model, masks, graph.aliases)
+        self._removed = decide(graph, self._channels, kept, Wiring(graph, kept)).removed
+        self._segments = Segments(self._channels, self._removed)
+        self._writers = self._count_writers()
+        running = dict.fromkeys(graph.owner(node) for node in graph.nodes)
+        weights = {name: graph.aliases[f"{name}.weight".lstrip(".")][0] for name in names}
+        ordered = sorted(weights, key=list(running).index) if set(names) <= set(running) else names
+        self.layers = {
+            name: self._layer(weights[name], tuple(lookup(graph, weights[name]).shape[:2]))
+            for name in ordered
+        }
+
+    def _layer(self, weight: str, shape: tuple[int, ...]) -> LiveLayer:
+        sides: list[tuple[Ints, int | None]] = []
+        for dim in (0, 1):
+            axis = self._channels.axes.get((weight, dim))
+            if axis is None:
+                sides.append((np.arange(shape[dim]), None))
+                continue
+            classes = self._channels.of(axis.labels)
+            stays = np.flatnonzero(~self._removed[classes])
+            of = np.unique(self._segments.of[classes[stays]])
+            alone = len(of) == 1 and len(self._segments.members[of[0]]) == len(stays)
+            sides.append((stays, int(of[0]) if alone else None))
+        (rows, row_segment), (columns, column_segment) = sides
+        return LiveLayer((shape[0], shape[1]), rows, columns, row_segment, column_segment)
+
+    def _count_writers(self) -> Counter[int]:
+        """Number of layers that make the channels of each segment; depthwise ones only pass on."""
+        reading = {read.weight for read in self._channels.reads}
+        reading |= {a.tensor for a in self._channels.axes.values() if a.role == "column"}
+        count: Counter[int] = Counter()
+        for axis in self._channels.axes.values():
+            if axis.role == "row" and axis.tensor in reading:
+                of = self._segments.of[self._channels.of(axis.labels)]
+                count.update(np.unique(of[of >= 0]).tolist())
+        return count
+
+    def shared(self, groups: Mapping[str, int], sharing: Sharing) -> dict[str, tuple[Side, Side]]:
+        """Name the two sides of each layer; sides of one name are to be split alike.
+
+        Parameters
+        ----------
+        groups : mapping of str to int
+            Layers that are grouped -> G; only layers of equal G share.
+        sharing : {"none", "streams", "blocks"}
+            See :class:`nni_gconv.pruning.gconv.GroupConvPruner`.
+
+        Returns
+        -------
+        dict of str to (tuple, tuple)
+            Layer -> names of the side of its filters and of its input channels.
+        """
+        sides: dict[str, tuple[Side, Side]] = {}
+        row: dict[str, int] = {}
+        written: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for name in [name for name in self.layers if name in groups]:
+            layer, count = self.layers[name], groups[name]
+            out: Side = (name, "out")
+            into: Side = (name, "in")
+            row[name] = 1
+            if sharing != "none" and layer.row_segment is not None:
+                out = ("channels", layer.row_segment, count)
+                written[layer.row_segment, count].append(name)
+            if sharing == "blocks" and layer.column_segment is not None:
+                before = written[layer.column_segment, count]
+                if self._reads_alike(layer, groups, [row[n] for n in before]):
+                    into = ("channels", layer.column_segment, count)
+                    row[name] += max([row[n] for n in before], default=0)
+            sides[name] = (out, into if into != out else (name, "in"))
+        return sides
+
+    def _reads_alike(
+        self, layer: LiveLayer, groups: Mapping[str, int], rows: Sequence[int]
+    ) -> bool:
+        """Tell whether a layer splits what it reads as the layers that write it do.
+
+        `rows` are the layers in a row that end in each of these, of those with as many groups.
+        Where nothing but gathers mixes groups, some have to stay: a block reads its stream by one.
+        """
+        column = layer.column_segment
+        if not any(self.layers[name].row_segment == column for name in groups):
+            return True  # nobody has chosen yet: its readers agree among themselves
+        if not rows or column is None:
+            return False
+        if self._writers[column] == 1:
+            return rows[0] < _ROW
+        # A projection shortcut leads from stream to stream.
+        return layer.row_segment is not None and self._writers[layer.row_segment] > 1

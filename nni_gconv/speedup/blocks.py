@@ -1,0 +1,123 @@
+"""The groups that a mask leaves: a matrix of connections that is block-diagonal up to permutation.
+
+Arrays in, arrays out. Filters and input channels that connections join form components; a group
+convolution needs them in G groups of equally many filters and equally many channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import bmat, csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+__all__ = ["Blocks", "find_blocks"]
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+#: Belongs to no group: a filter or channel that is masked whole and must go.
+LOOSE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Groups of a masked layer.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (F,)
+        Group of each filter, or -1 for one that no group has room for.
+    columns : ndarray of int64, shape (C,)
+        Group of each input channel, or -1.
+    num_groups : int
+        G.
+    """
+
+    rows: Ints
+    columns: Ints
+    num_groups: int
+
+
+def find_blocks(connected: Bools) -> Blocks | None:
+    """Find the most equal groups such that nothing connects two of them.
+
+    Parameters
+    ----------
+    connected : ndarray of bool, shape (F, C)
+        True where a filter reads a channel. Filters and channels without any connection are dealt
+        out to groups that have room.
+
+    Returns
+    -------
+    Blocks or None
+        None when there are no two groups, or components do not fill groups of one size.
+
+    Examples
+    --------
+    >>> blocks = find_blocks(np.array([[0, 1, 0, 1], [1, 0, 1, 0]] * 2, bool))
+    >>> blocks.rows.tolist(), blocks.columns.tolist()
+    ([0, 1, 0, 1], [1, 0, 1, 0])
+    """
+    filters, channels = connected.shape
+    live_rows, live_columns = connected.any(1), connected.any(0)
+    if connected[np.ix_(live_rows, live_columns)].all():
+        return None
+    component = _components(connected)
+    names = np.unique(component[:filters][live_rows])
+    if len(names) < 2:
+        return None
+    of_row = np.where(live_rows, np.searchsorted(names, component[:filters]), LOOSE)
+    of_column = np.where(live_columns, np.searchsorted(names, component[filters:]), LOOSE)
+    size = np.stack([_count(of_row, len(names)), _count(of_column, len(names))], axis=1)
+    for num_groups in range(len(names), 1, -1):
+        room = np.array([filters // num_groups, channels // num_groups])
+        group = _pack(size, num_groups, room)
+        if group is None:
+            continue
+        rows, columns = (np.where(of >= 0, group[of], LOOSE) for of in (of_row, of_column))
+        return Blocks(
+            _fill(rows, num_groups, filters), _fill(columns, num_groups, channels), num_groups
+        )
+    return None
+
+
+def _components(connected: Bools) -> Ints:
+    """Component of each filter, then of each channel."""
+    links = csr_matrix(connected)
+    return connected_components(bmat([[None, links], [links.T, None]]), directed=False)[1]
+
+
+def _count(groups: Ints, num_groups: int) -> Ints:
+    return np.bincount(groups[groups >= 0], minlength=num_groups)
+
+
+def _pack(size: Ints, num_groups: int, room: Ints) -> Ints | None:
+    """Group of each component, the largest first and each into the emptiest group it fits in."""
+    if (size.max(0) > room).any():
+        return None
+    load = np.zeros((num_groups, 2), np.int64)
+    group = np.empty(len(size), np.int64)
+    # Equal components keep their order, so that G of them are G groups in the order they stand.
+    for index in np.lexsort((np.arange(len(size)), -size.sum(1))):
+        fits = ((load + size[index]) <= room).all(1)
+        if not fits.any():
+            return None
+        best = np.flatnonzero(fits)[load[fits].sum(1).argmin()]
+        load[best] += size[index]
+        group[index] = best
+    return group
+
+
+def _fill(groups: Ints, num_groups: int, size: int) -> Ints:
+    """Deal loose members out so that all groups are as wide as can be, in order."""
+    groups = groups.copy()
+    loose = np.flatnonzero(groups < 0)
+    count = _count(groups, num_groups)
+    # What does not fill every group equally stays loose: it has to go.
+    width = size // num_groups if size % num_groups == 0 else int(count.max())
+    wanted = np.repeat(np.arange(num_groups), width - count)
+    groups[loose[: len(wanted)]] = wanted
+    return groups

@@ -1,0 +1,144 @@
+"""A plan carried out: masked weights, fewer channels, plain torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_gconv.speedup.fold import shift_bias
+from nni_gconv.speedup.gather import wrap_gathers
+from nni_gconv.speedup.picks import write_indices
+from nni_gconv.speedup.plan import Plan, TensorEdit
+from nni_gconv.speedup.trace import Graph
+
+__all__ = ["Replaced", "apply_plan"]
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A tensor of the model, what took its place, and how the one became the other."""
+
+    old: Tensor
+    new: Tensor
+    edit: TensorEdit | None
+    kept: Tensor | None
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Do to a tensor of the old shape what was done to the old tensor."""
+        return cut_tensor(tensor, self.edit, self.kept)
+
+
+def apply_plan(
+    model: nn.Module, graph: Graph, plan: Plan, kept: Mapping[str, Tensor]
+) -> list[Replaced]:
+    """Cut a model in place: masked weights, fewer channels, plain torch modules.
+
+    The model's class and forward stay; only parameters, buffers and the width attributes of its
+    layers change.
+
+    Returns
+    -------
+    list of Replaced
+        One for each tensor that is another one now.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    # Both tensors of a pair stay alive here: another one in their memory would look like them.
+    by_old: dict[int, Replaced] = {}
+    by_new: dict[int, Replaced] = {}
+    for name in sorted({*plan.tensors, *kept}):
+        for alias in graph.aliases[name]:
+            path, _, attribute = alias.rpartition(".")
+            module = modules[path]
+            old = getattr(module, attribute)
+            if id(old) in by_new:  # the module has several names and was met under another
+                continue
+            if id(old) not in by_old:  # else it is tied to a tensor that is cut already
+                made = _replacement(old, plan.tensors.get(name), kept.get(name))
+                by_old[id(old)] = by_new[id(made.new)] = made
+            _assign(module, attribute, by_old[id(old)].new)
+    for layer, shift in plan.shifts.items():
+        shift_bias(modules[layer], shift)
+    for grouping in plan.groups:
+        convolution: Any = modules[grouping.module]
+        convolution.groups = len(grouping.columns)
+        convolution.in_channels = sum(map(len, grouping.columns))
+        convolution.out_channels = len(grouping.rows)
+    for module in modules.values():
+        _set_widths(module)
+    write_indices(modules, graph, plan.indices)
+    for name, width in plan.norms.items():
+        _set_norm_width(modules[name], width)
+    for name, padding in plan.pads.items():
+        modules[name].padding = tuple(padding)  # type: ignore[assignment]
+    for grouping in plan.groups:
+        if grouping.gathers:
+            wrap_gathers(model, grouping.module, grouping.gather_in, grouping.gather_out)
+    return list(by_old.values())
+
+
+def _replacement(old: Tensor, edit: TensorEdit | None, kept: Tensor | None) -> Replaced:
+    new = cut_tensor(old.detach(), edit, kept).clone(memory_format=torch.preserve_format)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    return Replaced(old, new, edit, kept)
+
+
+def _assign(module: nn.Module, attribute: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module._parameters[attribute] = tensor
+    else:
+        module._buffers[attribute] = tensor
+
+
+def cut_tensor(tensor: Tensor, edit: TensorEdit | None, kept: Tensor | None = None) -> Tensor:
+    """Mask a tensor and apply one edit to it."""
+    cut = _selected(tensor, edit)
+    if kept is None:
+        return cut
+    # What goes need not be masked first: of a large layer it is the larger part.
+    return cut.masked_fill(~_selected(kept.to(tensor.device), edit), 0)
+
+
+def _selected(tensor: Tensor, edit: TensorEdit | None) -> Tensor:
+    if edit is None:
+        return tensor
+    for dim, keep in edit.keep.items():
+        tensor = tensor.index_select(dim, torch.tensor(keep, device=tensor.device))
+    if edit.columns is not None:
+        rows = tensor.shape[0] // len(edit.columns)
+        index = torch.tensor(edit.columns, device=tensor.device).repeat_interleave(rows, dim=0)
+        view = (*index.shape, *[1] * (tensor.dim() - 2))
+        tensor = tensor.gather(1, index.view(view).expand(-1, -1, *tensor.shape[2:]))
+    return tensor
+
+
+def _set_widths(module: nn.Module) -> None:
+    """Make the width attributes of a layer say what its tensors hold."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(weight, Tensor):
+        if module.groups > 1 and weight.shape[1] == 1 and module.in_channels == module.groups:
+            multiplier = module.out_channels // module.groups
+            module.groups = weight.shape[0] // multiplier
+        module.out_channels = weight.shape[0]
+        module.in_channels = weight.shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if module.groups > 1 and module.in_channels == module.groups:
+            module.groups = module.weight.shape[0]
+        module.in_channels = module.weight.shape[0]
+        module.out_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.shape[0]
+
+
+def _set_norm_width(module: Any, width: int) -> None:
+    if isinstance(module, nn.GroupNorm):
+        together = module.num_channels // module.num_groups
+        module.num_channels, module.num_groups = width, width // together
+    else:
+        module.num_features = width

@@ -1,0 +1,331 @@
+"""Block-diagonal masks become group convolutions, with as few permutations left as can be.
+
+A group convolution reads its groups side by side and writes them side by side. Where the channels
+of a segment (see :mod:`nni_gconv.speedup.order`) may be permuted, they are put in the order that
+serves most of the convolutions that write or read them, at no cost. What another convolution needs
+in another order passes a gather, one in front of it or one behind it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.fx import Node
+
+from nni_gconv.speedup.blocks import Blocks, find_blocks
+from nni_gconv.speedup.channels import Balance, ChannelMap, op_name
+from nni_gconv.speedup.order import ChannelOrder, Segments
+from nni_gconv.speedup.rules import argument
+from nni_gconv.speedup.trace import Graph
+from nni_gconv.speedup.wiring import Wiring
+
+__all__ = ["GroupedLayer", "Grouping", "balances", "find_grouped", "group_layers"]
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class GroupedLayer:
+    """A dense convolution whose mask leaves groups: classes and groups of its two axes."""
+
+    module: str
+    weight: str
+    rows: Ints
+    columns: Ints
+    blocks: Blocks
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How a dense convolution becomes a group convolution.
+
+    Attributes
+    ----------
+    module, weight : str
+        Dotted names of the layer and of its weight.
+    rows : list of int
+        Filters that stay, group by group.
+    columns : list of list of int
+        Input channels that each group keeps.
+    gather_in, gather_out : list of int or None
+        Index of the gather on the channels in front of the layer, and behind it.
+    """
+
+    module: str
+    weight: str
+    rows: list[int]
+    columns: list[list[int]]
+    gather_in: list[int] | None
+    gather_out: list[int] | None
+
+    @property
+    def gathers(self) -> int:
+        """Number of gathers that are left, 0 to 2."""
+        return (self.gather_in is not None) + (self.gather_out is not None)
+
+
+def find_grouped(graph: Graph, channels: ChannelMap, wiring: Wiring) -> list[GroupedLayer]:
+    """Find the convolutions whose masks leave groups, in the order they run."""
+    found: dict[str, GroupedLayer] = {}
+    for node in graph.nodes:
+        weight = _own_weight(graph, node)
+        if weight is None or weight in found or not wiring.masked(weight):
+            continue
+        rows, columns = (channels.axes.get((weight, dim)) for dim in (0, 1))
+        blocks = find_blocks(wiring.of(weight).numpy())
+        if rows is not None and columns is not None and blocks is not None:
+            found[weight] = GroupedLayer(
+                graph.owner(node),
+                weight,
+                channels.of(rows.labels),
+                channels.of(columns.labels),
+                blocks,
+            )
+    return list(found.values())
+
+
+def _own_weight(graph: Graph, node: Node) -> str | None:
+    """Name the weight of a dense convolution that is called as a plain torch module."""
+    if op_name(node) not in ("conv1d", "conv2d", "conv3d") or argument(node, 6, "groups", 1) != 1:
+        return None
+    weight = node.args[1]
+    name = graph.tensors.get(weight.name) if isinstance(weight, Node) else None
+    module = graph.modules.get(graph.owner(node))
+    if name is None or not isinstance(module, _CONVOLUTIONS):
+        return None
+    # A forward of a subclass, or another layer with the same weight, may count on what it sees.
+    kind = next(k for k in _CONVOLUTIONS if isinstance(module, k))
+    plain = type(module).forward is kind.forward
+    owners = {id(graph.modules[alias.rpartition(".")[0]]) for alias in graph.aliases[name]}
+    if not plain or owners != {id(module)} or getattr(module, "weight", None) is None:
+        return None
+    return name
+
+
+def balances(channels: ChannelMap, layers: Sequence[GroupedLayer]) -> tuple[Balance, ...]:
+    """What channels have to keep so that groups stay equally wide."""
+    made = []
+    for layer in layers:
+        sides = ((0, layer.blocks.rows), (1, layer.blocks.columns))
+        for dim, groups in sides:
+            inside = torch.from_numpy(groups >= 0)
+            labels = channels.axes[layer.weight, dim].labels[inside]
+            where = f"groups that the mask of {layer.module} leaves"
+            made.append(Balance(labels, torch.from_numpy(groups)[inside], where))
+    return tuple(made)
+
+
+def group_layers(
+    channels: ChannelMap, removed: Bools, layers: Sequence[GroupedLayer], *, fold: bool = True
+) -> tuple[list[Grouping], ChannelOrder, list[str]]:
+    """Decide the order of all channels and what each group convolution is made of.
+
+    Parameters
+    ----------
+    channels : ChannelMap
+        Of the dense model.
+    removed : ndarray of bool, shape (classes,)
+        Classes that go.
+    layers : sequence of GroupedLayer
+        Candidates.
+    fold : bool
+        False leaves channels in the dense model's order and permutes by gathers alone.
+
+    Returns
+    -------
+    groupings : list of Grouping
+    order : ChannelOrder
+        The order of the channels on every axis.
+    notes : list of str
+        Layers that stay dense, with zeros, and why.
+    """
+    segments = Segments(channels, removed)
+    kept: list[_Kept] = []
+    notes = []
+    for layer in layers:
+        equal = _Kept.of(layer, removed)
+        if equal is not None:
+            kept.append(equal)
+        else:
+            notes.append(f"{layer.module}: stays dense, its groups would not be equally wide")
+    ranks = _choose(segments, kept) if fold else {}
+    order = ChannelOrder(segments, removed, ranks)
+    made = [_grouping(layer, order) for layer in kept]
+    unwrappable = [g for g in made if g.gathers and not g.module]
+    notes += ["the model is one convolution and has no place for a gather" for _ in unwrappable]
+    return [g for g in made if g not in unwrappable], order, notes
+
+
+@dataclass
+class _Kept:
+    """A layer without what goes: classes and groups along its two sides, 0 out and 1 in."""
+
+    layer: GroupedLayer
+    classes: tuple[Ints, Ints]
+    groups: tuple[Ints, Ints]
+    #: Groups in the order they stand, once something fixes it.
+    order: list[int] | None = field(default=None)
+
+    @classmethod
+    def of(cls, layer: GroupedLayer, removed: Bools) -> _Kept | None:
+        classes, groups = [], []
+        blocks = layer.blocks
+        for axis, of in ((layer.rows, blocks.rows), (layer.columns, blocks.columns)):
+            stays = ~removed[axis]
+            classes.append(axis[stays])
+            groups.append(of[stays])
+            count = np.bincount(groups[-1] + 1, minlength=blocks.num_groups + 1)
+            if count[0] or len(set(count[1:].tolist())) != 1:
+                return None
+        return cls(layer, (classes[0], classes[1]), (groups[0], groups[1]))
+
+
+# -- choosing the order ---------------------------------------------------------------------------
+
+
+@dataclass
+class _Wish:
+    """That the groups of one side of a layer stand together in a segment."""
+
+    layer: _Kept
+    side: int
+    groups: Ints  # of each member of the segment
+
+    @property
+    def key(self) -> bytes:
+        """Equal for wishes that ask for the same parts, however numbered."""
+        _, first = np.unique(self.groups, return_index=True)
+        number = np.empty(int(self.groups.max()) + 1, np.int64)
+        number[self.groups[np.sort(first)]] = np.arange(len(first))
+        return number[self.groups].tobytes()
+
+
+def _choose(segments: Segments, layers: Sequence[_Kept]) -> dict[int, Ints]:
+    """Find for each segment the order that saves most gathers: segment -> rank of each member."""
+    wishes: dict[int, list[_Wish]] = {}
+    for layer in layers:
+        for side in (0, 1):
+            for segment, groups in _by_segment(segments, layer, side):
+                wishes.setdefault(segment, []).append(_Wish(layer, side, groups))
+    granted = {segment: _agree(asked) for segment, asked in wishes.items()}
+    ranks: dict[int, Ints] = {}
+    # From the segments that most depends on to those that their layers lead to.
+    for start in sorted(granted, key=lambda s: -sum(len(level) for level in granted[s])):
+        queue = deque([start])
+        while queue:
+            segment = queue.popleft()
+            if segment in ranks:
+                continue
+            ranks[segment] = _rank(granted[segment], len(segments.members[segment]))
+            touched = {id(w.layer) for level in granted[segment] for w in level}
+            queue += [
+                s for s, levels in granted.items()
+                if s not in ranks and any(id(w.layer) in touched for lv in levels for w in lv)
+            ]  # fmt: skip
+    return ranks
+
+
+def _by_segment(segments: Segments, layer: _Kept, side: int) -> Iterable[tuple[int, Ints]]:
+    """Groups of each segment's members, where each group lies in one segment and stands once."""
+    classes, groups = layer.classes[side], layer.groups[side]
+    of = segments.of[classes]
+    if len(np.unique(classes)) != len(classes):
+        return
+    for group in range(layer.layer.blocks.num_groups):
+        if len(np.unique(of[groups == group])) != 1:
+            return
+    for segment in np.unique(of):
+        inside = of == segment
+        aligned = np.empty(int(inside.sum()), np.int64)
+        aligned[segments.place[classes[inside]]] = groups[inside]
+        yield int(segment), aligned
+
+
+def _agree(wishes: Sequence[_Wish]) -> list[list[_Wish]]:
+    """Choose wishes that one order can grant, those of equal parts together, coarse parts first.
+
+    An edge from one layer to another passes one gather at most when all that write the segment, or
+    all that read it, have their way; such a choice goes before a larger one.
+    """
+    by_key: dict[bytes, list[_Wish]] = {}
+    for wish in wishes:
+        by_key.setdefault(wish.key, []).append(wish)
+    sides = Counter(w.side for w in wishes)
+
+    def worth(alike: list[_Wish]) -> tuple[bool, int, int]:
+        mine = Counter(w.side for w in alike)
+        whole = any(mine[s] == sides[s] for s in (0, 1))
+        return (whole, len(alike), mine[0])
+
+    ranking = sorted(by_key.values(), key=worth, reverse=True)
+    chosen = [ranking[0]]
+    for alike in ranking[1:]:
+        tried = sorted([*chosen, alike], key=lambda level: int(level[0].groups.max()))
+        order = np.lexsort([level[0].groups for level in reversed(tried)])
+        if all(_contiguous(level[0].groups[order]) for level in tried):
+            chosen = tried
+    return chosen
+
+
+def _contiguous(groups: Ints) -> bool:
+    return int((groups[1:] != groups[:-1]).sum()) + 1 == len(np.unique(groups))
+
+
+def _rank(levels: Sequence[Sequence[_Wish]], size: int) -> Ints:
+    """Rank the members of a segment, coarse parts first, in the order that layers already have."""
+    keys = []
+    for level in levels:
+        speaker = next((w for w in level if w.layer.order is not None), level[0])
+        present = list(dict.fromkeys(speaker.groups.tolist()))
+        if speaker.layer.order is not None:
+            present = [g for g in speaker.layer.order if g in set(present)]
+        place = np.empty(max(present) + 1, np.int64)
+        place[present] = np.arange(len(present))
+        keys.append(place[speaker.groups])
+    order = np.lexsort([np.arange(size), *reversed(keys)])
+    for level in levels:
+        for wish in level:
+            standing = list(dict.fromkeys(wish.groups[order].tolist()))
+            if wish.layer.order is None and len(standing) == wish.layer.layer.blocks.num_groups:
+                wish.layer.order = standing
+    rank = np.empty(size, np.int64)
+    rank[order] = np.arange(size)
+    return rank
+
+
+# -- what it comes to -----------------------------------------------------------------------------
+
+
+def _grouping(kept: _Kept, order: ChannelOrder) -> Grouping:
+    """Read off the order what a layer keeps, and which gathers it needs."""
+    layer = kept.layer
+    rows, columns = order.positions(layer.rows), order.positions(layer.columns)
+    of_row, of_column = layer.blocks.rows[rows], layer.blocks.columns[columns]
+    # Writing in order is worth as much as reading in order; both are possible if they agree.
+    leader = next((of for of in (of_row, of_column) if _contiguous(of)), of_column)
+    place = np.argsort(list(dict.fromkeys(leader.tolist())))
+    out = np.argsort(place[of_row], kind="stable")
+    into = np.argsort(place[of_column], kind="stable")
+    width = len(columns) // layer.blocks.num_groups
+    return Grouping(
+        module=layer.module,
+        weight=layer.weight,
+        rows=rows[out].tolist(),
+        columns=columns[into].reshape(-1, width).tolist(),
+        gather_in=_index(into),
+        gather_out=_index(np.argsort(out, kind="stable")),
+    )
+
+
+def _index(index: Ints) -> list[int] | None:
+    """Return a gather's index, or None when it moves nothing."""
+    return None if np.array_equal(index, np.arange(len(index))) else index.tolist()

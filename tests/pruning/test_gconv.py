@@ -1,0 +1,411 @@
+"""GroupConvPruner: group counts, partitions, masks that hold, and the network they become."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from pruning_nets import conv, loop_evaluator, randomised
+from torch import nn
+
+from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup, partition
+from nni_gconv.errors import BudgetError, ConfigError
+from nni_gconv.partitioning import l2
+from nni_gconv.profiling import count
+from nni_gconv.pruning.methods import PruneSettings, create_pruner
+from nni_gconv.training.zoo import create_model
+
+IMAGE = torch.zeros(1, 3, 32, 32)
+ALL_FOUR = [{"op_types": ["Conv2d"], "num_groups": 4}]
+
+
+def bottleneck(seed=0):
+    torch.manual_seed(seed)
+    return randomised(
+        nn.Sequential(
+            conv(1, 16, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+            conv(16, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(),
+            conv(8, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+        )
+    )  # fmt: skip
+
+
+DIGIT = torch.zeros(1, 1, 8, 8)
+
+
+def converted(net, masks, dummy):
+    """The small model, judged against the masked one, and its report."""
+    twin = copy.deepcopy(net)
+    for name, targets in masks.items():
+        for target, mask in targets.items():
+            getattr(twin.get_submodule(name), target).data.mul_(mask)
+    speedup = ModelSpeedup(net, dummy, masks)
+    small = speedup.speedup_model()
+    x = torch.randn(2, *dummy.shape[1:], generator=torch.Generator().manual_seed(0))
+    first, second = (
+        twin.double().eval()(x.double()),
+        copy.deepcopy(small).double().eval()(x.double()),
+    )
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+    return small, speedup.report()
+
+
+class TestCounts:
+    def counts(self, config_list, net=None, **options):
+        net = net or bottleneck()
+        return GroupConvPruner(net, config_list, dummy_input=DIGIT, **options)
+
+    def test_a_number_for_all_and_the_reason_where_it_cannot_be(self, caplog):
+        pruner = self.counts(ALL_FOUR)
+        assert pruner.groups == {"3": 4, "6": 4, "9": 4}
+        assert "no common divisor" in pruner.skipped["0"]
+        assert "not pruned: 0: " in caplog.text
+
+    def test_channels_of_a_group(self):
+        pruner = self.counts([{"op_types": ["Conv2d"], "max_group_size": 4}])
+        assert pruner.groups == {"3": 4, "6": 2, "9": 4}
+        pruner = self.counts([{"op_types": ["Conv2d"], "max_group_size": 8}])
+        assert pruner.groups == {"3": 2, "9": 2}
+        assert pruner.skipped["6"] == "it is no wider than 8 channels"
+
+    def test_later_entries_go_before(self):
+        pruner = self.counts([*ALL_FOUR, {"op_names": ["6"], "num_groups": 8}])
+        assert pruner.groups["6"] == 8
+
+    def test_a_count_that_does_not_divide_is_skipped_with_its_reason(self):
+        pruner = self.counts(
+            [{"op_names": ["3"], "num_groups": 2}, {"op_names": ["6"], "num_groups": 3}]
+        )
+        assert pruner.groups == {"3": 2}
+        assert pruner.skipped["6"] == "3 groups do not divide 8 filters and 8 input channels"
+
+    def test_a_file_or_a_mapping(self, tmp_path):
+        path = tmp_path / "groups.json"
+        path.write_text(
+            json.dumps({"module.3": {"G": 2, "F": 8, "C": 16}, "6": {"G": 1, "F": 8, "C": 8}})
+        )
+        selected = [{"op_types": ["Conv2d"]}]
+        assert self.counts(selected, group_config=path).groups == {"3": 2}
+        assert self.counts(selected, group_config={"6": 4}).groups == {"6": 4}
+
+    def test_a_budget_is_kept(self):
+        net = create_model("preresnet11", num_classes=10)
+        dense = count(net, IMAGE)
+        pruner = GroupConvPruner(
+            net, [{"op_types": ["Conv2d"]}], dummy_input=IMAGE, budget={"macs": 0.5, "params": 0.6}
+        )
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        small, _ = converted(net, masks, IMAGE)
+        found = count(small, IMAGE)
+        assert found.macs <= 0.5 * dense.macs
+        assert found.params <= 0.6 * dense.params
+        assert max(found.macs / dense.macs / 0.5, found.params / dense.params / 0.6) > 0.97
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"config_list": [{"op_types": ["Conv2d"]}]}, "neither num_groups nor max_group_size"),
+            ({"config_list": [{"op_names": ["0"], "num_groups": 4}]}, "no layer can be grouped: 0"),
+            ({"config_list": [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]}, "sparse_ratio"),
+            ({"group_config": {"nope": 2}}, "nope"),
+            ({"group_config": {"6": 3}}, "3 groups do not divide 8 filters"),
+            ({"group_config": {"6": 2}, "budget": {"macs": 0.5}}, "exclude each other"),
+            ({"criterion": "l3"}, "did you mean"),
+            ({"method": "assignement"}, "assignment"),
+            ({"sharing": "all"}, "blocks"),
+            ({"gate": "guessed"}, "measured"),
+            ({"shaping": -1}, "shaping: -1 is not allowed"),
+            ({"shaping": 1.0}, "shaping: needs an evaluator="),
+            ({"criterion": "taylor"}, "taylor: needs an evaluator="),
+            ({"budget": {"macs": 0.001}}, "reach"),
+        ],
+    )
+    def test_a_mistake_is_one_line_and_leaves_the_model_unwrapped(self, options, message):
+        net = bottleneck()
+        options = {"config_list": ALL_FOUR, **options}
+        if "budget" in options:
+            options["config_list"] = [{"op_types": ["Conv2d"]}]
+        with pytest.raises((ConfigError, BudgetError), match=message) as error:
+            GroupConvPruner(net, dummy_input=DIGIT, **options)
+        assert "\n" not in str(error.value)
+        assert not any(hasattr(m, "_nni_wrapper") for m in net.modules())
+
+
+class TestPartitions:
+    def test_a_layer_alone_keeps_what_partition_keeps(self):
+        net = bottleneck()
+        weight = net[6].weight.detach().clone()
+        pruner = GroupConvPruner(net, [{"op_names": ["6"], "num_groups": 2}], dummy_input=DIGIT)
+        _, masks = pruner.compress()
+        part = partition(l2(weight), 2)
+        assert pruner.partitions["6"].retained == pytest.approx(part.retained)
+        kept = (masks["6"]["weight"] * l2(weight)[:, :, None, None]).flatten(2).amax(2).sum()
+        assert float(kept) == pytest.approx(part.retained, rel=1e-5)
+
+    @pytest.mark.parametrize(("sharing", "gathers"), [("none", 3), ("streams", 3), ("blocks", 1)])
+    def test_sharing_saves_gathers(self, sharing, gathers):
+        net = bottleneck()
+        pruner = GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT, sharing=sharing)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        small, report = converted(net, masks, DIGIT)
+        assert report.gathers <= gathers
+        assert report.gathers == 0 or sharing != "blocks"  # one bottleneck behind a dense layer
+        assert [small.get_submodule(n) and c for n, c in pruner.groups.items()] == [4, 4, 4]
+
+    def test_at_most_one_gather_a_block_in_a_residual_network(self):
+        net = create_model("resnet20", shortcut="B")
+        pruner = GroupConvPruner(net, ALL_FOUR, dummy_input=IMAGE)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        _, report = converted(net, masks, IMAGE)
+        assert len(pruner.groups) == 20
+        assert report.gathers <= 9
+
+    def test_no_more_than_three_layers_share_in_a_row(self):
+        torch.manual_seed(0)
+        net = nn.Sequential(*[nn.Conv2d(8, 8, 1) for _ in range(9)])
+        config_list = [{"op_names": [str(i) for i in range(1, 8)], "num_groups": 4}]
+        pruner = GroupConvPruner(net, config_list, dummy_input=torch.zeros(1, 8, 2, 2))
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        _, report = converted(net, masks, torch.zeros(1, 8, 2, 2))
+        with_gather = [layer.name for layer in report.layers if layer.gathers]
+        assert with_gather == ["4", "7"]
+
+    @pytest.mark.parametrize("method", ["grps", "sort", "same", "shuffle", "random"])
+    def test_every_method_is_exact(self, method):
+        net = bottleneck()
+        pruner = GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT, method=method)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        converted(net, masks, DIGIT)
+        assert float(masks["6"]["weight"].mean()) == 0.25
+
+    def test_the_seed_decides_at_random(self):
+        def mask(seed):
+            pruner = GroupConvPruner(
+                bottleneck(), ALL_FOUR, dummy_input=DIGIT, method="random", seed=seed
+            )
+            return pruner.compress()[1]["6"]["weight"]
+
+        assert torch.equal(mask(0), mask(0))
+        assert not torch.equal(mask(0), mask(1))
+
+    def test_the_table_says_what_is_kept(self):
+        from rich.console import Console
+
+        pruner = GroupConvPruner(bottleneck(), ALL_FOUR, dummy_input=DIGIT)
+        pruner.compress()
+        with (console := Console(width=150)).capture() as captured:
+            console.print(pruner.table())
+        text = captured.get()
+        assert f"{pruner.partitions['6'].fraction:.1%}" in text
+        assert "no common divisor" in text
+
+
+class TestTogether:
+    def test_a_channel_pruned_network_is_grouped(self):
+        net = bottleneck()
+        pruner = FPGMPruner(net, [{"op_names": ["3", "6"], "sparse_ratio": 0.5}], dummy_input=DIGIT)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        grouper = GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT, masks=masks)
+        _, both = grouper.compress()
+        grouper.unwrap_model()
+        small, _ = converted(net, both, DIGIT)
+        assert (small[6].groups, tuple(small[6].weight.shape[:2])) == (4, (4, 1))
+        assert float(both["6"]["bias"].sum()) == 4
+
+    @pytest.mark.parametrize("options", [{}, {"budget": {"macs": 0.35}}], ids=["ratio", "budget"])
+    def test_channels_of_a_grouped_network_are_pruned(self, options):
+        net = bottleneck()
+        dense = count(net, DIGIT).macs
+        grouper = GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT)
+        _, masks = grouper.compress()
+        grouper.unwrap_model()
+        entry = {"op_names": ["0", "3", "6", "9"], **({} if options else {"sparse_ratio": 0.5})}
+        pruner = FPGMPruner(net, [entry], dummy_input=DIGIT, masks=masks, **options)
+        _, both = pruner.compress()
+        pruner.unwrap_model()
+        small, report = converted(net, both, DIGIT)
+        found = {layer.name: layer for layer in report.layers}
+        assert [found[n].groups for n in ("3", "6", "9")] == [4, 4, 4]
+        assert not any("equally wide" in note for note in report.notes)
+        if options:
+            assert 0.3 * dense < count(small, DIGIT).macs <= 0.35 * dense
+        else:
+            assert [found[n].after[0] for n in ("0", "3", "6", "9")] == [8, 4, 4, 8]
+
+    def test_scores_of_a_grouped_network_are_those_inside_the_groups(self):
+        net = bottleneck()
+        weight = net[6].weight.data
+        part = partition(torch.rand(8, 8), 2)
+        mask = torch.from_numpy(part.mask()).float().view(8, 8, 1, 1).expand_as(weight).clone()
+        inside = torch.arange(1.0, 9.0).view(8, 1, 1, 1)
+        # Filters that weigh most outside their groups weigh least inside.
+        weight.copy_(mask * inside + (1 - mask) * (100 - 10 * inside))
+        pruner = create_pruner(
+            PruneSettings(method="nni:L1NormPruner",
+                          config_list=[{"op_names": ["6"], "sparse_ratio": 0.5}]),
+            net, dummy_input=DIGIT,
+        )  # fmt: skip
+        first = pruner.compress()[1]["6"]["bias"]
+        pruner.unwrap_model()
+        pruner = FPGMPruner(
+            net, [{"op_names": ["6"], "sparse_ratio": 0.5}], norm_ratio=0.5, dummy_input=DIGIT,
+            masks={"6": {"weight": mask}},
+        )  # fmt: skip
+        second = pruner.compress()[1]["6"]["bias"]
+        assert not torch.equal(first, second)
+        groups = part.row_groups
+        kept = {int(g): [i for i in range(8) if groups[i] == g and second[i]] for g in (0, 1)}
+        assert kept == {g: [i for i in range(8) if groups[i] == g][2:] for g in (0, 1)}
+
+    def test_masks_of_channels_beside_which_none_can_be_ranked(self):
+        net = bottleneck()
+        first = FPGMPruner(net, [{"op_names": ["6"], "sparse_ratio": 0.25}], dummy_input=DIGIT)
+        _, masks = first.compress()
+        first.unwrap_model()
+        with pytest.raises(ConfigError, match="they silence channels already"):
+            FPGMPruner(
+                net, [{"op_names": ["3"], "sparse_ratio": 0.5}], dummy_input=DIGIT, masks=masks
+            )
+
+    def test_what_is_left_has_to_be_divisible(self):
+        net = bottleneck()
+        pruner = FPGMPruner(net, [{"op_names": ["6"], "sparse_ratio": 0.25}], dummy_input=DIGIT)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        grouper = GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT, masks=masks)
+        assert grouper.skipped["6"] == "4 groups do not divide 6 filters and 8 input channels"
+        assert grouper.groups == {"3": 4}
+
+    def test_a_wrapped_model_is_refused(self):
+        net = bottleneck()
+        FPGMPruner(net, [{"op_names": ["6"], "sparse_ratio": 0.5}], dummy_input=DIGIT).compress()
+        with pytest.raises(ConfigError, match="pass masks="):
+            GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT)
+
+
+class TestTraining:
+    def trained(self, tmp_path, net=None, epochs=2, resume=False, **options):
+        net = net or bottleneck()
+        evaluator = loop_evaluator(net, tmp_path, epochs=epochs, resume=resume, momentum=0.9)
+        pruner = GroupConvPruner(net, ALL_FOUR, evaluator, **options)
+        _, masks = pruner.compress(max_epochs=epochs)
+        return pruner, masks
+
+    def test_masks_hold_after_every_step(self, tmp_path):
+        net, seen = bottleneck(), []
+
+        class Watched(GroupConvPruner):
+            def after_step(self):
+                super().after_step()
+                for name in self.groups:
+                    space = self._target_spaces[name]["weight"]
+                    state = self.optimizer.state[space.target]["momentum_buffer"]
+                    seen.append(float(space.target.detach()[space.mask == 0].abs().max()))
+                    seen.append(float(state[space.mask == 0].abs().max()))
+
+        pruner = Watched(net, ALL_FOUR, loop_evaluator(net, tmp_path, epochs=2, momentum=0.9))
+        dense = net[6].weight.detach().clone()
+        _, masks = pruner.compress(max_epochs=2)
+        assert len(seen) > 50
+        assert max(seen) == 0
+        assert float(masks["6"]["weight"].mean()) == 0.25
+        pruner.unwrap_model()
+        assert not torch.equal(net[6].weight * masks["6"]["weight"], dense * masks["6"]["weight"])
+        converted(net, masks, DIGIT)
+
+    def test_shaping_moves_weight_into_the_groups(self, tmp_path):
+        plain, _ = self.trained(tmp_path / "plain", epochs=4, shaping=1e-9)
+        shaped, _ = self.trained(tmp_path / "shaped", epochs=4, shaping=1.0)
+        for name in plain.groups:
+            assert shaped.partitions[name].fraction > plain.partitions[name].fraction + 0.15
+
+    def test_taylor_scores_are_those_of_the_first_epoch(self, tmp_path):
+        net, sums = bottleneck(), {}
+
+        class Watched(GroupConvPruner):
+            def before_step(self):
+                super().before_step()
+                if self.clock.epoch == 0:
+                    weight = self._target_spaces["6"]["weight"].target
+                    product = (weight.detach() * weight.grad).double().sum((2, 3)).abs()
+                    sums["6"] = sums.get("6", 0) + product
+
+        pruner = Watched(
+            net, ALL_FOUR, loop_evaluator(net, tmp_path, epochs=2), criterion="taylor",
+            sharing="none",
+        )  # fmt: skip
+        _, masks = pruner.compress(max_epochs=2)
+        part = partition(sums["6"], 4)
+        assert pruner.partitions["6"].retained == pytest.approx(part.retained, rel=1e-5)
+        assert np.array_equal(masks["6"]["weight"][:, :, 0, 0].numpy(), part.mask())
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"shaping": 0.5}, {"criterion": "taylor"}], ids=["mask", "shape", "taylor"]
+    )
+    def test_a_resume_gives_the_same_masks_and_weights(self, tmp_path, options):
+        class Stop(Exception):
+            pass
+
+        class Killed(GroupConvPruner):
+            def after_step(self):
+                super().after_step()
+                if self.clock.step == 12:
+                    raise Stop
+
+        whole, masks = self.trained(tmp_path / "whole", epochs=3, **options)
+        net = bottleneck()
+        with pytest.raises(Stop):
+            Killed(
+                net,
+                ALL_FOUR,
+                loop_evaluator(net, tmp_path / "cut", epochs=3, momentum=0.9),
+                **options,
+            ).compress(max_epochs=3)
+        resumed, again = self.trained(
+            tmp_path / "cut", bottleneck(1), epochs=3, resume=True, **options
+        )
+        for name in whole.groups:
+            assert torch.equal(masks[name]["weight"], again[name]["weight"])
+            first, second = (p._target_spaces[name]["weight"].target for p in (whole, resumed))
+            assert torch.equal(first, second)
+        assert whole.partitions.keys() == resumed.partitions.keys()
+
+
+def test_a_layer_that_is_slower_grouped_stays_dense(monkeypatch):
+    # Which one that is depends on the machine: the gate's limit is moved, not its measurement.
+    from nni_gconv.pruning import gconv
+
+    measured = gconv.slower_than_dense
+
+    def judge(limit):
+        monkeypatch.setattr(
+            gconv, "slower_than_dense",
+            lambda *args, **options: measured(*args, **options, limit=limit, min_seconds=0.0),
+        )  # fmt: skip
+
+    judge(0.0)
+    with pytest.raises(ConfigError, match=r"no layer can be grouped: .*"):
+        GroupConvPruner(bottleneck(), ALL_FOUR, dummy_input=DIGIT, gate="measured")
+    judge(1e9)
+    pruner = GroupConvPruner(bottleneck(), ALL_FOUR, dummy_input=DIGIT, gate="measured")
+    assert pruner.groups == {"3": 4, "6": 4, "9": 4}
+
+
+def test_a_recipe_makes_it():
+    settings = PruneSettings(method="gconv", config_list=ALL_FOUR, options={"sharing": "none"})
+    pruner = create_pruner(settings, bottleneck(), dummy_input=DIGIT)
+    assert isinstance(pruner, GroupConvPruner)
+    assert pruner.sharing == "none"
+    settings = PruneSettings(method="gconv", config_list=ALL_FOUR, options={"sharin": "none"})
+    with pytest.raises(ConfigError, match="sharing"):
+        create_pruner(settings, bottleneck(), dummy_input=DIGIT)

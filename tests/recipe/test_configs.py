@@ -1,0 +1,109 @@
+"""Every recipe that is shipped loads, resolves to the published sizes, and runs on small data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nni_gconv.profiling import count
+from nni_gconv.pruning.gconv import GroupConvPruner
+from nni_gconv.recipe import run_recipe
+from nni_gconv.recipe.load import load_recipe
+from nni_gconv.training.zoo.grouped import with_groups
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yml"))
+#: Parameters and MACs in millions of the published networks.
+PUBLISHED = {
+    "groups/imagenet-resnet34-a": (17.36, 1730),
+    "groups/imagenet-resnet34-b": (9.05, 940),
+    "groups/imagenet-resnet50-g2": (13.83, 2100),
+    "groups/imagenet-resnet101-g2": (23.36, 3960),
+}
+SMALL = {"data.name": "synthetic", "data.root": None, "data.train_size": 48, "data.test_size": 16,
+         "data.batch_size": 16, "data.workers": 0, "report.latency": None,
+         "model.weights": None}  # fmt: skip
+
+
+def name_of(path):
+    return path.relative_to(CONFIGS).with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_it_loads(path):
+    recipe = load_recipe(path, {})
+    assert recipe.prune is not None
+    assert path.name in path.read_text(encoding="utf-8"), "the command in its head names it"
+
+
+def classes(recipe):
+    return {"cifar10": 10, "cifar100": 100, "imagefolder": 1000, "digits": 10}[recipe.data.name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    recipe = load_recipe(CONFIGS / f"{name}.yml", {})
+    architecture = recipe.model.model_copy(update={"weights": None})
+    side = 224 if recipe.data.name == "imagefolder" else 32
+    model, image = architecture.build(num_classes=classes(recipe)), torch.zeros(1, 3, side, side)
+    pruner = GroupConvPruner(
+        model, list(recipe.prune.config_list), dummy_input=image, method="shuffle"
+    )
+    groups = dict(pruner.groups)
+    pruner.unwrap_model()
+    found = count(with_groups(model, groups), image)
+    params, macs = PUBLISHED[name]
+    assert found.params / 1e6 == pytest.approx(params, abs=0.006)
+    assert found.macs / 1e6 == pytest.approx(macs, rel=0.01)
+
+
+@pytest.mark.parametrize("budget", [1.6e6, 0.91e6, 0.4e6, 0.2e6])
+def test_searched_budgets_are_kept(budget):
+    path = CONFIGS / "groups/cifar100-preresnet164-searched.yml"
+    recipe = load_recipe(path, {"prune.budget.params": budget})
+    model, image = recipe.model.build(num_classes=100), torch.zeros(1, 3, 32, 32)
+    pruner = GroupConvPruner(
+        model, list(recipe.prune.config_list), dummy_input=image, budget=recipe.prune.budget
+    )
+    groups = dict(pruner.groups)
+    pruner.unwrap_model()
+    assert 0.99 * budget <= count(with_groups(model, groups), image).params <= budget
+
+
+def quick(recipe):
+    """Overrides for a run of seconds: small images by chance, no epochs but one that prunes."""
+    overrides = {**SMALL, "data.num_classes": classes(recipe), "train.epochs": 0}
+    overrides["data.image_size"] = 64 if recipe.data.name == "imagefolder" else 32
+    if recipe.finetune is not None:
+        overrides["finetune.epochs"] = 0
+    if recipe.sparsify is not None:
+        overrides["sparsify.epochs"] = 1
+    if "warmup" in recipe.prune.options:
+        overrides["prune.options.warmup"] = 0
+    return overrides
+
+
+#: One of each network; the deep ones take long.
+DEEP = ("preresnet164", "resnet101", "resnet50", "condensenet86", "vgg1", "resnet56", "resnet110",
+        "resnet34", "densenet40", "densenet201")  # fmt: skip
+SAME = ("-a", "-g4", "-g8", "-mcpg32", "-pretrained", "cifar100-preresnet164-60")
+RUN = [p for p in FILES if not p.stem.endswith(SAME)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=pytest.mark.slow if any(d in p.name for d in DEEP) else [])
+        for p in RUN
+    ],
+    ids=name_of,
+)
+def test_it_runs_on_small_data(path, tmp_path):
+    recipe = load_recipe(path, {})
+    result = run_recipe(path, overrides=quick(recipe), output=tmp_path, quiet=True)
+    # Three steps kill no filter, and without a budget nothing else goes.
+    unharmed = recipe.prune.method == "gsparsity" and recipe.prune.budget is None
+    assert result.metrics["params_ratio"] == 1 if unharmed else result.metrics["params_ratio"] < 1
+    assert (tmp_path / "compact.safetensors").is_file()

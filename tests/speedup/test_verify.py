@@ -1,0 +1,150 @@
+"""The comparison itself: what is run, in which precision, and what it leaves as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from nni_gconv import ModelSpeedup
+from nni_gconv.errors import SpeedupError
+from nni_gconv.speedup.verify import mask_parameters, precise_copy, sharing_copy
+
+
+class Net(nn.Module):
+    """Convolutions around which variants put what needs the whole batch, or a type of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append((tuple(x.shape), x.dtype))
+        return self.b(self.norm(self.a(x)).relu())
+
+
+class WholeBatch(Net):
+    def forward(self, x):
+        return super().forward(x).reshape(6, -1, 4)
+
+
+class Five(Net):
+    def forward(self, x):
+        return super().forward(x) * torch.arange(5, dtype=x.dtype).view(5, 1, 1, 1)
+
+
+class OwnType(Net):
+    def forward(self, x):
+        return super().forward(x) * nn.functional.conv2d(x, torch.ones(4, 3, 3, 3))
+
+
+def masks():
+    weight, quiet = torch.ones(8, 3, 3, 3), torch.ones(8)
+    weight[1:4] = quiet[1:4] = 0
+    norm = {"weight": quiet, "bias": quiet}
+    return {"a": {"weight": weight, "bias": quiet}, "norm": norm}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "expected"),
+    [
+        (Net, (1, 3, 8, 8), [((1, 3, 8, 8), torch.float64)]),
+        (Net, (64, 3, 8, 8), [((2, 3, 8, 8), torch.float64)]),
+        (Five, (5, 3, 8, 8), [((2, 3, 8, 8), torch.float64), ((5, 3, 8, 8), torch.float64)]),
+        (OwnType, (1, 3, 8, 8), [((1, 3, 8, 8), torch.float64), ((1, 3, 8, 8), torch.float32)]),
+    ],
+)
+def test_what_is_run(monkeypatch, kind, shape, expected):
+    from nni_gconv.speedup import model_speedup
+
+    compared = []
+    real = model_speedup.verify_equal
+
+    def watched(masked, small, *args, **kwargs):
+        masked.seen.clear()
+        compared.append(masked.seen)
+        return real(masked, small, *args, **kwargs)
+
+    monkeypatch.setattr(model_speedup, "verify_equal", watched)
+    ModelSpeedup(kind(), torch.zeros(shape), masks()).speedup_model()
+    assert compared == [expected]
+
+
+def test_a_forward_that_holds_its_batch():
+    net = WholeBatch()
+    x = torch.randn(6, 3, 8, 8)
+    speedup = ModelSpeedup(net, x, masks())
+    assert speedup.speedup_model().a.out_channels == 5
+    assert speedup.report().difference < 1e-12
+    assert net(x).shape == (6, 36, 4)
+
+
+def test_the_model_is_untouched_until_the_end(monkeypatch):
+    """A wrong cut is found, and neither weights nor buffers of the model given have changed."""
+    from nni_gconv.speedup import model_speedup
+
+    real = model_speedup.apply_plan
+
+    def spoiled(model, *args):
+        made = real(model, *args)
+        with torch.no_grad():
+            model.b.weight.add_(0.01)
+        return made
+
+    net = Net().eval()
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    monkeypatch.setattr(model_speedup, "apply_plan", spoiled)
+    with pytest.raises(SpeedupError, match=r"they part at b \(Conv2d\)"):
+        ModelSpeedup(net, torch.zeros(1, 3, 8, 8), masks()).speedup_model()
+    after = net.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert net.a.out_channels == 8
+
+
+def test_a_mask_that_was_not_applied_is_found(monkeypatch):
+    """The small model is cut from unmasked weights: its masks are the plan's to apply."""
+    from nni_gconv.speedup import model_speedup
+
+    real = model_speedup.apply_plan
+    monkeypatch.setattr(model_speedup, "apply_plan", lambda m, g, p, _: real(m, g, p, {}))
+    mask = torch.ones(8, 3, 3, 3)
+    mask[:, 0] = 0
+    with pytest.raises(SpeedupError, match=r"they part at a \(Conv2d\)"):
+        ModelSpeedup(Net(), torch.zeros(1, 3, 8, 8), {"a": {"weight": mask}}).speedup_model()
+
+
+def test_copies():
+    net = Net()
+    net.again = net.a
+    net.tied = nn.Conv2d(3, 8, 3)
+    net.tied.weight = net.a.weight
+    net.norm.weight.requires_grad_(False)
+    precise, sharing = precise_copy(net), sharing_copy(net)
+    for copied in (precise, sharing):
+        assert copied.again is copied.a is not net.a
+        assert copied.tied.weight is copied.a.weight
+        assert not copied.norm.weight.requires_grad
+        assert copied.norm.running_mean is not net.norm.running_mean
+    assert precise.norm.num_batches_tracked.dtype == torch.int64
+    assert precise.norm.num_batches_tracked is not net.norm.num_batches_tracked
+    state = precise.state_dict()
+    assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float64}
+    assert all(torch.equal(state[name], t.to(state[name])) for name, t in net.state_dict().items())
+    assert sharing.a.weight is net.a.weight
+    assert sharing.a.bias is not net.a.bias  # a plan may add to it
+
+
+def test_masked_parameters():
+    net = Net()
+    net.tied = nn.Conv2d(3, 8, 3)
+    net.tied.weight = net.a.weight
+    before = net.a.weight.detach().clone()
+    kept = torch.rand(8, 3, 3, 3) > 0.5
+    with torch.no_grad():
+        net.a.weight[~kept] = torch.inf  # zero times infinity is no zero
+    sharing = sharing_copy(net)
+    mask_parameters(net, {"a.weight": kept}, {"a.weight": ("a.weight", "tied.weight")})
+    assert torch.equal(net.a.weight, before * kept)
+    assert net.tied.weight is net.a.weight
+    assert bool(sharing.a.weight.isinf().any())
