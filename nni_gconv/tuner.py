@@ -5,10 +5,14 @@ class              registered name        what it is
 =================  =====================  ======================================================
 ``ParetoTuner``    ``GConvPareto``        ours: fills the front of accuracy and cost
 ``Hyperband``      ``GConvHyperband``     NNI's Hyperband, mended
-``BOHB``           ``GConvBOHB``          NNI's BOHB, mended (needs ``nni-gconv[bohb]``)
+``BOHB``           (by class only)        NNI's BOHB, mended (needs ``nni-gconv[bohb]``)
 ``TPE``            ``GConvTPE``           NNI's TPE, mended for early stopping
 ``Evolution``      ``GConvEvolution``     NNI's Evolution, mended for early stopping
 =================  =====================  ======================================================
+
+Register them once in each environment, then ``tuner: {name: GConvPareto}`` will do::
+
+    nnictl algo register --meta_path "$(python -m nni_gconv.tuner)"
 
 Nothing here imports torch: NNI gives a tuner ten seconds to come up.
 """
@@ -16,21 +20,22 @@ Nothing here imports torch: NNI gives a tuner ten seconds to come up.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["BOHB", "TPE", "Evolution", "Hyperband", "ParetoTuner"]
 
 _PLACES = {
     "ParetoTuner": "nni_gconv.tuning.pareto",
-    "Hyperband": "nni_gconv.compat.nni_algorithms",
-    "BOHB": "nni_gconv.compat.nni_bohb",
-    "TPE": "nni_gconv.compat.nni_algorithms",
-    "Evolution": "nni_gconv.compat.nni_algorithms",
+    "Hyperband": "nni_gconv.compat.mended_tuners",
+    "BOHB": "nni_gconv.compat.mended_bohb",
+    "TPE": "nni_gconv.compat.mended_tuners",
+    "Evolution": "nni_gconv.compat.mended_tuners",
 }
 
 if TYPE_CHECKING:
-    from nni_gconv.compat.nni_algorithms import TPE, Evolution, Hyperband
-    from nni_gconv.compat.nni_bohb import BOHB
+    from nni_gconv.compat.mended_bohb import BOHB
+    from nni_gconv.compat.mended_tuners import TPE, Evolution, Hyperband
     from nni_gconv.tuning.pareto import ParetoTuner
 
 
@@ -42,3 +47,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if __name__ == "__main__":
+    print(Path(__file__).parent / "tuning" / "algorithms.yml")  # noqa: T201 - for the shell

@@ -102,7 +102,7 @@ class Proposer:
                 limits = [self.low + (self.high - self.low) * _corput(number + draw)]
             for limit in limits:
                 found = solve_budget(self.options, weights, limit)
-                if found is not None and found not in tried:
+                if found is not None and found not in tried and self._within(found):
                     return found
         return self._neighbour(rng, finished, tried)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nni.algorithms.hpo.bohb_advisor import BOHB as _BOHB
 
-from nni_gconv.compat.nni_algorithms import StringIds
+from nni_gconv.compat.mended_tuners import StringIds
 
 __all__ = ["BOHB"]
 
