@@ -23,6 +23,7 @@ from nni_gconv.cli.quickstart import quickstart
 from nni_gconv.cli.report import report
 from nni_gconv.cli.run import run
 from nni_gconv.cli.search_groups import search_groups
+from nni_gconv.cli.search_space import search_space
 from nni_gconv.cli.sensitivity import sensitivity
 from nni_gconv.errors import NniGconvError
 
@@ -76,6 +77,7 @@ for _command in (
     doctor,
     inspect,
     search_groups,
+    search_space,
     sensitivity,
     export,
 ):

@@ -16,7 +16,9 @@ from nni_gconv.compat.nni_compression import (
 )
 from nni_gconv.compat.nni_manager import (
     EXPERIMENT_MARK,
+    algorithm_class,
     dispatcher_exception,
+    dispatcher_folder,
     launch_path,
     link_tensorboard,
     load_experiment_config,
@@ -49,7 +51,9 @@ from nni_gconv.compat.torch_edges import (
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "algorithm_class",
     "dispatcher_exception",
+    "dispatcher_folder",
     "evaluator_input",
     "evaluator_optimizer",
     "experiment_folder",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import itertools
+import json
 import os
 import re
 import shlex
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "algorithm_class",
     "dispatcher_exception",
+    "dispatcher_folder",
     "launch_path",
     "link_tensorboard",
     "load_experiment_config",
@@ -195,6 +200,14 @@ def nni_algorithms(kind: str) -> set[str]:
     return {name for meta in metas for name in (meta.name, meta.alias) if name}
 
 
+def algorithm_class(name: str) -> str | None:
+    """Return the class behind the name of a registered tuner or assessor, None for NNI's own."""
+    from nni.tools.package_utils.config_manager import get_algo_meta
+
+    meta = get_algo_meta(name)
+    return None if meta is None or meta.is_builtin else meta.class_name
+
+
 def quiet_nni() -> None:
     """Keep NNI's log off standard output, where our tables and JSON go."""
     from nni.runtime.log import silence_stdout
@@ -229,6 +242,22 @@ def dispatcher_exception(log: str) -> str | None:
             lines = body.strip("\n").splitlines()
             places = [text.strip() for text in lines if text.startswith('  File "')]
             return f"{lines[-1].strip()} ({places[-1]})" if places else lines[-1].strip()
+    return None
+
+
+def dispatcher_folder() -> Path | None:
+    """Return the trials' code directory of the experiment whose tuner this process runs.
+
+    NNI tells a tuner nothing about its experiment, but hands the configuration to the process that
+    it lives in, on the command line. None in any other process.
+    """
+    for given, value in itertools.pairwise(sys.argv):
+        if given == "--exp_params":
+            config = json.loads(base64.b64decode(value))
+            service = config.get("trainingService")
+            first = service[0] if isinstance(service, list) and service else service
+            folder = (first or {}).get("trialCodeDirectory") or config.get("trialCodeDirectory")
+            return Path(folder) if folder else None
     return None
 
 

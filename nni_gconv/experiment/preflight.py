@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from nni_gconv.errors import ConfigError, nearest, unknown_name
+from nni_gconv.experiment.algorithms import check_algorithms
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
 
 __all__ = ["ExperimentPlan", "free_port", "preflight"]
@@ -133,9 +134,9 @@ def preflight(
         data["experimentWorkingDirectory"] = str(output.expanduser().absolute())
     try:
         config = _configure(file, data)
-        _check_algorithms(config)
         if not config.tuner.class_name:  # a tuner of the user's may read anything
             check_space(config.search_space)
+        notes = check_algorithms(config)
         _check_folders(config)
         if platform_of(config) == "local":
             _check_command(config)
@@ -149,7 +150,7 @@ def preflight(
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     checked_port = free_port() if port is None else _check_port(port)
-    return ExperimentPlan(file, config, checked_port, loopback, tuple(_notes(config)))
+    return ExperimentPlan(file, config, checked_port, loopback, (*notes, *_notes(config)))
 
 
 def platform_of(config: Any) -> str:
@@ -254,6 +255,17 @@ def _check_given(given: Mapping[str, Any]) -> None:
         raise ConfigError("the search space is not set; write searchSpaceFile or searchSpace")
     if "tuner" not in given and "advisor" not in given:
         raise ConfigError("tuner is not set; for example: tuner: {name: GridSearch}")
+    _check_class_names(given)
+
+
+def _check_class_names(given: Mapping[str, Any]) -> None:
+    for kind in ("tuner", "assessor"):
+        keys = {_plain(key) for key in given[kind]} if isinstance(given.get(kind), dict) else set()
+        if "classname" in keys and "codedirectory" not in keys:
+            raise ConfigError(
+                f"{kind}.codeDirectory is not set; NNI asks for one beside className, even of an "
+                "installed package: codeDirectory: ."
+            )
 
 
 def _gpu_words(where: str) -> str:
@@ -261,18 +273,6 @@ def _gpu_words(where: str) -> str:
         f"{where}: NNI's GPU scheduler can start processes without end; leave it out and set "
         "trialConcurrency to the number of GPUs: each trial takes a free one by itself"
     )
-
-
-def _check_algorithms(config: Any) -> None:
-    from nni_gconv.compat import nni_algorithms
-
-    for kind in ("tuner", "assessor"):
-        algorithm = getattr(config, kind)
-        if algorithm is None or not algorithm.name:
-            continue
-        names = nni_algorithms(kind)
-        if algorithm.name.lower() not in {name.lower() for name in names}:
-            raise ConfigError(unknown_name(kind, algorithm.name, names, f"{kind}.name"))
 
 
 def _check_folders(config: Any) -> None:
@@ -338,7 +338,8 @@ def _check_port(port: int) -> int:
 def _notes(config: Any) -> list[str]:
     notes = []
     endless = config.max_trial_number is None and config.max_experiment_duration is None
-    if endless and (config.tuner.name or "").lower() not in ("gridsearch", "batchtuner"):
+    ending = ("gridsearch", "batch", "batchtuner")
+    if endless and (config.tuner.name or "").lower() not in ending:
         notes.append("neither maxTrialNumber nor maxExperimentDuration: it runs until Ctrl-C")
     return notes
 
