@@ -24,8 +24,11 @@ from nni_gconv.compat.nni_manager import (
     quiet_nni,
     start_manager,
     write_launch_files,
+    write_resume_file,
 )
 from nni_gconv.compat.nni_trial import (
+    continue_intermediates,
+    end_leftovers,
     experiment_folder,
     flat_parameters,
     next_parameters,
@@ -49,7 +52,9 @@ from nni_gconv.compat.torch_edges import (
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "continue_intermediates",
     "dispatcher_exception",
+    "end_leftovers",
     "evaluator_input",
     "evaluator_optimizer",
     "experiment_folder",
@@ -82,4 +87,5 @@ __all__ = [
     "take_over_weights",
     "trial_folder",
     "write_launch_files",
+    "write_resume_file",
 ]

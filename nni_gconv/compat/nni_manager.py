@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -12,13 +13,11 @@ import sysconfig
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from nni_gconv.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "EXPERIMENT_MARK",
@@ -30,6 +29,7 @@ __all__ = [
     "quiet_nni",
     "start_manager",
     "write_launch_files",
+    "write_resume_file",
 ]
 
 
@@ -78,8 +78,45 @@ def launch_path(folder: Path | None = None) -> str:
     return os.pathsep.join([*ours, str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
+def write_resume_file(
+    folder: Path,
+    *,
+    again: Sequence[str] = (),
+    tried: str | None = None,
+    max_trials: int | None = None,
+    concurrency: int | None = None,
+) -> None:
+    """Write what our repair of NNI's resume goes by, beside the launch files.
+
+    Parameters
+    ----------
+    folder : Path
+        Private folder that :func:`write_launch_files` filled.
+    again : sequence of str
+        Ids of trials that have ended and shall go on all the same.
+    tried : str, optional
+        JSON of the entries that NNI's tuner is to import instead of those with a result.
+    max_trials, concurrency : int, optional
+        New values of ``maxTrialNumber`` and ``trialConcurrency``.
+    """
+    asked = {
+        "again": list(again),
+        "tried": tried,
+        "maxTrialNumber": max_trials,
+        "trialConcurrency": concurrency,
+    }
+    (folder / "resume.js").write_bytes((_SHIMS / "resume.js").read_bytes())
+    (folder / "resume.json").write_text(json.dumps(asked), encoding="utf-8")
+
+
 def start_manager(
-    config: Any, experiment_id: str, port: int, folder: Path, *, loopback: bool = True
+    config: Any,
+    experiment_id: str,
+    port: int,
+    folder: Path,
+    *,
+    loopback: bool = True,
+    action: Literal["create", "resume", "view"] = "create",
 ) -> subprocess.Popen[bytes]:
     """Start NNI's manager process, as ``nnictl create`` does but on the loopback interface.
 
@@ -95,6 +132,8 @@ def start_manager(
         Private folder that :func:`write_launch_files` filled.
     loopback : bool, default True
         Listen on 127.0.0.1 only; False leaves NNI's own way, every interface.
+    action : {"create", "resume", "view"}, default "create"
+        ``resume`` needs :func:`write_resume_file`; ``view`` only shows what there is.
 
     Returns
     -------
@@ -106,9 +145,10 @@ def start_manager(
     from nni.tools.nnictl.config_utils import Experiments
 
     node = Path(nni_node.__path__[0])
-    args = NniManagerArgs("create", experiment_id, config, port, False, False, None, None)
+    args = NniManagerArgs(action, experiment_id, config, port, False, False, None, None)
     command = [str(node / "node"), "--max-old-space-size=4096", "--trace-uncaught"]
-    for script in ("bind.js", "parameters.js") if loopback else ("parameters.js",):
+    scripts = {"bind.js": loopback, "parameters.js": True, "resume.js": action == "resume"}
+    for script in (name for name, wanted in scripts.items() if wanted):
         command += ["--require", str(folder / script)]
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}

@@ -11,7 +11,7 @@ Examples
 from __future__ import annotations
 
 from nni_gconv.experiment.files import experiment_file, experiment_names
-from nni_gconv.experiment.launch import run_experiment, start
+from nni_gconv.experiment.launch import resume_experiment, run_experiment, start
 from nni_gconv.experiment.manager import ManagerClient, ManagerError, TrialState
 from nni_gconv.experiment.preflight import ExperimentPlan, preflight
 from nni_gconv.experiment.progress import ExperimentView
@@ -30,6 +30,7 @@ __all__ = [
     "experiment_file",
     "experiment_names",
     "preflight",
+    "resume_experiment",
     "run_experiment",
     "start",
 ]

@@ -15,7 +15,7 @@ from nni_gconv.experiment.preflight import ExperimentPlan
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["RunningExperiment"]
+__all__ = ["RunningExperiment", "end_processes"]
 
 _STOP_SECONDS = 60.0
 
@@ -34,12 +34,18 @@ class RunningExperiment:
         The manager.
     client : ManagerClient
         Its REST interface.
+    log_start : int
+        Where in ``dispatcher.log`` this start begins; before it are words of earlier ones.
+    ended_before : frozenset of str
+        Ids of the trials that had ended before this start.
     """
 
     id: str
     plan: ExperimentPlan
     process: subprocess.Popen[bytes]
     client: ManagerClient
+    log_start: int = 0
+    ended_before: frozenset[str] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -63,34 +69,53 @@ class RunningExperiment:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(_STOP_SECONDS)
         finally:
-            _end_all(self._survivors())
+            end_processes(self.folder)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
 
-    def _survivors(self) -> list[psutil.Process]:
-        """Find the processes of this experiment by the mark in their environment.
 
-        By their parents they could not be found: those of a manager that was killed, and those of
-        a shell that NNI killed, belong to init.
-        """
-        import psutil
+def end_processes(folder: Path) -> int:
+    """End whatever still runs of the experiment in a folder: trials, tuner, manager.
 
-        from nni_gconv.compat import EXPERIMENT_MARK
+    They are found by their environment, not by their parents: those of a manager that was killed,
+    and those of a shell that NNI killed, belong to init.
 
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(EXPERIMENT_MARK) == self.id:
-                    found.append(process)
-        return found
+    Parameters
+    ----------
+    folder : Path
+        The experiment's folder, named after its id.
+
+    Returns
+    -------
+    int
+        How many processes there were.
+    """
+    import psutil
+
+    from nni_gconv.compat import EXPERIMENT_MARK
+
+    name, log = folder.name, str(folder.absolute() / "log")
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            there = process.environ()
+            # Ours carry the mark; of those that nnictl started, trials have NNI's id and the
+            # tuner has the folder of its log.
+            if (
+                name in (there.get(EXPERIMENT_MARK), there.get("NNI_EXP_ID"))
+                or there.get("NNI_LOG_DIRECTORY") == log
+            ):
+                found.append(process)
+    _end_all(found)
+    return len(found)
 
 
 def _end_all(processes: list[psutil.Process]) -> None:
     """End processes with SIGTERM, and after three seconds with SIGKILL."""
     import psutil
 
-    own = os.getpid()
-    processes = [process for process in processes if process.pid != own]
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    processes = [process for process in processes if process.pid not in own]
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
