@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nni_gconv.errors import ConfigError
 
@@ -45,8 +45,8 @@ def write_launch_files(folder: Path) -> None:
     Parameters
     ----------
     folder : Path
-        Private folder of the experiment. Gets ``bind.js`` and ``parameters.js``, which the
-        manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
+        Private folder of the experiment. Gets ``bind.js``, ``parameters.js`` and ``patience.js``,
+        which the manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
         ``nni-gconv`` (the one of this very Python).
     """
     bin_folder = folder / "bin"
@@ -63,6 +63,7 @@ def write_launch_files(folder: Path) -> None:
     )
     for name in ("bind.js", "parameters.js"):
         (folder / name).write_bytes((_SHIMS / name).read_bytes())
+    (folder / "patience.js").write_bytes((_SHIMS / "patience.js").read_bytes())
     for name in ("tensorboard", "nni-gconv"):
         text = (_SHIMS / f"{name}.sh").read_text(encoding="utf-8")
         text = text.replace("@python@", python).replace("@environment@", environment)
@@ -91,7 +92,7 @@ def write_resume_file(
     Parameters
     ----------
     folder : Path
-        Private folder that :func:`write_launch_files` filled.
+        Private folder of the experiment, as for :func:`write_launch_files`.
     again : sequence of str
         Ids of trials that have ended and shall go on all the same.
     tried : str, optional
@@ -105,20 +106,17 @@ def write_resume_file(
         "maxTrialNumber": max_trials,
         "trialConcurrency": concurrency,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "resume.js").write_bytes((_SHIMS / "resume.js").read_bytes())
     (folder / "resume.json").write_text(json.dumps(asked), encoding="utf-8")
 
 
 def start_manager(
-    config: Any,
-    experiment_id: str,
-    port: int,
-    folder: Path,
-    *,
-    loopback: bool = True,
-    action: Literal["create", "resume", "view"] = "create",
+    config: Any, experiment_id: str, port: int, folder: Path, *, loopback: bool = True
 ) -> subprocess.Popen[bytes]:
     """Start NNI's manager process, as ``nnictl create`` does but on the loopback interface.
+
+    Where :func:`write_resume_file` has been called it resumes, as ``nnictl resume`` does.
 
     Parameters
     ----------
@@ -132,8 +130,6 @@ def start_manager(
         Private folder that :func:`write_launch_files` filled.
     loopback : bool, default True
         Listen on 127.0.0.1 only; False leaves NNI's own way, every interface.
-    action : {"create", "resume", "view"}, default "create"
-        ``resume`` needs :func:`write_resume_file`; ``view`` only shows what there is.
 
     Returns
     -------
@@ -145,10 +141,13 @@ def start_manager(
     from nni.tools.nnictl.config_utils import Experiments
 
     node = Path(nni_node.__path__[0])
+    resumes = (folder / "resume.json").is_file()
+    action = "resume" if resumes else "create"
     args = NniManagerArgs(action, experiment_id, config, port, False, False, None, None)
     command = [str(node / "node"), "--max-old-space-size=4096", "--trace-uncaught"]
-    scripts = {"bind.js": loopback, "parameters.js": True, "resume.js": action == "resume"}
-    for script in (name for name, wanted in scripts.items() if wanted):
+    for script in ("bind.js", "parameters.js") if loopback else ("parameters.js",):
+        command += ["--require", str(folder / script)]
+    for script in ("patience.js", "resume.js") if resumes else ("patience.js",):
         command += ["--require", str(folder / script)]
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from nni_gconv.experiment.manager import ManagerClient, ManagerError
 from nni_gconv.experiment.preflight import ExperimentPlan, as_json, preflight
-from nni_gconv.experiment.resume import prepare_resume, resume_plan
 from nni_gconv.experiment.running import RunningExperiment
 from nni_gconv.experiment.watch import Outcome, last_lines, watch
 
 if TYPE_CHECKING:
     from nni_gconv.experiment.progress import ExperimentView
 
-__all__ = ["resume_experiment", "run_experiment", "run_plan", "start"]
+__all__ = ["run_experiment", "start"]
 
 _START_SECONDS = 60.0
 
@@ -56,19 +55,11 @@ def start(plan: ExperimentPlan) -> RunningExperiment:
     from nni_gconv.compat import quiet_nni, start_manager, write_launch_files
 
     quiet_nni()
-    experiment_id = plan.resumes or generate_experiment_id()
-    folder = plan.folder / experiment_id
-    private = folder / "launch"
+    experiment_id = plan.resumes.id if plan.resumes else generate_experiment_id()
+    private = plan.folder / experiment_id / "launch"
     write_launch_files(private)
-    log_start, ended_before = 0, frozenset[str]()
-    if plan.resumes is not None:
-        log_start, ended_before = prepare_resume(plan, private)
-    process = start_manager(
-        plan.config, experiment_id, plan.port, private, loopback=plan.loopback,
-        action="create" if plan.resumes is None else "resume",
-    )  # fmt: skip
-    client = ManagerClient(plan.port)
-    experiment = RunningExperiment(experiment_id, plan, process, client, log_start, ended_before)
+    process = start_manager(plan.config, experiment_id, plan.port, private, loopback=plan.loopback)
+    experiment = RunningExperiment(experiment_id, plan, process, ManagerClient(plan.port))
     try:
         _wait_until_ready(experiment)
         experiment.client.begin(as_json(plan.config))
@@ -94,7 +85,7 @@ def _wait_until_ready(experiment: RunningExperiment) -> None:
 
 
 def run_experiment(
-    file: str | Path,
+    file: str | Path | ExperimentPlan,
     *,
     port: int | None = None,
     concurrency: int | None = None,
@@ -108,8 +99,9 @@ def run_experiment(
 
     Parameters
     ----------
-    file : str or Path
-        An NNI 3.0 experiment YAML; the same file works with ``nnictl create``.
+    file : str, Path or ExperimentPlan
+        An NNI 3.0 experiment YAML; the same file works with ``nnictl create``. What has been
+        checked already (:func:`nni_gconv.experiment.preflight`) is started as it is.
     port, concurrency, output, loopback
         As in :func:`nni_gconv.experiment.preflight`.
     keep_ui : bool, default False
@@ -137,81 +129,13 @@ def run_experiment(
     >>> run_experiment(experiment_file("quickstart")).ok  # doctest: +SKIP
     True
     """
-    plan = preflight(file, port=port, concurrency=concurrency, output=output, loopback=loopback)
-    return run_plan(plan, keep_ui=keep_ui, max_failed=max_failed, view=view)
-
-
-def resume_experiment(
-    experiment: str | Path,
-    *,
-    port: int | None = None,
-    concurrency: int | None = None,
-    max_trials: int | None = None,
-    retry_failed: bool = False,
-    loopback: bool = True,
-    keep_ui: bool = False,
-    max_failed: int = 5,
-    view: ExperimentView | None = None,
-) -> Outcome:
-    """Go on with an experiment that was stopped, killed or cut off, and watch it to its end.
-
-    Trials that have ended are kept and count; those that had not keep their ids and folders and go
-    on from their last epoch; the tuner learns the results there are.
-
-    Parameters
-    ----------
-    experiment : str or Path
-        Its id, or its folder.
-    port, concurrency, loopback
-        As in :func:`run_experiment`.
-    max_trials : int, optional
-        Instead of the ``maxTrialNumber`` it was started with; trials that have ended count.
-    retry_failed : bool, default False
-        Let failed trials go on too, from where they failed. Those that a signal ended (no memory,
-        a reboot) always do.
-    keep_ui, max_failed, view
-        As in :func:`run_experiment`.
-
-    Returns
-    -------
-    Outcome
-        How it ended, with all its trials.
-
-    Raises
-    ------
-    ConfigError
-        There is no such experiment, it is running, or what it names is gone.
-    ManagerError
-        NNI's manager did not come up.
-
-    Examples
-    --------
-    >>> from nni_gconv.experiment import resume_experiment
-    >>> resume_experiment("pyxj3k9w").ok  # doctest: +SKIP
-    True
-    """
-    plan = resume_plan(
-        experiment,
-        port=port,
-        concurrency=concurrency,
-        max_trials=max_trials,
-        retry_failed=retry_failed,
-        loopback=loopback,
-    )
-    return run_plan(plan, keep_ui=keep_ui, max_failed=max_failed, view=view)
-
-
-def run_plan(
-    plan: ExperimentPlan,
-    *,
-    keep_ui: bool = False,
-    max_failed: int = 5,
-    view: ExperimentView | None = None,
-) -> Outcome:
-    """Start what was planned and watch it until it has ended; see :func:`run_experiment`."""
     from nni_gconv.experiment.progress import ExperimentView
 
     view = view or ExperimentView.silent()
+    if isinstance(file, ExperimentPlan):
+        plan = file
+    else:
+        plan = preflight(file, port=port, concurrency=concurrency, output=output, loopback=loopback)
     with _terminate_as_interrupt():
         experiment = start(plan)
         keep = False

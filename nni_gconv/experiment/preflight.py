@@ -24,10 +24,29 @@ import yaml
 from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
 
-__all__ = ["ExperimentPlan", "free_port", "preflight"]
+__all__ = ["ExperimentPlan", "Resumption", "free_port", "preflight"]
 
 _PLATFORMS = ("local", "remote", "openpai", "aml", "dlc", "kubeflow", "frameworkcontroller")
 _OLD_KEYS = ("trainingServicePlatform", "authorName", "trial", "searchSpacePath")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What an experiment that goes on had come to.
+
+    Attributes
+    ----------
+    id : str
+        NNI's id.
+    ended : frozenset of str
+        Ids of the trials that have ended and stay as they are.
+    log_start : int
+        Length of ``dispatcher.log``: what stands there is of earlier starts.
+    """
+
+    id: str
+    ended: frozenset[str] = frozenset()
+    log_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +56,7 @@ class ExperimentPlan:
     Attributes
     ----------
     file : Path
-        The YAML it was read from; of an experiment that is resumed, the folder of its database.
+        The YAML it was read from.
     config : nni.experiment.ExperimentConfig
         Canonical: absolute paths, search space read in.
     port : int
@@ -46,10 +65,8 @@ class ExperimentPlan:
         Whether the manager listens on 127.0.0.1 only.
     notes : tuple of str
         What is allowed but may not be meant; to be shown before the start.
-    resumes : str or None
-        Id of the experiment that goes on; None for a new one.
-    again : tuple of str
-        Ids of its trials that have ended without a result and go on all the same.
+    resumes : Resumption or None
+        The experiment that goes on; None for a new one.
     """
 
     file: Path
@@ -57,8 +74,7 @@ class ExperimentPlan:
     port: int
     loopback: bool
     notes: tuple[str, ...] = ()
-    resumes: str | None = None
-    again: tuple[str, ...] = ()
+    resumes: Resumption | None = None
 
     @property
     def name(self) -> str:
@@ -130,7 +146,7 @@ def preflight(
     """
     file = Path(file)
     data = _read(file)
-    check_tools()
+    _check_tools()
     if concurrency is not None:
         data = {k: v for k, v in data.items() if _plain(k) != "trialconcurrency"}
         data["trialConcurrency"] = concurrency
@@ -139,33 +155,23 @@ def preflight(
         data["experimentWorkingDirectory"] = str(output.expanduser().absolute())
     try:
         config = _configure(file, data)
-        check_config(config, loopback=loopback)
+        _check_algorithms(config)
+        if not config.tuner.class_name:  # a tuner of the user's may read anything
+            check_space(config.search_space)
+        _check_folders(config)
+        if platform_of(config) == "local":
+            _check_command(config)
+        elif loopback and not _tunnelled(config):
+            raise ConfigError(
+                "trainingService: machines elsewhere connect back to this one, and NNI's server "
+                "has no login: set nniManagerIp: 127.0.0.1 and give each machine a tunnel "
+                "(ssh -N -R PORT:127.0.0.1:PORT user@host, with --port PORT), or pass "
+                "--all-interfaces on a network you trust"
+            )
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-    return ExperimentPlan(file, config, choose_port(port), loopback, tuple(_notes(config)))
-
-
-def check_config(config: Any, *, loopback: bool) -> None:
-    """Check what a configuration that NNI has accepted names: algorithms, folders, commands.
-
-    Raises
-    ------
-    ConfigError
-        The first thing found wrong.
-    """
-    _check_algorithms(config)
-    if not config.tuner.class_name:  # a tuner of the user's may read anything
-        check_space(config.search_space)
-    _check_folders(config)
-    if platform_of(config) == "local":
-        _check_command(config)
-    elif loopback and not _tunnelled(config):
-        raise ConfigError(
-            "trainingService: machines elsewhere connect back to this one, and NNI's server "
-            "has no login: set nniManagerIp: 127.0.0.1 and give each machine a tunnel "
-            "(ssh -N -R PORT:127.0.0.1:PORT user@host, with --port PORT), or pass "
-            "--all-interfaces on a network you trust"
-        )
+    checked_port = free_port() if port is None else _check_port(port)
+    return ExperimentPlan(file, config, checked_port, loopback, tuple(_notes(config)))
 
 
 def platform_of(config: Any) -> str:
@@ -198,8 +204,7 @@ def _read(file: Path) -> dict[str, Any]:
     return data
 
 
-def check_tools() -> None:
-    """Refuse an installation whose ``nnictl`` cannot start."""
+def _check_tools() -> None:
     # Looked up, not imported: pkg_resources warns, nnictl wraps standard output.
     if importlib.util.find_spec("pkg_resources") is None:
         raise ConfigError(
@@ -334,10 +339,7 @@ def _tunnelled(config: Any) -> bool:
     return bool(ips & {"127.0.0.1", "localhost"})
 
 
-def choose_port(port: int | None) -> int:
-    """Return `port` if it is free, or any free one for None."""
-    if port is None:
-        return free_port()
+def _check_port(port: int) -> int:
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port {port}: must be between 1 and 65535")
     with socket.socket() as probe:

@@ -15,7 +15,7 @@ from nni_gconv.experiment.preflight import ExperimentPlan
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["RunningExperiment", "end_processes"]
+__all__ = ["RunningExperiment", "end_processes", "processes_of"]
 
 _STOP_SECONDS = 60.0
 
@@ -34,18 +34,12 @@ class RunningExperiment:
         The manager.
     client : ManagerClient
         Its REST interface.
-    log_start : int
-        Where in ``dispatcher.log`` this start begins; before it are words of earlier ones.
-    ended_before : frozenset of str
-        Ids of the trials that had ended before this start.
     """
 
     id: str
     plan: ExperimentPlan
     process: subprocess.Popen[bytes]
     client: ManagerClient
-    log_start: int = 0
-    ended_before: frozenset[str] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -56,6 +50,16 @@ class RunningExperiment:
     def log_folder(self) -> Path:
         """Folder of the manager's and the tuner's logs."""
         return self.folder / "log"
+
+    @property
+    def log_start(self) -> int:
+        """Where in ``dispatcher.log`` this start begins."""
+        return self.plan.resumes.log_start if self.plan.resumes else 0
+
+    @property
+    def ended_before(self) -> frozenset[str]:
+        """Ids of the trials that had ended before this start."""
+        return self.plan.resumes.ended if self.plan.resumes else frozenset()
 
     def stop(self) -> None:
         """Stop trials, tuner and manager, and whatever of them will not go.
@@ -69,13 +73,16 @@ class RunningExperiment:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(_STOP_SECONDS)
         finally:
-            end_processes(self.folder)
+            _end_all(self._survivors())
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
 
+    def _survivors(self) -> list[psutil.Process]:
+        return processes_of(self.folder)
 
-def end_processes(folder: Path) -> int:
-    """End whatever still runs of the experiment in a folder: trials, tuner, manager.
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Find whatever runs of an experiment: trials, tuner, and a manager that we started.
 
     They are found by their environment, not by their parents: those of a manager that was killed,
     and those of a shell that NNI killed, belong to init.
@@ -87,8 +94,7 @@ def end_processes(folder: Path) -> int:
 
     Returns
     -------
-    int
-        How many processes there were.
+    list of psutil.Process
     """
     import psutil
 
@@ -106,6 +112,12 @@ def end_processes(folder: Path) -> int:
                 or there.get("NNI_LOG_DIRECTORY") == log
             ):
                 found.append(process)
+    return found
+
+
+def end_processes(folder: Path) -> int:
+    """End whatever runs of an experiment, and return how many processes there were."""
+    found = processes_of(folder)
     _end_all(found)
     return len(found)
 

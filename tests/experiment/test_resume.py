@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 import yaml
 
 from nni_gconv.compat import write_launch_files
+from nni_gconv.experiment import ManagerClient, ManagerError
 from nni_gconv.experiment.preflight import free_port
+from nni_gconv.experiment.running import end_processes
 from nni_gconv.recipe import run_recipe
 
 from .conftest import Workshop, marked
@@ -71,6 +74,30 @@ class Interrupted(Workshop):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def begin(self, *args, port):
+        """Start with nnictl; its tuner has ten seconds, which a busy machine may not give."""
+        client = ManagerClient(port)
+        for _ in range(5):
+            before = self.connections()
+            self.nnictl(*args, "--port", str(port))
+            self.wait_until(
+                lambda before=before: client.status()[0] == "ERROR" or self.connections() > before,
+                "a word of the tuner",
+            )
+            if client.status()[0] != "ERROR":
+                return
+            assert "Tuner did not connect" in str(client.status()[1])
+            folder = self.experiment
+            self.nnictl("stop", folder.name)
+            if args[0] == "create":
+                shutil.rmtree(folder)
+        raise AssertionError("the tuner never connected")
+
+    def connections(self):
+        """How often a tuner has said that it is there."""
+        logs = [folder / "log" / "nnimanager.log" for folder in self.experiments]
+        return sum(log.read_text().count("from dispatcher: ID, ") for log in logs)
+
     @property
     def experiment(self):
         (folder,) = self.experiments
@@ -91,7 +118,7 @@ class Interrupted(Workshop):
     def wait_until(self, ready, what, timeout=240):
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, sqlite3.Error, ValueError):
+            with contextlib.suppress(OSError, sqlite3.Error, ValueError, ManagerError):
                 if ready():
                     return
             time.sleep(0.05)
@@ -120,8 +147,6 @@ class Interrupted(Workshop):
         return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
 
     def wait_done(self, port):
-        from nni_gconv.experiment import ManagerClient
-
         client = ManagerClient(port)
         self.wait_until(lambda: client.status()[0] == "DONE", "DONE")
 
@@ -160,8 +185,6 @@ def interrupted(tmp_path):
     workshop = Interrupted(tmp_path)
     yield workshop
     for folder in workshop.experiments:
-        from nni_gconv.experiment.running import end_processes
-
         end_processes(folder)
         with contextlib.suppress(psutil.Error, KeyError):
             workshop.manager.kill()
@@ -204,16 +227,16 @@ def test_plain_nnictl_goes_on_too(interrupted, expected):
     write_launch_files(shims)
     # All that is added to plain nnictl: its manager stays on loopback.
     interrupted.env["NODE_OPTIONS"] = f"--require {shims / 'bind.js'}"
-    port = str(free_port())
-    interrupted.nnictl("create", "--config", str(interrupted.prepare()), "--port", port)
+    port = free_port()
+    interrupted.begin("create", "--config", str(interrupted.prepare()), port=port)
     first = interrupted.wait_in_the_middle(0)
     folder = interrupted.experiment
     kill([interrupted.manager])  # and the trial, left alone, is still there
-    interrupted.nnictl("resume", folder.name, "--port", port)
+    interrupted.begin("resume", folder.name, port=port)
     interrupted.wait_in_the_middle(1, "finetune", 1)
     assert next(iter(interrupted.status())) == first
     interrupted.nnictl("stop", folder.name)
-    interrupted.nnictl("resume", folder.name, "--port", port)
-    interrupted.wait_done(int(port))
+    interrupted.begin("resume", folder.name, port=port)
+    interrupted.wait_done(port)
     interrupted.nnictl("stop", folder.name)
     interrupted.check(expected)
