@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nni_gconv.installation import _gpu
+from nni_gconv.installation.software import compare_gpu
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,6 +124,6 @@ def test_driver_and_torch_are_compared(torch, driver, state, words):
     torch = {"torch": "2.6", "hip": None, "available": False, "gpus": 0, **torch}
     if isinstance(driver, dict):
         driver = {"driver": "550.1", "cuda": 12040, **driver}
-    found = _gpu(torch, driver)
+    found = compare_gpu(torch, driver)
     assert (found.state, words in found.text) == (state, True), found
     assert found.remedy or state != "warning"

@@ -17,6 +17,7 @@ from nni_gconv.compat.nni_compression import (
 from nni_gconv.compat.nni_manager import (
     EXPERIMENT_MARK,
     dispatcher_exception,
+    experiment_mapping,
     launch_path,
     link_tensorboard,
     load_experiment_config,
@@ -58,6 +59,7 @@ __all__ = [
     "evaluator_input",
     "evaluator_optimizer",
     "experiment_folder",
+    "experiment_mapping",
     "export_onnx",
     "export_program",
     "flat_parameters",

@@ -22,6 +22,7 @@ from nni_gconv.errors import ConfigError
 __all__ = [
     "EXPERIMENT_MARK",
     "dispatcher_exception",
+    "experiment_mapping",
     "launch_path",
     "link_tensorboard",
     "load_experiment_config",
@@ -214,6 +215,28 @@ def load_experiment_config(data: dict[str, Any], base: Path) -> Any:
         raise ConfigError(_nni_words(str(error))) from None
     finally:
         unset_base_path()
+
+
+def experiment_mapping(config: Any) -> dict[str, Any]:
+    """Write NNI's ``ExperimentConfig`` as the content of an experiment file.
+
+    Fields that were not set are left out, and paths stay as they are: NNI's own ``json()`` checks
+    first, and says little of what is wrong.
+    """
+    from dataclasses import fields, is_dataclass
+
+    from nni.experiment.config.utils import camel_case
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            content = {camel_case(f.name): plain(getattr(value, f.name)) for f in fields(value)}
+            return {key: inner for key, inner in content.items() if inner not in (None, {})}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return str(value) if isinstance(value, Path) else value
+
+    found: dict[str, Any] = plain(config)
+    return found
 
 
 def _nni_words(message: str) -> str:

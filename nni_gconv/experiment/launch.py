@@ -17,6 +17,8 @@ from nni_gconv.experiment.running import RunningExperiment
 from nni_gconv.experiment.watch import Outcome, last_lines, watch
 
 if TYPE_CHECKING:
+    from nni.experiment import ExperimentConfig
+
     from nni_gconv.experiment.progress import ExperimentView
 
 __all__ = ["run_experiment", "start"]
@@ -85,7 +87,7 @@ def _wait_until_ready(experiment: RunningExperiment) -> None:
 
 
 def run_experiment(
-    file: str | Path | ExperimentPlan,
+    file: str | Path | ExperimentConfig | ExperimentPlan,
     *,
     port: int | None = None,
     concurrency: int | None = None,
@@ -99,9 +101,10 @@ def run_experiment(
 
     Parameters
     ----------
-    file : str, Path or ExperimentPlan
-        An NNI 3.0 experiment YAML; the same file works with ``nnictl create``. What has been
-        checked already (:func:`nni_gconv.experiment.preflight`) is started as it is.
+    file : str, Path, nni.experiment.ExperimentConfig or ExperimentPlan
+        An NNI 3.0 experiment YAML (the same file works with ``nnictl create``), or a configuration
+        made in Python. What :func:`nni_gconv.experiment.preflight` has checked already is started
+        as it is.
     port, concurrency, output, loopback
         As in :func:`nni_gconv.experiment.preflight`.
     keep_ui : bool, default False

@@ -17,12 +17,16 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from nni_gconv.compat import experiment_mapping
 from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
+
+if TYPE_CHECKING:
+    from nni.experiment import ExperimentConfig
 
 __all__ = ["ExperimentPlan", "Resumption", "free_port", "preflight"]
 
@@ -106,7 +110,7 @@ class ExperimentPlan:
 
 
 def preflight(
-    file: str | Path,
+    file: str | Path | ExperimentConfig,
     *,
     port: int | None = None,
     concurrency: int | None = None,
@@ -117,8 +121,9 @@ def preflight(
 
     Parameters
     ----------
-    file : str or Path
-        An NNI 3.0 experiment YAML.
+    file : str, Path or nni.experiment.ExperimentConfig
+        An NNI 3.0 experiment YAML, or a configuration made in Python, whose relative paths start
+        from the working folder.
     port : int, optional
         Port of the web UI; by default a free one is chosen.
     concurrency : int, optional
@@ -144,8 +149,12 @@ def preflight(
     >>> preflight(experiment_file("quickstart")).config.trial_concurrency
     2
     """
-    file = Path(file)
-    data = _read(file)
+    if isinstance(file, str | Path):
+        file = Path(file)
+        data = _read(file)
+    else:
+        data = experiment_mapping(file)
+        file = Path.cwd() / "experiment.config"
     _check_tools()
     if concurrency is not None:
         data = {k: v for k, v in data.items() if _plain(k) != "trialconcurrency"}

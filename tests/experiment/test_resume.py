@@ -232,6 +232,8 @@ def test_plain_nnictl_goes_on_too(interrupted, expected):
     first = interrupted.wait_in_the_middle(0)
     folder = interrupted.experiment
     kill([interrupted.manager])  # and the trial, left alone, is still there
+    # So is the tuner, which would connect to a new manager of the old port and break it.
+    port = free_port()
     interrupted.begin("resume", folder.name, port=port)
     interrupted.wait_in_the_middle(1, "finetune", 1)
     assert next(iter(interrupted.status())) == first
