@@ -223,14 +223,16 @@ def experiment_mapping(config: Any) -> dict[str, Any]:
     Fields that were not set are left out, and paths stay as they are: NNI's own ``json()`` checks
     first, and says little of what is wrong.
     """
-    from dataclasses import fields, is_dataclass
+    from dataclasses import MISSING, fields, is_dataclass
 
     from nni.experiment.config.utils import camel_case
+
+    not_set = (None, MISSING, {"name": "_none_"})  # the last is a tuner nobody chose
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
             content = {camel_case(f.name): plain(getattr(value, f.name)) for f in fields(value)}
-            return {key: inner for key, inner in content.items() if inner not in (None, {})}
+            return {key: inner for key, inner in content.items() if inner not in not_set}
         if isinstance(value, list):
             return [plain(one) for one in value]
         return str(value) if isinstance(value, Path) else value
