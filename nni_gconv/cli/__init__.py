@@ -21,6 +21,7 @@ from nni_gconv.cli.inspect import inspect
 from nni_gconv.cli.profile import profile
 from nni_gconv.cli.quickstart import quickstart
 from nni_gconv.cli.report import report
+from nni_gconv.cli.resume import resume
 from nni_gconv.cli.run import run
 from nni_gconv.cli.search_groups import search_groups
 from nni_gconv.cli.search_space import search_space
@@ -72,6 +73,7 @@ for _command in (
     run,
     quickstart,
     create,
+    resume,
     report,
     profile,
     doctor,

@@ -1,4 +1,4 @@
-"""``nni-gconv doctor MODEL``: what pruning would do to a network, before any training."""
+"""``nni-gconv doctor``: the installation; what pruning would do to a network."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from typing import Annotated
 
 import typer
 
-from nni_gconv.cli.model_options import InputShape, ModelName, ModelOptions, build_model
+from nni_gconv.cli.doctor_installation import doctor_installation
+from nni_gconv.cli.model_options import InputShape, ModelOptions, build_model
 from nni_gconv.cli.output import print_json
 
 __all__ = ["doctor"]
 
 
 def doctor(
-    model: ModelName,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="resnet56, torchvision:resnet50 or mypkg.module:factory; without it the "
+            "installation is looked at.",
+        ),
+    ] = None,
     shape: InputShape = None,
     ratio: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of channels that is priced.")
@@ -21,7 +29,13 @@ def doctor(
     option: ModelOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Trace a network without training: what is coupled, what stays and why, what a ratio costs."""
+    """Look at the installation, or trace a network without training.
+
+    Without MODEL: versions, node, ports, GPU, disk; each problem with the line that mends it. With
+    MODEL: what is coupled, what stays and why, what a ratio costs.
+    """
+    if model is None:
+        raise typer.Exit(doctor_installation(as_json=as_json))
     network, example = build_model(model, shape, option)
 
     from nni_gconv.diagnose import diagnose

@@ -19,6 +19,7 @@ from nni_gconv.compat.nni_manager import (
     algorithm_class,
     dispatcher_exception,
     dispatcher_folder,
+    experiment_mapping,
     launch_path,
     link_tensorboard,
     load_experiment_config,
@@ -26,8 +27,11 @@ from nni_gconv.compat.nni_manager import (
     quiet_nni,
     start_manager,
     write_launch_files,
+    write_resume_file,
 )
 from nni_gconv.compat.nni_trial import (
+    continue_intermediates,
+    end_leftovers,
     experiment_folder,
     flat_parameters,
     next_parameters,
@@ -52,11 +56,14 @@ from nni_gconv.compat.torch_edges import (
 __all__ = [
     "EXPERIMENT_MARK",
     "algorithm_class",
+    "continue_intermediates",
     "dispatcher_exception",
     "dispatcher_folder",
+    "end_leftovers",
     "evaluator_input",
     "evaluator_optimizer",
     "experiment_folder",
+    "experiment_mapping",
     "export_onnx",
     "export_program",
     "flat_parameters",
@@ -86,4 +93,5 @@ __all__ = [
     "take_over_weights",
     "trial_folder",
     "write_launch_files",
+    "write_resume_file",
 ]

@@ -15,19 +15,18 @@ import sysconfig
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nni_gconv.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "EXPERIMENT_MARK",
     "algorithm_class",
     "dispatcher_exception",
     "dispatcher_folder",
+    "experiment_mapping",
     "launch_path",
     "link_tensorboard",
     "load_experiment_config",
@@ -35,6 +34,7 @@ __all__ = [
     "quiet_nni",
     "start_manager",
     "write_launch_files",
+    "write_resume_file",
 ]
 
 
@@ -50,8 +50,8 @@ def write_launch_files(folder: Path) -> None:
     Parameters
     ----------
     folder : Path
-        Private folder of the experiment. Gets ``bind.js`` and ``parameters.js``, which the
-        manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
+        Private folder of the experiment. Gets ``bind.js``, ``parameters.js`` and ``patience.js``,
+        which the manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
         ``nni-gconv`` (the one of this very Python).
     """
     bin_folder = folder / "bin"
@@ -68,6 +68,7 @@ def write_launch_files(folder: Path) -> None:
     )
     for name in ("bind.js", "parameters.js"):
         (folder / name).write_bytes((_SHIMS / name).read_bytes())
+    (folder / "patience.js").write_bytes((_SHIMS / "patience.js").read_bytes())
     for name in ("tensorboard", "nni-gconv"):
         text = (_SHIMS / f"{name}.sh").read_text(encoding="utf-8")
         text = text.replace("@python@", python).replace("@environment@", environment)
@@ -83,10 +84,44 @@ def launch_path(folder: Path | None = None) -> str:
     return os.pathsep.join([*ours, str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
+def write_resume_file(
+    folder: Path,
+    *,
+    again: Sequence[str] = (),
+    tried: str | None = None,
+    max_trials: int | None = None,
+    concurrency: int | None = None,
+) -> None:
+    """Write what our repair of NNI's resume goes by, beside the launch files.
+
+    Parameters
+    ----------
+    folder : Path
+        Private folder of the experiment, as for :func:`write_launch_files`.
+    again : sequence of str
+        Ids of trials that have ended and shall go on all the same.
+    tried : str, optional
+        JSON of the entries that NNI's tuner is to import instead of those with a result.
+    max_trials, concurrency : int, optional
+        New values of ``maxTrialNumber`` and ``trialConcurrency``.
+    """
+    asked = {
+        "again": list(again),
+        "tried": tried,
+        "maxTrialNumber": max_trials,
+        "trialConcurrency": concurrency,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "resume.js").write_bytes((_SHIMS / "resume.js").read_bytes())
+    (folder / "resume.json").write_text(json.dumps(asked), encoding="utf-8")
+
+
 def start_manager(
     config: Any, experiment_id: str, port: int, folder: Path, *, loopback: bool = True
 ) -> subprocess.Popen[bytes]:
     """Start NNI's manager process, as ``nnictl create`` does but on the loopback interface.
+
+    Where :func:`write_resume_file` has been called it resumes, as ``nnictl resume`` does.
 
     Parameters
     ----------
@@ -111,9 +146,13 @@ def start_manager(
     from nni.tools.nnictl.config_utils import Experiments
 
     node = Path(nni_node.__path__[0])
-    args = NniManagerArgs("create", experiment_id, config, port, False, False, None, None)
+    resumes = (folder / "resume.json").is_file()
+    action = "resume" if resumes else "create"
+    args = NniManagerArgs(action, experiment_id, config, port, False, False, None, None)
     command = [str(node / "node"), "--max-old-space-size=4096", "--trace-uncaught"]
     for script in ("bind.js", "parameters.js") if loopback else ("parameters.js",):
+        command += ["--require", str(folder / script)]
+    for script in ("patience.js", "resume.js") if resumes else ("patience.js",):
         command += ["--require", str(folder / script)]
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}
@@ -180,6 +219,30 @@ def load_experiment_config(data: dict[str, Any], base: Path) -> Any:
         raise ConfigError(_nni_words(str(error))) from None
     finally:
         unset_base_path()
+
+
+def experiment_mapping(config: Any) -> dict[str, Any]:
+    """Write NNI's ``ExperimentConfig`` as the content of an experiment file.
+
+    Fields that were not set are left out, and paths stay as they are: NNI's own ``json()`` checks
+    first, and says little of what is wrong.
+    """
+    from dataclasses import MISSING, fields, is_dataclass
+
+    from nni.experiment.config.utils import camel_case
+
+    not_set = (None, MISSING, {"name": "_none_"})  # the last is a tuner nobody chose
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            content = {camel_case(f.name): plain(getattr(value, f.name)) for f in fields(value)}
+            return {key: inner for key, inner in content.items() if inner not in not_set}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return str(value) if isinstance(value, Path) else value
+
+    found: dict[str, Any] = plain(config)
+    return found
 
 
 def _nni_words(message: str) -> str:

@@ -17,6 +17,8 @@ from nni_gconv.experiment.running import RunningExperiment
 from nni_gconv.experiment.watch import Outcome, last_lines, watch
 
 if TYPE_CHECKING:
+    from nni.experiment import ExperimentConfig
+
     from nni_gconv.experiment.progress import ExperimentView
 
 __all__ = ["run_experiment", "start"]
@@ -55,7 +57,7 @@ def start(plan: ExperimentPlan) -> RunningExperiment:
     from nni_gconv.compat import quiet_nni, start_manager, write_launch_files
 
     quiet_nni()
-    experiment_id = generate_experiment_id()
+    experiment_id = plan.resumes.id if plan.resumes else generate_experiment_id()
     private = plan.folder / experiment_id / "launch"
     write_launch_files(private)
     process = start_manager(plan.config, experiment_id, plan.port, private, loopback=plan.loopback)
@@ -85,7 +87,7 @@ def _wait_until_ready(experiment: RunningExperiment) -> None:
 
 
 def run_experiment(
-    file: str | Path,
+    file: str | Path | ExperimentConfig | ExperimentPlan,
     *,
     port: int | None = None,
     concurrency: int | None = None,
@@ -99,8 +101,10 @@ def run_experiment(
 
     Parameters
     ----------
-    file : str or Path
-        An NNI 3.0 experiment YAML; the same file works with ``nnictl create``.
+    file : str, Path, nni.experiment.ExperimentConfig or ExperimentPlan
+        An NNI 3.0 experiment YAML (the same file works with ``nnictl create``), or a configuration
+        made in Python. What :func:`nni_gconv.experiment.preflight` has checked already is started
+        as it is.
     port, concurrency, output, loopback
         As in :func:`nni_gconv.experiment.preflight`.
     keep_ui : bool, default False
@@ -131,7 +135,10 @@ def run_experiment(
     from nni_gconv.experiment.progress import ExperimentView
 
     view = view or ExperimentView.silent()
-    plan = preflight(file, port=port, concurrency=concurrency, output=output, loopback=loopback)
+    if isinstance(file, ExperimentPlan):
+        plan = file
+    else:
+        plan = preflight(file, port=port, concurrency=concurrency, output=output, loopback=loopback)
     with _terminate_as_interrupt():
         experiment = start(plan)
         keep = False

@@ -17,18 +17,41 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from nni_gconv.compat import experiment_mapping
 from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.algorithms import check_algorithms
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
 
-__all__ = ["ExperimentPlan", "free_port", "preflight"]
+if TYPE_CHECKING:
+    from nni.experiment import ExperimentConfig
+
+__all__ = ["ExperimentPlan", "Resumption", "free_port", "preflight"]
 
 _PLATFORMS = ("local", "remote", "openpai", "aml", "dlc", "kubeflow", "frameworkcontroller")
 _OLD_KEYS = ("trainingServicePlatform", "authorName", "trial", "searchSpacePath")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What an experiment that goes on had come to.
+
+    Attributes
+    ----------
+    id : str
+        NNI's id.
+    ended : frozenset of str
+        Ids of the trials that have ended and stay as they are.
+    log_start : int
+        Length of ``dispatcher.log``: what stands there is of earlier starts.
+    """
+
+    id: str
+    ended: frozenset[str] = frozenset()
+    log_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,8 @@ class ExperimentPlan:
         Whether the manager listens on 127.0.0.1 only.
     notes : tuple of str
         What is allowed but may not be meant; to be shown before the start.
+    resumes : Resumption or None
+        The experiment that goes on; None for a new one.
     """
 
     file: Path
@@ -54,6 +79,7 @@ class ExperimentPlan:
     port: int
     loopback: bool
     notes: tuple[str, ...] = ()
+    resumes: Resumption | None = None
 
     @property
     def name(self) -> str:
@@ -85,7 +111,7 @@ class ExperimentPlan:
 
 
 def preflight(
-    file: str | Path,
+    file: str | Path | ExperimentConfig,
     *,
     port: int | None = None,
     concurrency: int | None = None,
@@ -96,8 +122,9 @@ def preflight(
 
     Parameters
     ----------
-    file : str or Path
-        An NNI 3.0 experiment YAML.
+    file : str, Path or nni.experiment.ExperimentConfig
+        An NNI 3.0 experiment YAML, or a configuration made in Python, whose relative paths start
+        from the working folder.
     port : int, optional
         Port of the web UI; by default a free one is chosen.
     concurrency : int, optional
@@ -123,8 +150,12 @@ def preflight(
     >>> preflight(experiment_file("quickstart")).config.trial_concurrency
     2
     """
-    file = Path(file)
-    data = _read(file)
+    if isinstance(file, str | Path):
+        file = Path(file)
+        data = _read(file)
+    else:
+        data = experiment_mapping(file)
+        file = Path.cwd() / "experiment.config"
     _check_tools()
     if concurrency is not None:
         data = {k: v for k, v in data.items() if _plain(k) != "trialconcurrency"}

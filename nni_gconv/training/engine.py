@@ -269,9 +269,10 @@ class Loop:
         self.history.append(record)
         if self.settings.keep == "best" and self._best()["epoch"] == epoch + 1:
             self.best_state = _cpu_copy(self.model)
-        self._write_log(record)
+        # The checkpoint first: telling NNI fails when its manager is gone, and the epoch stays.
         if self.checkpoints and self.distributed.is_main:
             self._save()
+        self._write_log(record)
         return record
 
     # --- after -----------------------------------------------------------------------------------

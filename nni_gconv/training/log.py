@@ -54,8 +54,8 @@ class MetricLog:
     - NNI, when a trial runs under it: ``{"default", "loss", "lr", "sparsity"}``.
 
     An epoch of a stage is written once, however often it is reported: a resumed run repeats
-    what it may have lost and nothing appears twice. NNI, which sees a new trial, is first given
-    the epochs that are already in the file.
+    what it may have lost and nothing appears twice. NNI is first given the epochs that are
+    already in the file, without those that it has of this trial.
 
     Parameters
     ----------
@@ -94,7 +94,11 @@ class MetricLog:
         self._writer: SummaryWriter | None = None
         self._nni = compat.running_under_nni() if nni is None else nni
         self._records = self._read()
-        self._reported = 0
+        told = compat.continue_intermediates() if self._nni else 0
+        shown = [i for i, record in enumerate(self._records) if "val_accuracy" in record]
+        self._reported = shown[min(told, len(shown)) - 1] + 1 if told and shown else 0
+        self._earlier = self._reported  # records that an earlier process told NNI of
+        self._told_before = told - min(told, len(shown))  # reports whose records are gone
 
     def __enter__(self) -> MetricLog:
         return self
@@ -144,6 +148,9 @@ class MetricLog:
         kept = [r for r in self._records if r["stage"] != stage]
         if len(kept) == len(self._records):
             return
+        lost = [r for r in self._records[: self._earlier] if r["stage"] == stage]
+        self._told_before += sum("val_accuracy" in record for record in lost)
+        self._earlier -= len(lost)
         self._reported = sum(r["stage"] != stage for r in self._records[: self._reported])
         self._records = kept
         self._rewrite()
@@ -168,7 +175,9 @@ class MetricLog:
         if not self._nni:
             return
         for record in self._records[self._reported :]:
-            if "val_accuracy" in record:
+            if "val_accuracy" in record and self._told_before:
+                self._told_before -= 1  # a stage that began again: NNI has this epoch
+            elif "val_accuracy" in record:
                 compat.report_intermediate(
                     {
                         "default": record["val_accuracy"],
