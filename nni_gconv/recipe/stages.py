@@ -27,6 +27,7 @@ from nni_gconv.recipe.measure import measure_models
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.setup import check_runs, choose_device, reset_parameters
+from nni_gconv.speedup.layer_sizes import compare_sizes
 from nni_gconv.speedup.masks import load_masks
 from nni_gconv.speedup.model_speedup import ModelSpeedup
 from nni_gconv.training.data import load_data, make_loaders
@@ -377,9 +378,9 @@ class Trial:
 
     def _save_compact(self, name: str) -> None:
         if self.distributed.is_main:
-            save_compact(
-                self.model, self.folder.path / name, recipe=self.recipe.model_dump(mode="json")
-            )
+            sizes = compare_sizes(self.model, self.dense, self._example())
+            content = self.recipe.model_dump(mode="json")
+            save_compact(self.model, self.folder.path / name, recipe=content, layers=sizes)
 
     def _save_state(self, model: nn.Module, path: Path) -> None:
         if self.distributed.is_main:
