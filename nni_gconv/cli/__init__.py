@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from nni_gconv.cli.compare import compare
 from nni_gconv.cli.create import create
 from nni_gconv.cli.doctor import doctor
 from nni_gconv.cli.export import export
@@ -75,6 +76,7 @@ for _command in (
     create,
     resume,
     report,
+    compare,
     profile,
     doctor,
     inspect,

@@ -40,7 +40,7 @@ from nni_gconv.compat.nni_trial import (
     running_under_nni,
     trial_folder,
 )
-from nni_gconv.compat.nni_wrapper import lighten_wrappers
+from nni_gconv.compat.nni_wrapper import lighten_wrappers, trained_weight
 from nni_gconv.compat.torch_edges import (
     export_onnx,
     export_program,
@@ -91,6 +91,7 @@ __all__ = [
     "split_parameter_groups",
     "start_manager",
     "take_over_weights",
+    "trained_weight",
     "trial_folder",
     "write_launch_files",
     "write_resume_file",
