@@ -35,6 +35,7 @@ from nni_gconv.compat.nni_trial import (
     trial_folder,
 )
 from nni_gconv.compat.nni_wrapper import lighten_wrappers
+from nni_gconv.compat.nvml import DriverGpus, driver_gpus
 from nni_gconv.compat.torch_edges import (
     export_onnx,
     export_program,
@@ -49,7 +50,9 @@ from nni_gconv.compat.torch_edges import (
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "DriverGpus",
     "dispatcher_exception",
+    "driver_gpus",
     "evaluator_input",
     "evaluator_optimizer",
     "experiment_folder",

@@ -89,6 +89,7 @@ def run_experiment(
     *,
     port: int | None = None,
     concurrency: int | None = None,
+    gpus: int | None = None,
     output: Path | None = None,
     loopback: bool = True,
     keep_ui: bool = False,
@@ -101,7 +102,7 @@ def run_experiment(
     ----------
     file : str or Path
         An NNI 3.0 experiment YAML; the same file works with ``nnictl create``.
-    port, concurrency, output, loopback
+    port, concurrency, gpus, output, loopback
         As in :func:`nni_gconv.experiment.preflight`.
     keep_ui : bool, default False
         Leave the web UI running after an end by itself (not after Ctrl-C); else nothing is left.
@@ -131,7 +132,9 @@ def run_experiment(
     from nni_gconv.experiment.progress import ExperimentView
 
     view = view or ExperimentView.silent()
-    plan = preflight(file, port=port, concurrency=concurrency, output=output, loopback=loopback)
+    plan = preflight(
+        file, port=port, concurrency=concurrency, gpus=gpus, output=output, loopback=loopback
+    )
     with _terminate_as_interrupt():
         experiment = start(plan)
         keep = False

@@ -22,7 +22,9 @@ from typing import Any
 import yaml
 
 from nni_gconv.errors import ConfigError, nearest, unknown_name
+from nni_gconv.experiment.gpus import fit_concurrency, gpu_notes
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
+from nni_gconv.slots import GPUS_VARIABLE
 
 __all__ = ["ExperimentPlan", "free_port", "preflight"]
 
@@ -88,6 +90,7 @@ def preflight(
     *,
     port: int | None = None,
     concurrency: int | None = None,
+    gpus: int | None = None,
     output: Path | None = None,
     loopback: bool = True,
 ) -> ExperimentPlan:
@@ -101,6 +104,10 @@ def preflight(
         Port of the web UI; by default a free one is chosen.
     concurrency : int, optional
         Trials at a time, instead of the file's ``trialConcurrency``.
+    gpus : int, optional
+        GPUs each trial takes, instead of the recipe's ``gpus``; on this machine alone
+        ``trialConcurrency`` becomes what there is room for. 0: none, trials run on the CPU or see
+        all GPUs.
     output : Path, optional
         Folder to keep the experiment in, instead of the file's ``experimentWorkingDirectory``.
     loopback : bool, default True
@@ -137,8 +144,12 @@ def preflight(
         if not config.tuner.class_name:  # a tuner of the user's may read anything
             check_space(config.search_space)
         _check_folders(config)
+        if gpus is not None:
+            _give_gpus(config, gpus, fit=concurrency is None)
+        notes = _notes(config)
         if platform_of(config) == "local":
             _check_command(config)
+            notes += gpu_notes(config, config.training_service)
         elif loopback and not _tunnelled(config):
             raise ConfigError(
                 "trainingService: machines elsewhere connect back to this one, and NNI's server "
@@ -149,13 +160,19 @@ def preflight(
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     checked_port = free_port() if port is None else _check_port(port)
-    return ExperimentPlan(file, config, checked_port, loopback, tuple(_notes(config)))
+    return ExperimentPlan(file, config, checked_port, loopback, tuple(notes))
 
 
 def platform_of(config: Any) -> str:
     """Return the training service's name, ``hybrid`` for a list of them."""
     service = config.training_service
     return "hybrid" if isinstance(service, list) else str(service.platform)
+
+
+def services_of(config: Any) -> list[Any]:
+    """Return the training services: one, or the several of a hybrid experiment."""
+    service = config.training_service
+    return list(service) if isinstance(service, list) else [service]
 
 
 def free_port() -> int:
@@ -261,6 +278,15 @@ def _gpu_words(where: str) -> str:
         f"{where}: NNI's GPU scheduler can start processes without end; leave it out and set "
         "trialConcurrency to the number of GPUs: each trial takes a free one by itself"
     )
+
+
+def _give_gpus(config: Any, gpus: int, *, fit: bool) -> None:
+    """Make every trial take `gpus` GPUs, wherever it runs."""
+    if fit and gpus and platform_of(config) == "local":
+        fit_concurrency(config, gpus)
+    for one in [config, *services_of(config)]:
+        if one.trial_command:
+            one.trial_command = f"{GPUS_VARIABLE}={gpus} {one.trial_command}"
 
 
 def _check_algorithms(config: Any) -> None:
