@@ -16,6 +16,7 @@ from nni_gconv.compat.nni_compression import (
 )
 from nni_gconv.compat.nni_manager import (
     EXPERIMENT_MARK,
+    HOST_KEYS,
     dispatcher_exception,
     launch_path,
     link_tensorboard,
@@ -50,6 +51,7 @@ from nni_gconv.compat.torch_edges import (
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "HOST_KEYS",
     "DriverGpus",
     "dispatcher_exception",
     "driver_gpus",

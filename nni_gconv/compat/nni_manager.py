@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "HOST_KEYS",
     "dispatcher_exception",
     "launch_path",
     "link_tensorboard",
@@ -36,6 +37,11 @@ __all__ = [
 EXPERIMENT_MARK = "NNI_GCONV_EXPERIMENT"
 """Variable that every process of an experiment we started carries: its NNI experiment id."""
 
+HOST_KEYS = "host_keys.json"
+"""File beside those of :func:`write_launch_files`: the SSH host keys that the manager may meet,
+``{"host:port": {type: SHA-256 in hexadecimal}}``."""
+
+_SCRIPTS = ("parameters.js", "remote.js")
 _SHIMS = Path(__file__).parents[1] / "_shims"
 
 
@@ -45,8 +51,8 @@ def write_launch_files(folder: Path) -> None:
     Parameters
     ----------
     folder : Path
-        Private folder of the experiment. Gets ``bind.js`` and ``parameters.js``, which the
-        manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
+        Private folder of the experiment. Gets ``bind.js``, ``parameters.js`` and ``remote.js``,
+        which the manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
         ``nni-gconv`` (the one of this very Python).
     """
     bin_folder = folder / "bin"
@@ -61,7 +67,7 @@ def write_launch_files(folder: Path) -> None:
         if root in installed
         else f'PYTHONPATH={shlex.quote(str(root))}"${{PYTHONPATH:+:$PYTHONPATH}}" '
     )
-    for name in ("bind.js", "parameters.js"):
+    for name in ("bind.js", *_SCRIPTS):
         (folder / name).write_bytes((_SHIMS / name).read_bytes())
     for name in ("tensorboard", "nni-gconv"):
         text = (_SHIMS / f"{name}.sh").read_text(encoding="utf-8")
@@ -108,10 +114,12 @@ def start_manager(
     node = Path(nni_node.__path__[0])
     args = NniManagerArgs("create", experiment_id, config, port, False, False, None, None)
     command = [str(node / "node"), "--max-old-space-size=4096", "--trace-uncaught"]
-    for script in ("bind.js", "parameters.js") if loopback else ("parameters.js",):
+    for script in ("bind.js", *_SCRIPTS) if loopback else _SCRIPTS:
         command += ["--require", str(folder / script)]
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}
+    if (folder / HOST_KEYS).is_file():
+        env["NNI_GCONV_HOST_KEYS"] = str(folder / HOST_KEYS)
     # NNI reaches its own manager over HTTP: a proxy of the user must not stand between them.
     for key in ("NO_PROXY", "no_proxy"):
         env[key] = ",".join(filter(None, [env.get(key), "localhost,127.0.0.1"]))

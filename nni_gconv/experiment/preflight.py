@@ -22,8 +22,10 @@ from typing import Any
 import yaml
 
 from nni_gconv.errors import ConfigError, nearest, unknown_name
+from nni_gconv.experiment.elsewhere import remote_notes
 from nni_gconv.experiment.gpus import fit_concurrency, gpu_notes
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
+from nni_gconv.remote.machines import Machine, machines_of
 from nni_gconv.slots import GPUS_VARIABLE
 
 __all__ = ["ExperimentPlan", "free_port", "preflight"]
@@ -65,6 +67,11 @@ class ExperimentPlan:
     def folder(self) -> Path:
         """Folder that all experiments of this kind are kept in."""
         return Path(self.config.experiment_working_directory)
+
+    @property
+    def machines(self) -> list[Machine]:
+        """The machines that trials run on by SSH."""
+        return machines_of(self.config.training_service)
 
     @property
     def max_trials(self) -> int | None:
@@ -150,13 +157,8 @@ def preflight(
         if platform_of(config) == "local":
             _check_command(config)
             notes += gpu_notes(config, config.training_service)
-        elif loopback and not _tunnelled(config):
-            raise ConfigError(
-                "trainingService: machines elsewhere connect back to this one, and NNI's server "
-                "has no login: set nniManagerIp: 127.0.0.1 and give each machine a tunnel "
-                "(ssh -N -R PORT:127.0.0.1:PORT user@host, with --port PORT), or pass "
-                "--all-interfaces on a network you trust"
-            )
+        else:
+            notes += remote_notes(config, loopback=loopback)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     checked_port = free_port() if port is None else _check_port(port)
@@ -336,11 +338,6 @@ def _check_command(config: Any) -> None:
         recipe = code / Path(words[2]).expanduser()
         if not recipe.is_file():
             raise ConfigError(f"trialCommand: no such recipe: {recipe}")
-
-
-def _tunnelled(config: Any) -> bool:
-    ips = {config.nni_manager_ip, getattr(config.training_service, "nni_manager_ip", None)}
-    return bool(ips & {"127.0.0.1", "localhost"})
 
 
 def _check_port(port: int) -> int:

@@ -1,0 +1,122 @@
+"""Experiments on machines elsewhere: what the file must say, and the way there and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_gconv.compat import HOST_KEYS
+from nni_gconv.errors import ConfigError
+from nni_gconv.files import write_json
+from nni_gconv.remote.links import MachineLinks
+from nni_gconv.remote.machines import Machine, machines_of
+from nni_gconv.remote.ssh import RemoteError, known_host_keys
+from nni_gconv.remote.yaml_lines import line_of
+
+if TYPE_CHECKING:
+    from nni_gconv.experiment.preflight import ExperimentPlan
+
+__all__ = ["open_links", "remote_notes", "where"]
+
+_LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def remote_notes(config: Any, *, loopback: bool) -> list[str]:
+    """Check the services of an experiment that does not run on this machine alone.
+
+    Without a ``nniManagerIp``, machines get the loopback address: the tunnels lead there.
+
+    Parameters
+    ----------
+    config : nni.experiment.ExperimentConfig
+        Canonical; ``nniManagerIp`` is filled in.
+    loopback : bool
+        Whether the manager listens on 127.0.0.1 only.
+
+    Returns
+    -------
+    list of str
+        What is allowed but unwise.
+
+    Raises
+    ------
+    ConfigError
+        Machines could never reach the manager, or the services cannot be combined.
+    """
+    listed = config.training_service
+    services = listed if isinstance(listed, list) else [listed]
+    platforms = [str(service.platform) for service in services]
+    foreign = sorted({name for name in platforms if name not in ("local", "remote")})
+    if foreign and loopback:
+        raise ConfigError(
+            f"trainingService: {foreign[0]} connects back to this machine, and NNI's server has "
+            "no login: pass --all-interfaces on a network you trust"
+        )
+    if not foreign:
+        for name in ("local", "remote"):
+            if platforms.count(name) > 1:
+                raise ConfigError(
+                    f"trainingService: {name} stands there {platforms.count(name)} times; "
+                    "put all machines into the machineList of one"
+                )
+    notes = []
+    for service in services:
+        if service.platform != "remote" or not loopback:
+            continue
+        given = service.nni_manager_ip
+        if given is None:
+            service.nni_manager_ip = "127.0.0.1"
+        elif given not in _LOOPBACK:
+            raise ConfigError(
+                f"nniManagerIp: {given}: NNI's server has no login and stays on 127.0.0.1; leave "
+                "nniManagerIp out, and machines come back through SSH tunnels, or pass "
+                "--all-interfaces on a network you trust"
+            )
+    for machine in machines_of(listed):
+        for key, value in (("password", machine.password), ("sshPassphrase", machine.passphrase)):
+            if value:
+                notes.append(
+                    f"{machine.label}: {key} in the file: NNI keeps it in its database and serves "
+                    "it without login; use a key, and ssh-add for its passphrase"
+                )
+    return notes
+
+
+def open_links(plan: ExperimentPlan, private: Path) -> MachineLinks:
+    """Log in to the machines of an experiment, and leave their host keys for the manager.
+
+    Parameters
+    ----------
+    plan : ExperimentPlan
+        A checked experiment.
+    private : Path
+        Folder of its launch files.
+
+    Returns
+    -------
+    MachineLinks
+        Open; empty where there are no machines elsewhere.
+
+    Raises
+    ------
+    RemoteError
+        A machine cannot be used: file, line and reason.
+    """
+    links = MachineLinks(plan.machines)
+    try:
+        links.open()
+    except RemoteError as error:
+        machine = error.machine
+        raise RemoteError(f"{where(plan.file, machine, error.key)}: {error}") from None
+    if plan.machines:
+        keys = {f"{one.host}:{one.port}": known_host_keys(one) for one in plan.machines}
+        write_json(private / HOST_KEYS, keys)
+    return links
+
+
+def where(file: Path, machine: Machine | None, key: str = "") -> str:
+    """Write the place of a machine's key in an experiment file, ``experiment.yml:12``."""
+    if machine is None:
+        return str(file)
+    line = line_of(file, (*machine.place, key) if key else machine.place)
+    return f"{file}:{line}" if line else str(file)
