@@ -1,11 +1,15 @@
 // Machines elsewhere: what NNI's remote training service leaves open. Each part stands alone.
 const Module = require('module');
 const fs = require('fs');
+const ofNni = name => Module.createRequire(process.argv[1])(name);
 const load = Module._load;
-const patches = [ssh, lostMachines, deadCalls, hybrid];
+const patches = {
+  ssh2: ssh, remote: lostMachines, rpc_util: deadCalls, routerTrainingService: hybrid, factory: hybrid,
+};
 Module._load = function (...args) {
   const loaded = load.apply(this, args);
-  if (loaded && typeof loaded === 'object') for (const patch of patches) patch(loaded, args[0]);
+  const patch = patches[String(args[0]).split('/').pop()];
+  if (patch && loaded && typeof loaded === 'object') patch(loaded);
   return loaded;
 };
 const once = (object, name) => {
@@ -17,8 +21,8 @@ const once = (object, name) => {
 // NNI takes any host key; upgrades itself with pip on each machine at every start; and dies of a
 // connection that breaks. Here: the keys that were verified before, no pip, and a listener. A key
 // with a passphrase that is not in the file is left to the agent.
-function ssh(ssh2, name) {
-  if (name !== 'ssh2' || !ssh2.Client || !once(ssh2, 'nniGconv')) return;
+function ssh(ssh2) {
+  if (!ssh2.Client || !once(ssh2, 'nniGconv')) return;
   const file = process.env.NNI_GCONV_HOST_KEYS;
   const known = file ? JSON.parse(fs.readFileSync(file, 'utf8')) : {};
   const {connect, exec} = ssh2.Client.prototype;
@@ -74,7 +78,7 @@ function lostMachines(exports) {
       let worker;
       try {
         worker = await this.launchWorker(lost.config);
-        const {getTarballPath} = require('common/tarball');
+        const {getTarballPath} = ofNni('common/tarball');
         for (const name of this.uploadedDirs) await worker.upload(name, getTarballPath(name));
         this.emitEnvUpdate();
         this.log.info(`Worker ${host} has been recovered`);
@@ -121,7 +125,7 @@ function hybrid(exports) {
       const ours = Array.isArray(list)
         && list.every(one => ['local', 'remote'].includes(one.platform) && !one.reuseMode);
       if (!ours) return construct.call(this, config);
-      const {V3asV1} = require('training_service/v3/compat');
+      const {V3asV1} = ofNni('training_service/v3/compat');
       return new V3asV1({...list[0], platform: 'hybrid', services: list});
     };
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,33 @@ from nni_gconv.remote.yaml_lines import line_of
 if TYPE_CHECKING:
     from nni_gconv.experiment.preflight import ExperimentPlan
 
-__all__ = ["open_links", "remote_notes", "where"]
+__all__ = ["open_links", "remote_notes", "where", "with_tunnel_end"]
 
 _LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def with_tunnel_end(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Say in an experiment file that has machines where they find the manager: their tunnel's end.
+
+    Examples
+    --------
+    >>> with_tunnel_end({"trainingService": [{"platform": "remote"}]})["nniManagerIp"]
+    '127.0.0.1'
+    """
+    service = data.get("trainingService")
+    services = service if isinstance(service, list) else [service]
+    remote = any(isinstance(one, dict) and one.get("platform") == "remote" for one in services)
+    given = any(key.lower().replace("_", "") == "nnimanagerip" for key in map(str, data))
+    return {**data, "nniManagerIp": "127.0.0.1"} if remote and not given else dict(data)
 
 
 def remote_notes(config: Any, *, loopback: bool) -> list[str]:
     """Check the services of an experiment that does not run on this machine alone.
 
-    Without a ``nniManagerIp``, machines get the loopback address: the tunnels lead there.
-
     Parameters
     ----------
     config : nni.experiment.ExperimentConfig
-        Canonical; ``nniManagerIp`` is filled in.
+        Canonical.
     loopback : bool
         Whether the manager listens on 127.0.0.1 only.
 
@@ -63,14 +77,11 @@ def remote_notes(config: Any, *, loopback: bool) -> list[str]:
     for service in services:
         if service.platform != "remote" or not loopback:
             continue
-        given = service.nni_manager_ip
-        if given is None:
-            service.nni_manager_ip = "127.0.0.1"
-        elif given not in _LOOPBACK:
+        if service.nni_manager_ip not in _LOOPBACK:
             raise ConfigError(
-                f"nniManagerIp: {given}: NNI's server has no login and stays on 127.0.0.1; leave "
-                "nniManagerIp out, and machines come back through SSH tunnels, or pass "
-                "--all-interfaces on a network you trust"
+                f"nniManagerIp: {service.nni_manager_ip}: NNI's server has no login and stays on "
+                "127.0.0.1; leave nniManagerIp out, and machines come back through SSH tunnels, or "
+                "pass --all-interfaces on a network you trust"
             )
     for machine in machines_of(listed):
         for key, value in (("password", machine.password), ("sshPassphrase", machine.passphrase)):

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from nni_gconv.errors import ConfigError, nearest, unknown_name
-from nni_gconv.experiment.elsewhere import remote_notes
+from nni_gconv.experiment.elsewhere import remote_notes, with_tunnel_end
 from nni_gconv.experiment.gpus import fit_concurrency, gpu_notes
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
 from nni_gconv.remote.machines import Machine, machines_of
@@ -139,6 +139,8 @@ def preflight(
     file = Path(file)
     data = _read(file)
     _check_tools()
+    if loopback:
+        data = with_tunnel_end(data)
     if concurrency is not None:
         data = {k: v for k, v in data.items() if _plain(k) != "trialconcurrency"}
         data["trialConcurrency"] = concurrency

@@ -33,22 +33,28 @@ class ReverseTunnel:
     ----------
     machine : Machine
         Where to.
-
-    Attributes
-    ----------
-    lost_since : float or None
-        Time (``time.time()``) since which the machine is gone; None while it answers.
     """
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.port: int | None = None
-        self.lost_since: float | None = None
+        self._lost_since: float | None = None
         self._connection: Connection | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(
             target=self._watch, name=f"tunnel to {machine.label}", daemon=True
         )
+
+    @property
+    def lost_since(self) -> float | None:
+        """Time (``time.time()``) since which the machine is gone; None while it answers."""
+        connection = self._connection
+        if self._lost_since is None and connection is not None and not self._stopping.is_set():
+            with contextlib.suppress(RemoteError):
+                connection.transport  # noqa: B018  # raises where it has been closed
+                return None
+            self._lost_since = time.time()
+        return self._lost_since
 
     def open(self) -> None:
         """Log in and begin to watch the machine.
@@ -121,10 +127,10 @@ class ReverseTunnel:
     def _watch(self) -> None:
         while not self._stopping.wait(_BEAT_SECONDS):
             if self._beats():
-                self.lost_since = None
+                self._lost_since = None
                 continue
-            if self.lost_since is None:
-                self.lost_since = time.time()
+            if self._lost_since is None:
+                self._lost_since = time.time()
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
