@@ -17,6 +17,7 @@ import typer
 from nni_gconv.cli.create import create
 from nni_gconv.cli.doctor import doctor
 from nni_gconv.cli.export import export
+from nni_gconv.cli.fetch import fetch
 from nni_gconv.cli.inspect import inspect
 from nni_gconv.cli.profile import profile
 from nni_gconv.cli.quickstart import quickstart
@@ -71,6 +72,7 @@ for _command in (
     run,
     quickstart,
     create,
+    fetch,
     report,
     profile,
     doctor,

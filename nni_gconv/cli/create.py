@@ -88,6 +88,7 @@ def create(
     )
     if check:
         from nni_gconv.experiment import preflight
+        from nni_gconv.experiment.checkup import made_ready
 
         plan = preflight(
             experiment,
@@ -97,6 +98,7 @@ def create(
             output=output,
             loopback=options.loopback,
         )
+        plan = made_ready(plan)
         for text in plan.notes:
             note(f"note: {text}")
         note(f"{experiment}: nothing wrong found")

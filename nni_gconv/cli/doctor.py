@@ -1,7 +1,8 @@
-"""``nni-gconv doctor MODEL``: what pruning would do to a network, before any training."""
+"""``nni-gconv doctor``: what pruning would do to a network, or whether an experiment will run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +22,14 @@ def doctor(
     option: ModelOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Trace a network without training: what is coupled, what stays and why, what a ratio costs."""
+    """Trace a network without training: what is coupled, what stays and why, what a ratio costs.
+
+    Given an experiment file (*.yml): check it, and every machine it names, without starting it.
+    """
+    if Path(model).suffix in (".yml", ".yaml"):
+        from nni_gconv.cli.doctor_experiment import doctor_experiment
+
+        raise typer.Exit(doctor_experiment(Path(model), as_json=as_json))
     network, example = build_model(model, shape, option)
 
     from nni_gconv.diagnose import diagnose

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from nni_gconv.experiment.checkup import made_ready
 from nni_gconv.experiment.courier import Courier
 from nni_gconv.experiment.elsewhere import open_links
 from nni_gconv.experiment.manager import ManagerClient, ManagerError, TrialState
@@ -133,6 +134,8 @@ def run_experiment(
     ------
     ConfigError
         The file is wrong; nothing was started.
+    RemoteError
+        A machine in it cannot be used; nothing was started.
     ManagerError
         NNI's manager did not come up.
 
@@ -149,7 +152,7 @@ def run_experiment(
         file, port=port, concurrency=concurrency, gpus=gpus, output=output, loopback=loopback
     )
     with _terminate_as_interrupt():
-        experiment = start(plan)
+        experiment = start(made_ready(plan))
         keep = False
         courier = Courier(experiment)
 

@@ -68,6 +68,7 @@ class RunningExperiment:
                     self.process.wait(_STOP_SECONDS)
         finally:
             _end_all(self._survivors())
+            self.links.sweep(self.id)
             self.links.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,29 @@ from nni_gconv.remote.ssh import RemoteError
 from nni_gconv.remote.tunnel import ReverseTunnel
 
 __all__ = ["MachineLinks"]
+
+_SWEEP = """
+import os, sys, psutil
+found = []
+for process in psutil.process_iter():
+    try:
+        environment, words = process.environ(), process.cmdline()
+    except (psutil.Error, OSError):
+        continue
+    keeper = any(sys.argv[1] in word and "trial_keeper" in word for word in words)
+    if process.pid != os.getpid() and (environment.get("NNI_EXP_ID") == sys.argv[1] or keeper):
+        found.append(process)
+for process in found:
+    try:
+        process.terminate()
+    except psutil.Error:
+        pass
+for process in psutil.wait_procs(found, timeout=3)[1]:
+    try:
+        process.kill()
+    except psutil.Error:
+        pass
+"""
 
 
 class MachineLinks:
@@ -87,6 +111,16 @@ class MachineLinks:
         """End all logins and tunnels; safe to call again."""
         for tunnel in self._tunnels:
             tunnel.close()
+
+    def sweep(self, experiment_id: str) -> None:
+        """End what is left of an experiment on its machines.
+
+        NNI's trial keeper ends without its trials when the manager is killed, and a trial's shell
+        ends without what it started.
+        """
+        for tunnel in self._tunnels:
+            with contextlib.suppress(RemoteError):
+                tunnel.python(_SWEEP, experiment_id)
 
     def lost(self) -> list[tuple[Machine, float]]:
         """Return the machines that do not answer, each with the time since when."""

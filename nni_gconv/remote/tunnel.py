@@ -82,6 +82,19 @@ class ReverseTunnel:
             raise RemoteError(f"{self.machine.label}: the connection is lost")
         _forward(self._connection, port, self._accept)
 
+    def python(self, script: str, *arguments: str) -> None:
+        """Run a Python script on the machine.
+
+        Raises
+        ------
+        RemoteError
+            The machine is lost, or the script does not end.
+        """
+        connection = self._connection
+        if connection is None:
+            raise RemoteError(f"{self.machine.label}: the connection is lost")
+        connection.python(script, *arguments)
+
     def close(self) -> None:
         """End it; safe to call again."""
         self._stopping.set()
