@@ -45,7 +45,7 @@ def doctor_experiment(file: Path, *, as_json: bool) -> int:
         print_json(rows)
     for row in rows if not as_json else ():
         place = f"{file.name}:{row['line']}" if row["line"] and row["level"] != "ok" else ""
-        where = " ".join(filter(None, [place, row["machine"] or "here"]))
+        where = f"{place} {row['machine'] or 'here'}".strip()
         typer.echo(f"{row['level']:8} {where}: {row['text']}")
     errors = sum(found.level == ERROR for found in findings)
     warnings = sum(found.level == WARNING for found in findings)

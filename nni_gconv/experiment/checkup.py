@@ -225,7 +225,14 @@ def _check_room(plan: ExperimentPlan, room: dict[str, int]) -> list[Finding]:
     return [Finding(OK, f"trialConcurrency: {asked}, room for {shown}", ("trialConcurrency",))]
 
 
-def _place(text: str) -> tuple[str, ...]:
-    """Return the key that a message begins with, where it begins with one."""
-    match = re.match(r"(?:.*\.ya?ml: )?([A-Za-z]+(?:\.[A-Za-z]+)*)\b", text)
-    return tuple(match[1].split(".")) if match else ()
+def _place(text: str) -> tuple[str | int, ...]:
+    """Return the key that a message begins with, where it begins with one.
+
+    Examples
+    --------
+    >>> _place("a.yml: trainingService.machineList[0].user is not set")
+    ('trainingService', 'machineList', 0, 'user')
+    """
+    match = re.match(r"(?:.*\.ya?ml: )?([A-Za-z]+(?:\[\d+\]|\.[A-Za-z]+)*)", text)
+    steps = re.findall(r"[A-Za-z]+|\d+", match[1]) if match else []
+    return tuple(int(step) if step.isdigit() else step for step in steps)

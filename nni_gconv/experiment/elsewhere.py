@@ -17,7 +17,7 @@ from nni_gconv.remote.yaml_lines import line_of
 if TYPE_CHECKING:
     from nni_gconv.experiment.preflight import ExperimentPlan
 
-__all__ = ["open_links", "remote_notes", "where", "with_tunnel_end"]
+__all__ = ["check_machine_list", "open_links", "remote_notes", "where", "with_tunnel_end"]
 
 _LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -35,6 +35,44 @@ def with_tunnel_end(data: Mapping[str, Any]) -> dict[str, Any]:
     remote = any(isinstance(one, dict) and one.get("platform") == "remote" for one in services)
     given = any(key.lower().replace("_", "") == "nnimanagerip" for key in map(str, data))
     return {**data, "nniManagerIp": "127.0.0.1"} if remote and not given else dict(data)
+
+
+def check_machine_list(service: Mapping[str, Any], where: str) -> None:
+    """Check what a file says of its machines, with the place in front of each message.
+
+    Parameters
+    ----------
+    service : mapping
+        A training service as it stands in the file.
+    where : str
+        Its place, ``trainingService``.
+
+    Raises
+    ------
+    ConfigError
+        No machine, or one without a host, a user or a way to log in.
+    """
+    if service.get("platform") != "remote":
+        return
+    keys = {str(key).lower().replace("_", ""): key for key in service}
+    machines = service.get(keys.get("machinelist", "machineList"))
+    if not isinstance(machines, list) or not machines:
+        raise ConfigError(f"{where}.machineList is not set: a list of host, user, sshKeyFile")
+    for index, machine in enumerate(machines):
+        place = f"{where}.machineList[{index}]"
+        if not isinstance(machine, Mapping):
+            raise ConfigError(f"{place}: expected host, user, sshKeyFile, this is {machine!r:.60}")
+        given = {str(key).lower().replace("_", ""): value for key, value in machine.items()}
+        for key in ("host", "user"):
+            if not given.get(key):
+                raise ConfigError(f"{place}.{key} is not set")
+        if given.get("password") is None:
+            key_file = given.get("sshkeyfile", "~/.ssh/id_rsa")
+            if not Path(str(key_file)).expanduser().is_file():
+                raise ConfigError(
+                    f"{place}.sshKeyFile: no such file: {key_file} "
+                    "(make one with: ssh-keygen -t ed25519)"
+                )
 
 
 def remote_notes(config: Any, *, loopback: bool) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from nni_gconv.errors import ConfigError, nearest, unknown_name
-from nni_gconv.experiment.elsewhere import remote_notes, with_tunnel_end
+from nni_gconv.experiment.elsewhere import check_machine_list, remote_notes, with_tunnel_end
 from nni_gconv.experiment.gpus import fit_concurrency, gpu_notes
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
 from nni_gconv.remote.machines import Machine, machines_of
@@ -255,10 +255,12 @@ def _check_given(given: Mapping[str, Any]) -> None:
     services = [one for one in listed if isinstance(one, dict)]
     if not services or len(services) != len(listed):
         raise ConfigError("trainingService is not set; write trainingService: {platform: local}")
-    for one in services:
+    for index, one in enumerate(services):
+        place = f"trainingService[{index}]" if isinstance(service, list) else "trainingService"
         if one.get("platform") not in _PLATFORMS:
-            where = "trainingService.platform"
+            where = f"{place}.platform"
             raise ConfigError(unknown_name("platform", one.get("platform"), _PLATFORMS, where))
+        check_machine_list(one, place)
         for key, value in one.items():
             if _plain(key) == "trialgpunumber" and value:
                 raise ConfigError(_gpu_words(f"trainingService.{key}"))
