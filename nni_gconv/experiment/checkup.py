@@ -203,8 +203,8 @@ def _check_gpus(plan: ExperimentPlan, known: dict[Machine, MachineFacts]) -> lis
         else:
             text = f"{count} GPUs, but each trial takes {wish.count}"
             findings.append(Finding(ERROR, text, place, machine))
-    room = {label: count // wish.count for label, (count, _) in gpus.items() if count}
-    if room and len(room) == len(gpus):
+    room = {label: count // wish.count for label, (count, _) in gpus.items()}
+    if len(known) == len(plan.machines) and all(room.values()):
         findings += _check_room(plan, room)
     return findings
 

@@ -116,7 +116,8 @@ def probe(connection: Connection, packages: tuple[str, ...], program: str = "") 
     if folder is not None:
         quoted = shlex.quote(folder)
         kind = connection.run(
-            f"if test -x {quoted}/python || test -x {quoted}/python3; then echo ok; "
+            f"if test -f {quoted}/python && test -x {quoted}/python; then echo ok; "
+            f"elif test -f {quoted}/python3 && test -x {quoted}/python3; then echo ok; "
             f"elif test -d {quoted}; then echo empty; elif test -e {quoted}; then echo file; "
             "else echo none; fi"
         ).out.rpartition("\n")[2]

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -70,14 +70,13 @@ class SshMachine:
     process: subprocess.Popen | None = None
     namespace: str | None = None
     card: str | None = None
-    extra: dict = field(default_factory=dict)
 
     @property
     def entry(self) -> dict:
         """Its entry in a machineList."""
         return {
             "host": self.host, "port": self.port, "user": getpass.getuser(),
-            "sshKeyFile": str(self.key), "pythonPath": str(Path(sys.executable).parent),
+            "sshKeyFile": str(self.key), "pythonPath": str(self.home / "bin"),
         }  # fmt: skip
 
     @property
@@ -188,13 +187,22 @@ def _prepare(
         namespace = card = None
         host, port = f"127.0.0.{index + 2}", _free_port(f"127.0.0.{index + 2}")
     quiet("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / f"host{index + 1}"))
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    given = filter(None, [os.environ.get("PYTHONPATH")])
+    path = os.pathsep.join([str(FAKE_NVML), str(ROOT), *given])
     variables = {
         "HOME": str(home), "PYTHONPATH": path, "OMP_NUM_THREADS": "1",
         "TEST_MACHINE": str(home), "NNI_GCONV_SLOT_FOLDER": str(home / "slots"),
-        # pip may look nowhere: NNI's upgrade of itself would fail, were it not kept from trying.
-        "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null", **environment,
+        **environment,
     }  # fmt: skip
+    (home / "bin").mkdir()
+    for name, call in (("python", '"$@"'), ("nni-gconv", '-m nni_gconv "$@"')):
+        script = home / "bin" / name
+        script.write_text(
+            "#!/bin/sh\n"
+            f'case "$*" in *"pip install"*) touch {home}/pip_was_called; exit 1;; esac\n'
+            f"exec {sys.executable} {call}\n"
+        )
+        script.chmod(0o755)
     settings = [
         f"ListenAddress {host}:{port}",
         f"HostKey {folder / f'host{index + 1}'}",
