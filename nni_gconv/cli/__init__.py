@@ -18,6 +18,7 @@ from nni_gconv.cli.compare import compare
 from nni_gconv.cli.create import create
 from nni_gconv.cli.doctor import doctor
 from nni_gconv.cli.export import export
+from nni_gconv.cli.fetch import fetch
 from nni_gconv.cli.inspect import inspect
 from nni_gconv.cli.profile import profile
 from nni_gconv.cli.quickstart import quickstart
@@ -75,6 +76,7 @@ for _command in (
     quickstart,
     create,
     resume,
+    fetch,
     report,
     compare,
     profile,

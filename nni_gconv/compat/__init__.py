@@ -16,6 +16,7 @@ from nni_gconv.compat.nni_compression import (
 )
 from nni_gconv.compat.nni_manager import (
     EXPERIMENT_MARK,
+    HOST_KEYS,
     algorithm_class,
     dispatcher_exception,
     dispatcher_folder,
@@ -41,6 +42,7 @@ from nni_gconv.compat.nni_trial import (
     trial_folder,
 )
 from nni_gconv.compat.nni_wrapper import lighten_wrappers, trained_weight
+from nni_gconv.compat.nvml import DriverGpus, driver_gpus
 from nni_gconv.compat.torch_edges import (
     export_onnx,
     export_program,
@@ -55,10 +57,13 @@ from nni_gconv.compat.torch_edges import (
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "HOST_KEYS",
+    "DriverGpus",
     "algorithm_class",
     "continue_intermediates",
     "dispatcher_exception",
     "dispatcher_folder",
+    "driver_gpus",
     "end_leftovers",
     "evaluator_input",
     "evaluator_optimizer",

@@ -23,6 +23,7 @@ from nni_gconv.errors import ConfigError
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "HOST_KEYS",
     "algorithm_class",
     "dispatcher_exception",
     "dispatcher_folder",
@@ -41,6 +42,11 @@ __all__ = [
 EXPERIMENT_MARK = "NNI_GCONV_EXPERIMENT"
 """Variable that every process of an experiment we started carries: its NNI experiment id."""
 
+HOST_KEYS = "host_keys.json"
+"""File beside those of :func:`write_launch_files`: the SSH host keys that the manager may meet,
+``{"host:port": {type: SHA-256 in hexadecimal}}``."""
+
+_SCRIPTS = ("parameters.js", "remote.js", "patience.js")
 _SHIMS = Path(__file__).parents[1] / "_shims"
 
 
@@ -50,9 +56,9 @@ def write_launch_files(folder: Path) -> None:
     Parameters
     ----------
     folder : Path
-        Private folder of the experiment. Gets ``bind.js``, ``parameters.js`` and ``patience.js``,
-        which the manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
-        ``nni-gconv`` (the one of this very Python).
+        Private folder of the experiment. Gets the scripts that the manager loads first, and
+        ``bin/`` with ``tensorboard`` (on loopback only) and ``nni-gconv`` (the one of this very
+        Python).
     """
     bin_folder = folder / "bin"
     bin_folder.mkdir(parents=True, exist_ok=True)
@@ -66,9 +72,8 @@ def write_launch_files(folder: Path) -> None:
         if root in installed
         else f'PYTHONPATH={shlex.quote(str(root))}"${{PYTHONPATH:+:$PYTHONPATH}}" '
     )
-    for name in ("bind.js", "parameters.js"):
+    for name in ("bind.js", *_SCRIPTS):
         (folder / name).write_bytes((_SHIMS / name).read_bytes())
-    (folder / "patience.js").write_bytes((_SHIMS / "patience.js").read_bytes())
     for name in ("tensorboard", "nni-gconv"):
         text = (_SHIMS / f"{name}.sh").read_text(encoding="utf-8")
         text = text.replace("@python@", python).replace("@environment@", environment)
@@ -150,12 +155,14 @@ def start_manager(
     action = "resume" if resumes else "create"
     args = NniManagerArgs(action, experiment_id, config, port, False, False, None, None)
     command = [str(node / "node"), "--max-old-space-size=4096", "--trace-uncaught"]
-    for script in ("bind.js", "parameters.js") if loopback else ("parameters.js",):
+    for script in ("bind.js", *_SCRIPTS) if loopback else _SCRIPTS:
         command += ["--require", str(folder / script)]
-    for script in ("patience.js", "resume.js") if resumes else ("patience.js",):
-        command += ["--require", str(folder / script)]
+    if resumes:
+        command += ["--require", str(folder / "resume.js")]
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}
+    if (folder / HOST_KEYS).is_file():
+        env["NNI_GCONV_HOST_KEYS"] = str(folder / HOST_KEYS)
     # NNI reaches its own manager over HTTP: a proxy of the user must not stand between them.
     for key in ("NO_PROXY", "no_proxy"):
         env[key] = ",".join(filter(None, [env.get(key), "localhost,127.0.0.1"]))

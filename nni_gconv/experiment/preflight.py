@@ -24,7 +24,11 @@ import yaml
 from nni_gconv.compat import experiment_mapping
 from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.algorithms import check_algorithms
+from nni_gconv.experiment.elsewhere import check_machine_list, remote_notes, with_tunnel_end
+from nni_gconv.experiment.gpus import fit_concurrency, gpu_notes
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
+from nni_gconv.remote.machines import Machine, machines_of
+from nni_gconv.slots import GPUS_VARIABLE
 
 if TYPE_CHECKING:
     from nni.experiment import ExperimentConfig
@@ -92,6 +96,11 @@ class ExperimentPlan:
         return Path(self.config.experiment_working_directory)
 
     @property
+    def machines(self) -> list[Machine]:
+        """The machines that trials run on by SSH."""
+        return machines_of(self.config.training_service)
+
+    @property
     def max_trials(self) -> int | None:
         """How many trials there will be at most, where that is known."""
         limits = [self.config.max_trial_number]
@@ -115,6 +124,7 @@ def preflight(
     *,
     port: int | None = None,
     concurrency: int | None = None,
+    gpus: int | None = None,
     output: Path | None = None,
     loopback: bool = True,
 ) -> ExperimentPlan:
@@ -129,6 +139,10 @@ def preflight(
         Port of the web UI; by default a free one is chosen.
     concurrency : int, optional
         Trials at a time, instead of the file's ``trialConcurrency``.
+    gpus : int, optional
+        GPUs each trial takes, instead of the recipe's ``gpus``; on this machine alone
+        ``trialConcurrency`` becomes what there is room for. 0: none, trials run on the CPU or see
+        all GPUs.
     output : Path, optional
         Folder to keep the experiment in, instead of the file's ``experimentWorkingDirectory``.
     loopback : bool, default True
@@ -157,6 +171,8 @@ def preflight(
         data = experiment_mapping(file)
         file = Path.cwd() / "experiment.config"
     _check_tools()
+    if loopback:
+        data = with_tunnel_end(data)
     if concurrency is not None:
         data = {k: v for k, v in data.items() if _plain(k) != "trialconcurrency"}
         data["trialConcurrency"] = concurrency
@@ -167,27 +183,32 @@ def preflight(
         config = _configure(file, data)
         if not config.tuner.class_name:  # a tuner of the user's may read anything
             check_space(config.search_space)
-        notes = check_algorithms(config)
+        notes = list(check_algorithms(config))
         _check_folders(config)
+        if gpus is not None:
+            _give_gpus(config, gpus, fit=concurrency is None)
+        notes += _notes(config)
         if platform_of(config) == "local":
             _check_command(config)
-        elif loopback and not _tunnelled(config):
-            raise ConfigError(
-                "trainingService: machines elsewhere connect back to this one, and NNI's server "
-                "has no login: set nniManagerIp: 127.0.0.1 and give each machine a tunnel "
-                "(ssh -N -R PORT:127.0.0.1:PORT user@host, with --port PORT), or pass "
-                "--all-interfaces on a network you trust"
-            )
+            notes += gpu_notes(config, config.training_service)
+        else:
+            notes += remote_notes(config, loopback=loopback)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     checked_port = free_port() if port is None else _check_port(port)
-    return ExperimentPlan(file, config, checked_port, loopback, (*notes, *_notes(config)))
+    return ExperimentPlan(file, config, checked_port, loopback, tuple(notes))
 
 
 def platform_of(config: Any) -> str:
     """Return the training service's name, ``hybrid`` for a list of them."""
     service = config.training_service
     return "hybrid" if isinstance(service, list) else str(service.platform)
+
+
+def services_of(config: Any) -> list[Any]:
+    """Return the training services: one, or the several of a hybrid experiment."""
+    service = config.training_service
+    return list(service) if isinstance(service, list) else [service]
 
 
 def free_port() -> int:
@@ -266,10 +287,12 @@ def _check_given(given: Mapping[str, Any]) -> None:
     services = [one for one in listed if isinstance(one, dict)]
     if not services or len(services) != len(listed):
         raise ConfigError("trainingService is not set; write trainingService: {platform: local}")
-    for one in services:
+    for index, one in enumerate(services):
+        place = f"trainingService[{index}]" if isinstance(service, list) else "trainingService"
         if one.get("platform") not in _PLATFORMS:
-            where = "trainingService.platform"
+            where = f"{place}.platform"
             raise ConfigError(unknown_name("platform", one.get("platform"), _PLATFORMS, where))
+        check_machine_list(one, place)
         for key, value in one.items():
             if _plain(key) == "trialgpunumber" and value:
                 raise ConfigError(_gpu_words(f"trainingService.{key}"))
@@ -304,6 +327,15 @@ def _gpu_words(where: str) -> str:
         f"{where}: NNI's GPU scheduler can start processes without end; leave it out and set "
         "trialConcurrency to the number of GPUs: each trial takes a free one by itself"
     )
+
+
+def _give_gpus(config: Any, gpus: int, *, fit: bool) -> None:
+    """Make every trial take `gpus` GPUs, wherever it runs."""
+    if fit and gpus and platform_of(config) == "local":
+        fit_concurrency(config, gpus)
+    for one in [config, *services_of(config)]:
+        if one.trial_command:
+            one.trial_command = f"{GPUS_VARIABLE}={gpus} {one.trial_command}"
 
 
 def _check_folders(config: Any) -> None:
@@ -341,11 +373,6 @@ def _check_command(config: Any) -> None:
         recipe = code / Path(words[2]).expanduser()
         if not recipe.is_file():
             raise ConfigError(f"trialCommand: no such recipe: {recipe}")
-
-
-def _tunnelled(config: Any) -> bool:
-    ips = {config.nni_manager_ip, getattr(config.training_service, "nni_manager_ip", None)}
-    return bool(ips & {"127.0.0.1", "localhost"})
 
 
 def _check_port(port: int) -> int:
