@@ -38,7 +38,8 @@ def nnictl(workshop, *args, timeout=120):
     # As it stands NNI listens everywhere; these tests shall stay on this machine.
     launch = workshop.folder / "launch"
     write_launch_files(launch)
-    env = {**workshop.env, "NODE_OPTIONS": f"--require {launch / 'bind.js'}"}
+    shims = " ".join(f"--require {launch / name}" for name in ("bind.js", "patience.js"))
+    env = {**workshop.env, "NODE_OPTIONS": shims}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", NNICTL, *args],
