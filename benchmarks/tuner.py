@@ -2,7 +2,7 @@
 
     python benchmarks/tuner.py --trials 50 --networks 6
 
-A ResNet-20 by its costs; a layer's weight is drawn (log-normal, spread 1.2), accuracy falls a little
+A ResNet-20 by its costs; a layer's weight is drawn (log-normal, spread 1.2), accuracy falls a bit
 faster than linearly and has noise of 0.4 points. The area under the front of accuracy and MACs,
 without the noise, over that of a search that knows the weights.
 """
