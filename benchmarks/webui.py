@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.common.exceptions import (
+    StaleElementReferenceException,
+    TimeoutException,
+    WebDriverException,
+)
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-SECONDS = 60  # to wait for what a page shows
+SECONDS = 120  # to wait for what a page shows
 
 _OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -247,7 +251,8 @@ class TensorBoard(Page):
             # The web UI opens the window when the process runs; until it listens takes longer.
             if driver.title == "TensorBoard":
                 return True
-            driver.get(self.url)
+            with contextlib.suppress(WebDriverException):
+                driver.get(self.url)
             return False
 
         self.wait(loaded)
