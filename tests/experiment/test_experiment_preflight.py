@@ -231,3 +231,26 @@ def test_an_unknown_experiment_names_those_there_are():
         experiment_file("quikstart")
     with pytest.raises(ConfigError, match=r"recipe\.yml"):
         experiment_file("quickstart", "recip.yml")
+
+
+def test_a_configuration_made_in_python_is_checked_like_a_file(tmp_path, monkeypatch):
+    from nni.experiment import Experiment
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    config = Experiment("local").config
+    config.trial_command = "python trial.py"
+    config.search_space = BASE["searchSpace"]
+    config.trial_concurrency = 2
+    with pytest.raises(ConfigError, match="tuner is not set"):
+        preflight(config)
+    config.tuner.name = "TPE"
+    config.tuner.class_args = {"optimize_mode": "minimize"}
+    config.max_trial_number = 5
+    plan = preflight(config, concurrency=3)
+    assert (plan.config.trial_concurrency, plan.max_trials, plan.minimize) == (3, 5, True)
+    assert plan.config.training_service.trial_code_directory == str(tmp_path)
+    config.training_service.trial_gpu_number = 1
+    with pytest.raises(ConfigError, match="GPU scheduler"):
+        preflight(config)

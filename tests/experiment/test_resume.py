@@ -169,8 +169,9 @@ class Interrupted(Workshop):
         found = {}
         for trial in state:
             value = json.loads(given[trial])["parameters"][VARIED]
-            (final,) = [m for m in metrics if m[:2] == (trial, "FINAL")]
-            found[value] = json.loads(json.loads(final[3]))
+            # One that was cut off between its result and its end tells it again; NNI counts one.
+            (final,) = {m[3] for m in metrics if m[:2] == (trial, "FINAL")}
+            found[value] = json.loads(json.loads(final))
             told = [m[2] for m in metrics if m[:2] == (trial, "PERIODICAL")]
             assert told == list(range(EPOCHS))
             steps = [(r["stage"], r["epoch"]) for r in self.records(trial)]
