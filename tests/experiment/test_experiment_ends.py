@@ -197,6 +197,7 @@ def events(folder):
         ).fetchall()
 
 
+@pytest.mark.timeout(500)
 def test_failed_trials_stay_failed_or_go_on_as_asked_and_more_can_follow(workshop):
     space = {"x": {"_type": "choice", "_value": ["flaky", 1.0, 3]}}
     file = workshop.write(searchSpace=space, trialConcurrency=1, maxTrialNumber=2)
@@ -206,10 +207,10 @@ def test_failed_trials_stay_failed_or_go_on_as_asked_and_more_can_follow(worksho
     first = {trial: number for trial, number, _ in events(folder)}
     assert sorted(first.values()) == [0, 1]
 
-    finished = workshop.run("resume", folder.name, "--max-trials", "3", "--json")
+    finished = workshop.run("resume", folder.name, "--max-trials", "3", timeout=150)
     assert finished.code == 3, finished.err
     assert "1 of 3 trials failed" in finished.err
-    finished = workshop.run("resume", str(folder), "--retry-failed", "--json")
+    finished = workshop.run("resume", str(folder), "--retry-failed", "--json", timeout=150)
     assert finished.code == 0, finished.err
     rows = json.loads(finished.out)
     # The grid's third point, and none of the first two again, though NNI writes 1.0 as 1.
