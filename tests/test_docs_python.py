@@ -26,7 +26,7 @@ def blocks(language):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1200)
 def test_the_page_runs(tmp_path):
     for text in blocks("yaml"):
         name = text.splitlines()[0].removeprefix("# ")
@@ -49,7 +49,7 @@ def test_the_page_runs(tmp_path):
     (tmp_path / "home").mkdir()
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script)],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=480, check=False,
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("2 trials succeeded") == 3
