@@ -44,6 +44,7 @@ class LaunchOptions:
     json: bool = False
     loopback: bool = True
     max_failed: int = 5
+    gpus: int | None = None
 
 
 def create(
@@ -55,6 +56,14 @@ def create(
     keep_ui: KeepUI = False,
     output: Output = None,
     concurrency: Concurrency = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="GPUs each trial takes, instead of the recipe's `gpus`; on this machine as many "
+            "trials run at a time as there is room for. 0: trials leave GPUs alone.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     check: Annotated[bool, typer.Option("--check", help="Only check; start nothing.")] = False,
     max_failed: Annotated[
@@ -78,18 +87,21 @@ def create(
     says how it ended; the same file also works with `nnictl create`.
     """
     options = LaunchOptions(
-        port, keep_ui, output, concurrency, as_json, not all_interfaces, max_failed
+        port, keep_ui, output, concurrency, as_json, not all_interfaces, max_failed, gpus
     )
     if check:
         from nni_gconv.experiment import preflight
+        from nni_gconv.experiment.checkup import made_ready
 
         plan = preflight(
             experiment,
             port=port,
             concurrency=concurrency,
+            gpus=gpus,
             output=output,
             loopback=options.loopback,
         )
+        plan = made_ready(plan)
         for text in plan.notes:
             note(f"note: {text}")
         note(f"{experiment}: nothing wrong found")
@@ -118,6 +130,7 @@ def launch_and_report(experiment: Path, options: LaunchOptions) -> int:
         experiment,
         port=options.port,
         concurrency=options.concurrency,
+        gpus=options.gpus,
         output=options.output,
         loopback=options.loopback,
         keep_ui=options.keep_ui,

@@ -1,7 +1,8 @@
-"""``nni-gconv doctor``: the installation; what pruning would do to a network."""
+"""``nni-gconv doctor``: the installation, a network, or an experiment before it starts."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,9 +18,9 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
-            help="resnet56, torchvision:resnet50 or mypkg.module:factory; without it the "
-            "installation is looked at.",
+            metavar="[MODEL|EXPERIMENT.yml]",
+            help="resnet56, torchvision:resnet50 or mypkg.module:factory; or an experiment's file; "
+            "without it the installation is looked at.",
         ),
     ] = None,
     shape: InputShape = None,
@@ -29,13 +30,18 @@ def doctor(
     option: ModelOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Look at the installation, or trace a network without training.
+    """Look at the installation, trace a network without training, or check an experiment.
 
     Without MODEL: versions, node, ports, GPU, disk; each problem with the line that mends it. With
-    MODEL: what is coupled, what stays and why, what a ratio costs.
+    MODEL: what is coupled, what stays and why, what a ratio costs. With an experiment file (*.yml):
+    the file and every machine it names, without starting it.
     """
     if model is None:
         raise typer.Exit(doctor_installation(as_json=as_json))
+    if Path(model).suffix in (".yml", ".yaml"):
+        from nni_gconv.cli.doctor_experiment import doctor_experiment
+
+        raise typer.Exit(doctor_experiment(Path(model), as_json=as_json))
     network, example = build_model(model, shape, option)
 
     from nni_gconv.diagnose import diagnose

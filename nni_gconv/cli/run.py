@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,14 @@ def run(
             "--resume/--no-resume", help="Go on where an earlier run in this folder stopped."
         ),
     ] = True,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Take so many free GPUs; with more than one, torchrun trains on all of them. "
+            "Under NNI the recipe's `gpus` does the same.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -39,11 +48,41 @@ def run(
     overrides = parse_overrides(override or [])
 
     from nni_gconv.recipe import run_recipe
+    from nni_gconv.recipe.gpus import run_torchrun, torchrun_size
+    from nni_gconv.recipe.load import load_recipe
+    from nni_gconv.slots import gpu_slots
 
-    result = run_recipe(recipe, output=output, overrides=overrides, resume=resume, quiet=quiet)
+    loaded = load_recipe(recipe, overrides)
+    processes = torchrun_size(loaded, gpus)
+    if processes:
+        again = _arguments(recipe, override or [], output, resume, quiet, as_json)
+        code = run_torchrun(loaded, processes, again)
+        if code is not None:
+            raise typer.Exit(code)
+    with gpu_slots(1 if gpus == 1 else 0, required=loaded.device == "cuda"):
+        result = run_recipe(recipe, output=output, overrides=overrides, resume=resume, quiet=quiet)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of the processes of torchrun speaks
     if as_json:
         print_json(result.to_dict())
         return
     for name, value in result.metrics.items():
         typer.echo(f"{name:16} {value:.6g}")
     note(f"kept in {result.output}")
+
+
+def _arguments(
+    recipe: Path,
+    override: list[str],
+    output: Path | None,
+    resume: bool,
+    quiet: bool,
+    as_json: bool,
+) -> list[str]:
+    """Write the arguments of this call again, for the processes that torchrun starts."""
+    words = [str(recipe), "--resume" if resume else "--no-resume"]
+    for text in override:
+        words += ["-o", text]
+    if output is not None:
+        words += ["--output", str(output)]
+    return words + ["--quiet"] * quiet + ["--json"] * as_json

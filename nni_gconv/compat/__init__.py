@@ -16,7 +16,10 @@ from nni_gconv.compat.nni_compression import (
 )
 from nni_gconv.compat.nni_manager import (
     EXPERIMENT_MARK,
+    HOST_KEYS,
+    algorithm_class,
     dispatcher_exception,
+    dispatcher_folder,
     experiment_mapping,
     launch_path,
     link_tensorboard,
@@ -38,7 +41,8 @@ from nni_gconv.compat.nni_trial import (
     running_under_nni,
     trial_folder,
 )
-from nni_gconv.compat.nni_wrapper import lighten_wrappers
+from nni_gconv.compat.nni_wrapper import lighten_wrappers, trained_weight
+from nni_gconv.compat.nvml import DriverGpus, driver_gpus
 from nni_gconv.compat.torch_edges import (
     export_onnx,
     export_program,
@@ -53,8 +57,13 @@ from nni_gconv.compat.torch_edges import (
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "HOST_KEYS",
+    "DriverGpus",
+    "algorithm_class",
     "continue_intermediates",
     "dispatcher_exception",
+    "dispatcher_folder",
+    "driver_gpus",
     "end_leftovers",
     "evaluator_input",
     "evaluator_optimizer",
@@ -87,6 +96,7 @@ __all__ = [
     "split_parameter_groups",
     "start_manager",
     "take_over_weights",
+    "trained_weight",
     "trial_folder",
     "write_launch_files",
     "write_resume_file",

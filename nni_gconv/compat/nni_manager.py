@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -21,7 +23,10 @@ from nni_gconv.errors import ConfigError
 
 __all__ = [
     "EXPERIMENT_MARK",
+    "HOST_KEYS",
+    "algorithm_class",
     "dispatcher_exception",
+    "dispatcher_folder",
     "experiment_mapping",
     "launch_path",
     "link_tensorboard",
@@ -37,6 +42,11 @@ __all__ = [
 EXPERIMENT_MARK = "NNI_GCONV_EXPERIMENT"
 """Variable that every process of an experiment we started carries: its NNI experiment id."""
 
+HOST_KEYS = "host_keys.json"
+"""File beside those of :func:`write_launch_files`: the SSH host keys that the manager may meet,
+``{"host:port": {type: SHA-256 in hexadecimal}}``."""
+
+_SCRIPTS = ("parameters.js", "remote.js", "patience.js")
 _SHIMS = Path(__file__).parents[1] / "_shims"
 
 
@@ -46,9 +56,9 @@ def write_launch_files(folder: Path) -> None:
     Parameters
     ----------
     folder : Path
-        Private folder of the experiment. Gets ``bind.js``, ``parameters.js`` and ``patience.js``,
-        which the manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
-        ``nni-gconv`` (the one of this very Python).
+        Private folder of the experiment. Gets the scripts that the manager loads first, and
+        ``bin/`` with ``tensorboard`` (on loopback only) and ``nni-gconv`` (the one of this very
+        Python).
     """
     bin_folder = folder / "bin"
     bin_folder.mkdir(parents=True, exist_ok=True)
@@ -62,9 +72,8 @@ def write_launch_files(folder: Path) -> None:
         if root in installed
         else f'PYTHONPATH={shlex.quote(str(root))}"${{PYTHONPATH:+:$PYTHONPATH}}" '
     )
-    for name in ("bind.js", "parameters.js"):
+    for name in ("bind.js", *_SCRIPTS):
         (folder / name).write_bytes((_SHIMS / name).read_bytes())
-    (folder / "patience.js").write_bytes((_SHIMS / "patience.js").read_bytes())
     for name in ("tensorboard", "nni-gconv"):
         text = (_SHIMS / f"{name}.sh").read_text(encoding="utf-8")
         text = text.replace("@python@", python).replace("@environment@", environment)
@@ -146,12 +155,14 @@ def start_manager(
     action = "resume" if resumes else "create"
     args = NniManagerArgs(action, experiment_id, config, port, False, False, None, None)
     command = [str(node / "node"), "--max-old-space-size=4096", "--trace-uncaught"]
-    for script in ("bind.js", "parameters.js") if loopback else ("parameters.js",):
+    for script in ("bind.js", *_SCRIPTS) if loopback else _SCRIPTS:
         command += ["--require", str(folder / script)]
-    for script in ("patience.js", "resume.js") if resumes else ("patience.js",):
-        command += ["--require", str(folder / script)]
+    if resumes:
+        command += ["--require", str(folder / "resume.js")]
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}
+    if (folder / HOST_KEYS).is_file():
+        env["NNI_GCONV_HOST_KEYS"] = str(folder / HOST_KEYS)
     # NNI reaches its own manager over HTTP: a proxy of the user must not stand between them.
     for key in ("NO_PROXY", "no_proxy"):
         env[key] = ",".join(filter(None, [env.get(key), "localhost,127.0.0.1"]))
@@ -262,6 +273,14 @@ def nni_algorithms(kind: str) -> set[str]:
     return {name for meta in metas for name in (meta.name, meta.alias) if name}
 
 
+def algorithm_class(name: str) -> str | None:
+    """Return the class behind the name of a registered tuner or assessor, None for NNI's own."""
+    from nni.tools.package_utils.config_manager import get_algo_meta
+
+    meta = get_algo_meta(name)
+    return None if meta is None or meta.is_builtin else meta.class_name
+
+
 def quiet_nni() -> None:
     """Keep NNI's log off standard output, where our tables and JSON go."""
     from nni.runtime.log import silence_stdout
@@ -296,6 +315,22 @@ def dispatcher_exception(log: str) -> str | None:
             lines = body.strip("\n").splitlines()
             places = [text.strip() for text in lines if text.startswith('  File "')]
             return f"{lines[-1].strip()} ({places[-1]})" if places else lines[-1].strip()
+    return None
+
+
+def dispatcher_folder() -> Path | None:
+    """Return the trials' code directory of the experiment whose tuner this process runs.
+
+    NNI tells a tuner nothing about its experiment, but hands the configuration to the process that
+    it lives in, on the command line. None in any other process.
+    """
+    for given, value in itertools.pairwise(sys.argv):
+        if given == "--exp_params":
+            config = json.loads(base64.b64decode(value))
+            service = config.get("trainingService")
+            first = service[0] if isinstance(service, list) and service else service
+            folder = (first or {}).get("trialCodeDirectory") or config.get("trialCodeDirectory")
+            return Path(folder) if folder else None
     return None
 
 

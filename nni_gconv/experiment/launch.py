@@ -6,12 +6,15 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from nni_gconv.experiment.manager import ManagerClient, ManagerError
+from nni_gconv.experiment.checkup import made_ready
+from nni_gconv.experiment.courier import Courier
+from nni_gconv.experiment.elsewhere import open_links
+from nni_gconv.experiment.manager import ManagerClient, ManagerError, TrialState
 from nni_gconv.experiment.preflight import ExperimentPlan, as_json, preflight
 from nni_gconv.experiment.running import RunningExperiment
 from nni_gconv.experiment.watch import Outcome, last_lines, watch
@@ -43,6 +46,8 @@ def start(plan: ExperimentPlan) -> RunningExperiment:
     ------
     ManagerError
         The manager did not come up; its last words are in the message, nothing is left running.
+    RemoteError
+        A machine cannot be used; nothing is left running.
 
     Examples
     --------
@@ -59,11 +64,20 @@ def start(plan: ExperimentPlan) -> RunningExperiment:
     quiet_nni()
     experiment_id = plan.resumes.id if plan.resumes else generate_experiment_id()
     private = plan.folder / experiment_id / "launch"
+    links = open_links(plan, private)
     write_launch_files(private)
-    process = start_manager(plan.config, experiment_id, plan.port, private, loopback=plan.loopback)
-    experiment = RunningExperiment(experiment_id, plan, process, ManagerClient(plan.port))
+    try:
+        process = start_manager(
+            plan.config, experiment_id, plan.port, private, loopback=plan.loopback
+        )
+    except BaseException:
+        links.close()
+        raise
+    experiment = RunningExperiment(experiment_id, plan, process, ManagerClient(plan.port), links)
     try:
         _wait_until_ready(experiment)
+        if plan.loopback:
+            links.forward(plan.port)
         experiment.client.begin(as_json(plan.config))
     except BaseException:
         experiment.stop()
@@ -91,6 +105,7 @@ def run_experiment(
     *,
     port: int | None = None,
     concurrency: int | None = None,
+    gpus: int | None = None,
     output: Path | None = None,
     loopback: bool = True,
     keep_ui: bool = False,
@@ -105,7 +120,7 @@ def run_experiment(
         An NNI 3.0 experiment YAML (the same file works with ``nnictl create``), or a configuration
         made in Python. What :func:`nni_gconv.experiment.preflight` has checked already is started
         as it is.
-    port, concurrency, output, loopback
+    port, concurrency, gpus, output, loopback
         As in :func:`nni_gconv.experiment.preflight`.
     keep_ui : bool, default False
         Leave the web UI running after an end by itself (not after Ctrl-C); else nothing is left.
@@ -123,6 +138,8 @@ def run_experiment(
     ------
     ConfigError
         The file is wrong; nothing was started.
+    RemoteError
+        A machine in it cannot be used; nothing was started.
     ManagerError
         NNI's manager did not come up.
 
@@ -138,16 +155,26 @@ def run_experiment(
     if isinstance(file, ExperimentPlan):
         plan = file
     else:
-        plan = preflight(file, port=port, concurrency=concurrency, output=output, loopback=loopback)
+        plan = preflight(
+            file, port=port, concurrency=concurrency, gpus=gpus, output=output, loopback=loopback
+        )
     with _terminate_as_interrupt():
-        experiment = start(plan)
+        experiment = start(made_ready(plan))
         keep = False
+        courier = Courier(experiment)
+
+        def listen(status: str, trials: Sequence[TrialState]) -> None:
+            view.update(status, trials)
+            courier.update(trials)
+
         try:
             with view.showing(experiment):
-                outcome = watch(experiment, listener=view.update, max_failed=max_failed)
+                outcome = watch(experiment, listener=listen, max_failed=max_failed)
+            view.fetched(courier.finish())
             # What runs on after Ctrl-C or on a broken manager is nothing to keep.
             keep = keep_ui and outcome.exit_code in (0, 3)
         finally:
+            courier.close()
             if not keep:
                 experiment.stop()
     view.ended(outcome, experiment if keep else None)

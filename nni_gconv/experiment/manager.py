@@ -40,6 +40,8 @@ class TrialState:
         Flat numbers of the final result; a single number is ``{"default": it}``. Empty before.
     seconds : float or None
         From start to end; None while it runs.
+    place : str
+        Its folder, with the host in front where it is another machine's.
     """
 
     id: str
@@ -48,6 +50,13 @@ class TrialState:
     parameters: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
+    place: str = ""
+
+    @property
+    def host(self) -> str:
+        """The machine it runs on, as the experiment file names it; "" for this one."""
+        host, colon, _ = self.place.partition(":~/")
+        return host if colon else ""
 
     @property
     def ended(self) -> bool:
@@ -107,6 +116,7 @@ def parse_trial(job: Mapping[str, Any]) -> TrialState:
         status=str(job.get("status", "UNKNOWN")),
         parameters=parse_parameters(chosen[0]),
         metrics=parse_metrics(final[0].get("data")),
+        place=str(job.get("logPath") or ""),
         seconds=(end - start) / 1000 if start is not None and end is not None else None,
     )
 

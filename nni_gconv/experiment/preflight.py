@@ -23,7 +23,12 @@ import yaml
 
 from nni_gconv.compat import experiment_mapping
 from nni_gconv.errors import ConfigError, nearest, unknown_name
+from nni_gconv.experiment.algorithms import check_algorithms
+from nni_gconv.experiment.elsewhere import check_machine_list, remote_notes, with_tunnel_end
+from nni_gconv.experiment.gpus import fit_concurrency, gpu_notes
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
+from nni_gconv.remote.machines import Machine, machines_of
+from nni_gconv.slots import GPUS_VARIABLE
 
 if TYPE_CHECKING:
     from nni.experiment import ExperimentConfig
@@ -91,6 +96,11 @@ class ExperimentPlan:
         return Path(self.config.experiment_working_directory)
 
     @property
+    def machines(self) -> list[Machine]:
+        """The machines that trials run on by SSH."""
+        return machines_of(self.config.training_service)
+
+    @property
     def max_trials(self) -> int | None:
         """How many trials there will be at most, where that is known."""
         limits = [self.config.max_trial_number]
@@ -114,6 +124,7 @@ def preflight(
     *,
     port: int | None = None,
     concurrency: int | None = None,
+    gpus: int | None = None,
     output: Path | None = None,
     loopback: bool = True,
 ) -> ExperimentPlan:
@@ -128,6 +139,10 @@ def preflight(
         Port of the web UI; by default a free one is chosen.
     concurrency : int, optional
         Trials at a time, instead of the file's ``trialConcurrency``.
+    gpus : int, optional
+        GPUs each trial takes, instead of the recipe's ``gpus``; on this machine alone
+        ``trialConcurrency`` becomes what there is room for. 0: none, trials run on the CPU or see
+        all GPUs.
     output : Path, optional
         Folder to keep the experiment in, instead of the file's ``experimentWorkingDirectory``.
     loopback : bool, default True
@@ -156,6 +171,8 @@ def preflight(
         data = experiment_mapping(file)
         file = Path.cwd() / "experiment.config"
     _check_tools()
+    if loopback:
+        data = with_tunnel_end(data)
     if concurrency is not None:
         data = {k: v for k, v in data.items() if _plain(k) != "trialconcurrency"}
         data["trialConcurrency"] = concurrency
@@ -164,29 +181,34 @@ def preflight(
         data["experimentWorkingDirectory"] = str(output.expanduser().absolute())
     try:
         config = _configure(file, data)
-        _check_algorithms(config)
         if not config.tuner.class_name:  # a tuner of the user's may read anything
             check_space(config.search_space)
+        notes = list(check_algorithms(config))
         _check_folders(config)
+        if gpus is not None:
+            _give_gpus(config, gpus, fit=concurrency is None)
+        notes += _notes(config)
         if platform_of(config) == "local":
             _check_command(config)
-        elif loopback and not _tunnelled(config):
-            raise ConfigError(
-                "trainingService: machines elsewhere connect back to this one, and NNI's server "
-                "has no login: set nniManagerIp: 127.0.0.1 and give each machine a tunnel "
-                "(ssh -N -R PORT:127.0.0.1:PORT user@host, with --port PORT), or pass "
-                "--all-interfaces on a network you trust"
-            )
+            notes += gpu_notes(config, config.training_service)
+        else:
+            notes += remote_notes(config, loopback=loopback)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     checked_port = free_port() if port is None else _check_port(port)
-    return ExperimentPlan(file, config, checked_port, loopback, tuple(_notes(config)))
+    return ExperimentPlan(file, config, checked_port, loopback, tuple(notes))
 
 
 def platform_of(config: Any) -> str:
     """Return the training service's name, ``hybrid`` for a list of them."""
     service = config.training_service
     return "hybrid" if isinstance(service, list) else str(service.platform)
+
+
+def services_of(config: Any) -> list[Any]:
+    """Return the training services: one, or the several of a hybrid experiment."""
+    service = config.training_service
+    return list(service) if isinstance(service, list) else [service]
 
 
 def free_port() -> int:
@@ -265,10 +287,12 @@ def _check_given(given: Mapping[str, Any]) -> None:
     services = [one for one in listed if isinstance(one, dict)]
     if not services or len(services) != len(listed):
         raise ConfigError("trainingService is not set; write trainingService: {platform: local}")
-    for one in services:
+    for index, one in enumerate(services):
+        place = f"trainingService[{index}]" if isinstance(service, list) else "trainingService"
         if one.get("platform") not in _PLATFORMS:
-            where = "trainingService.platform"
+            where = f"{place}.platform"
             raise ConfigError(unknown_name("platform", one.get("platform"), _PLATFORMS, where))
+        check_machine_list(one, place)
         for key, value in one.items():
             if _plain(key) == "trialgpunumber" and value:
                 raise ConfigError(_gpu_words(f"trainingService.{key}"))
@@ -285,6 +309,17 @@ def _check_given(given: Mapping[str, Any]) -> None:
         raise ConfigError("the search space is not set; write searchSpaceFile or searchSpace")
     if "tuner" not in given and "advisor" not in given:
         raise ConfigError("tuner is not set; for example: tuner: {name: GridSearch}")
+    _check_class_names(given)
+
+
+def _check_class_names(given: Mapping[str, Any]) -> None:
+    for kind in ("tuner", "assessor"):
+        keys = {_plain(key) for key in given[kind]} if isinstance(given.get(kind), dict) else set()
+        if "classname" in keys and "codedirectory" not in keys:
+            raise ConfigError(
+                f"{kind}.codeDirectory is not set; NNI asks for one beside className, even of an "
+                "installed package: codeDirectory: ."
+            )
 
 
 def _gpu_words(where: str) -> str:
@@ -294,16 +329,13 @@ def _gpu_words(where: str) -> str:
     )
 
 
-def _check_algorithms(config: Any) -> None:
-    from nni_gconv.compat import nni_algorithms
-
-    for kind in ("tuner", "assessor"):
-        algorithm = getattr(config, kind)
-        if algorithm is None or not algorithm.name:
-            continue
-        names = nni_algorithms(kind)
-        if algorithm.name.lower() not in {name.lower() for name in names}:
-            raise ConfigError(unknown_name(kind, algorithm.name, names, f"{kind}.name"))
+def _give_gpus(config: Any, gpus: int, *, fit: bool) -> None:
+    """Make every trial take `gpus` GPUs, wherever it runs."""
+    if fit and gpus and platform_of(config) == "local":
+        fit_concurrency(config, gpus)
+    for one in [config, *services_of(config)]:
+        if one.trial_command:
+            one.trial_command = f"{GPUS_VARIABLE}={gpus} {one.trial_command}"
 
 
 def _check_folders(config: Any) -> None:
@@ -343,11 +375,6 @@ def _check_command(config: Any) -> None:
             raise ConfigError(f"trialCommand: no such recipe: {recipe}")
 
 
-def _tunnelled(config: Any) -> bool:
-    ips = {config.nni_manager_ip, getattr(config.training_service, "nni_manager_ip", None)}
-    return bool(ips & {"127.0.0.1", "localhost"})
-
-
 def _check_port(port: int) -> int:
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port {port}: must be between 1 and 65535")
@@ -369,7 +396,8 @@ def _check_port(port: int) -> int:
 def _notes(config: Any) -> list[str]:
     notes = []
     endless = config.max_trial_number is None and config.max_experiment_duration is None
-    if endless and (config.tuner.name or "").lower() not in ("gridsearch", "batchtuner"):
+    ending = ("gridsearch", "batch", "batchtuner")
+    if endless and (config.tuner.name or "").lower() not in ending:
         notes.append("neither maxTrialNumber nor maxExperimentDuration: it runs until Ctrl-C")
     return notes
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from nni_gconv.experiment.running import RunningExperiment
     from nni_gconv.experiment.watch import Outcome
+    from nni_gconv.remote import FetchReport, MachineLinks
 
 __all__ = ["ExperimentView", "tunnel_line"]
 
@@ -41,6 +42,7 @@ class ExperimentView:
         self._varied: set[str] | None = None
         self._minimize = False
         self._told: set[str] = set()
+        self._links: MachineLinks | None = None
 
     @classmethod
     def on_stderr(cls) -> ExperimentView:
@@ -62,6 +64,7 @@ class ExperimentView:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         plan = experiment.plan
+        self._links = experiment.links
         self._total, self._varied = plan.max_trials, plan.varied
         self._print(f"experiment {experiment.id} ({plan.name})")
         self._print(f"web UI     {experiment.client.url}")
@@ -90,6 +93,8 @@ class ExperimentView:
 
     def update(self, status: str, trials: Sequence[TrialState]) -> None:
         """Show the state of the trials; a listener of :func:`nni_gconv.experiment.watch.watch`."""
+        for line in self._links.news() if self._links is not None else ():
+            self._print(f"machine    {line}")
         ended = [trial for trial in trials if trial.ended]
         for trial in ended:
             if trial.id not in self._told:
@@ -99,6 +104,14 @@ class ExperimentView:
             task = self._progress.task_ids[0]
             text = summary(status, trials, self._total, minimize=self._minimize)
             self._progress.update(task, description=text, completed=len(ended))
+
+    def fetched(self, report: FetchReport | None) -> None:
+        """Say what came home from machines elsewhere, and what did not."""
+        if report is None:
+            return
+        self._print(f"fetched    the files of {len(report.trials)} trials from the machines")
+        for problem in report.problems:
+            self._print(f"not here   {problem}")
 
     def ended(self, outcome: Outcome, kept: RunningExperiment | None) -> None:
         """Say how it ended, why trials failed, and where the web UI is if it was kept."""

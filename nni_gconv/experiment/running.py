@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_gconv.experiment.manager import ManagerClient, ManagerError
 from nni_gconv.experiment.preflight import ExperimentPlan
+from nni_gconv.remote.links import MachineLinks
 
 if TYPE_CHECKING:
     import psutil
@@ -34,12 +35,15 @@ class RunningExperiment:
         The manager.
     client : ManagerClient
         Its REST interface.
+    links : MachineLinks
+        Its machines elsewhere; none for a local experiment.
     """
 
     id: str
     plan: ExperimentPlan
     process: subprocess.Popen[bytes]
     client: ManagerClient
+    links: MachineLinks = field(default_factory=lambda: MachineLinks([]))
 
     @property
     def folder(self) -> Path:
@@ -74,6 +78,8 @@ class RunningExperiment:
                     self.process.wait(_STOP_SECONDS)
         finally:
             _end_all(self._survivors())
+            self.links.sweep(self.id)
+            self.links.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
 

@@ -7,6 +7,7 @@ tuner ran out before, and nothing at all when the tuner or the manager has died.
 from __future__ import annotations
 
 import enum
+import json
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from nni_gconv.experiment.database import read_database
 from nni_gconv.experiment.manager import ManagerError, TrialState
+from nni_gconv.experiment.preflight import services_of
 
 if TYPE_CHECKING:
     from nni_gconv.experiment.running import RunningExperiment
@@ -24,6 +26,7 @@ __all__ = ["Ending", "Outcome", "watch"]
 
 _SILENCE = 60.0  # seconds without an answer of a living manager until it counts as gone
 _SETTLE = 2.0  # seconds that TUNER_NO_MORE_TRIAL must hold with every trial ended
+_MACHINES_SECONDS = 180.0  # without a single machine elsewhere until the experiment is over
 _TAIL_LINES = 6
 
 
@@ -114,7 +117,7 @@ class _Watcher:
                 self.failures[trial.id] = failure_words(self.experiment, trial)
         if self.listener is not None:
             self.listener(self.status, self.trials)
-        return self.tuner_dead() or self.hopeless() or self.by_status()
+        return self.tuner_dead() or self.machines_gone() or self.hopeless() or self.by_status()
 
     def tell_killed(self, trials: list[TrialState]) -> list[TrialState]:
         """Tell trials that a signal ended from those that somebody cancelled; NNI does not."""
@@ -156,6 +159,17 @@ class _Watcher:
         if words is None:
             return None
         return self.end(Ending.BROKEN, f"the tuner or assessor raised {words} (log: {log})")
+
+    def machines_gone(self) -> Outcome | None:
+        # NNI would look for a machine for ever; one that is back within that time is found again.
+        links = self.experiment.links
+        here = any(one.platform == "local" for one in services_of(self.experiment.plan.config))
+        if here or self.status == "DONE" or links.all_lost_for < _MACHINES_SECONDS:
+            return None
+        labels = ", ".join(machine.label for machine, _ in links.lost())
+        return self.end(
+            Ending.BROKEN, f"no machine is left: {labels} lost for {_MACHINES_SECONDS:.0f} s"
+        )
 
     def hopeless(self) -> Outcome | None:
         before = self.experiment.ended_before
@@ -212,8 +226,20 @@ class _Watcher:
             self.experiment.id,
             self.experiment.folder,
             tuple(self.trials),
-            dict(self.failures),
+            self.failures | self.lost_with_machine(),
         )
+
+    def lost_with_machine(self) -> dict[str, str]:
+        """Return words on the trials that went with their machine: by what to run them again."""
+        words = {}
+        for trial in self.trials:
+            lost = self.experiment.links.lost_host(trial.host) if trial.failed else None
+            if lost is not None and trial.status == "KILLED":
+                words[trial.id] = (
+                    f"{lost} was lost while it ran there; its parameters were "
+                    f"{json.dumps(trial.parameters)}"
+                )
+        return words
 
 
 def watch(
@@ -269,6 +295,8 @@ def failure_words(experiment: RunningExperiment, trial: TrialState) -> str:
                 return words
     # Trials elsewhere: the manager fetches their files.
     text = experiment.client.trial_file(trial.id, "trial.stderr")
+    if text.startswith("NNI internal error."):
+        return ""
     return "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
 
 

@@ -25,7 +25,7 @@ from nni_gconv.training.distributed import Distributed
 __all__ = ["TrialFolder", "choose_output", "first_difference"]
 
 #: Keys that change where and how fast a trial runs, not what it computes.
-_INCIDENTAL = ("device", "threads")
+_INCIDENTAL = ("device", "gpus", "threads")
 
 
 def choose_output(recipe: Recipe, output: Path | None) -> Path:

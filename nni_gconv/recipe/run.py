@@ -10,6 +10,7 @@ from nni_gconv import compat
 from nni_gconv.files import write_json
 from nni_gconv.recipe.adopt import adopt_unfinished
 from nni_gconv.recipe.folder import TrialFolder, choose_output
+from nni_gconv.recipe.gpus import trial_gpus
 from nni_gconv.recipe.load import load_recipe
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
@@ -74,8 +75,10 @@ def run_recipe(
     True
     """
     given = dict(overrides or {})
-    device = load_recipe(recipe, given).device
-    with Distributed.from_environment(None if device == "auto" else device) as distributed:
+    first = load_recipe(recipe, given)
+    device = None if first.device == "auto" else first.device
+    # The GPUs come first: CUDA looks once at which ones it may see.
+    with trial_gpus(first), Distributed.from_environment(device) as distributed:
         asked = (
             compat.next_parameters() if distributed.is_main and compat.running_under_nni() else {}
         )

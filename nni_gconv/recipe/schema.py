@@ -85,6 +85,9 @@ class Recipe(BaseModel):
     name: str | None = Field(None, description="Shown in reports; default: the file's name.")
     seed: int = Field(0, ge=0, description="Of weights, splits, order and augmentation.")
     device: str = Field("auto", description="cpu, cuda, cuda:1, or auto: a GPU when there is one.")
+    gpus: int = Field(
+        1, ge=1, description="GPUs a trial takes under NNI; with more than one, torchrun starts it."
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice.")
     model: ModelSettings
     data: DataSettings

@@ -1,5 +1,7 @@
 import json
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -50,6 +52,10 @@ def test_keys_may_be_written_as_nni_takes_them(write):
     assert plan.config.trial_concurrency == 4
 
 
+def own(class_name, **class_args):
+    return {"className": class_name, "codeDirectory": ".", "classArgs": class_args}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -73,6 +79,16 @@ def test_keys_may_be_written_as_nni_takes_them(write):
         ({"tuner": {"name": "GridSerch"}}, ["tuner.name", "did you mean 'GridSearch'"]),
         ({"tuner": {"nam": "GridSearch"}}, ["unknown key nam"]),
         ({"tuner": {"className": "a.B", "codeDirectory": "no"}}, ["codeDirectory", "no"]),
+        ({"tuner": {"className": "nni_gconv.tuner.ParetoTuner"}}, ["codeDirectory is not set"]),
+        ({"tuner": own("nni_gconv.tuner.ParetTuner")}, ["no class", "did you mean 'ParetoTuner'"]),
+        ({"tuner": own("nni_gconv.tuners.ParetoTuner")}, ["no module 'nni_gconv.tuners'"]),
+        ({"tuner": own("ParetoTuner")}, ["write MODULE.CLASS"]),
+        ({"tuner": own("json.JSONDecoder")}, ["no subclass of nni.tuner.Tuner"]),
+        ({"tuner": own("nni_gconv.tuner.ParetoTuner", sed=1)}, ["'sed'", "did you mean 'seed'"]),
+        ({"tuner": own("nni_gconv.tuner.ParetoTuner", low=2)}, ["classArgs.low: 2"]),
+        ({"tuner": own("nni_gconv.tuner.ParetoTuner")}, ["no key has a list 'macs'"]),
+        ({"tuner": {"name": "Hyperband"}}, ["className: nni_gconv.tuner.Hyperband"]),
+        ({"assessor": own("nni_gconv.tuner.TPE")}, ["no subclass of nni.assessor.Assessor"]),
         ({"assessor": {"name": "Medianstopp"}}, ["assessor.name", "Medianstop"]),
         ({"trainingService": None}, ["trainingService is not set"]),
         ({"trainingService": {"platform": "locl"}}, ["did you mean 'local'"]),
@@ -134,17 +150,143 @@ def test_machines_elsewhere_need_a_tunnel_or_a_word(write, tmp_path):
     key.touch()
     machine = {"host": "10.0.0.2", "user": "me", "sshKeyFile": str(key)}
     service = {"platform": "remote", "machineList": [machine]}
-    with pytest.raises(ConfigError, match=r"nniManagerIp: 127\.0\.0\.1"):
+    with pytest.raises(ConfigError, match=r"nniManagerIp: 10\.0\.0\.1: .*SSH tunnels"):
         preflight(write(trainingService=service, nniManagerIp="10.0.0.1"))
+    plan = preflight(write(trainingService=service))
+    assert plan.config.training_service.nni_manager_ip == "127.0.0.1"
+    assert [one.label for one in plan.machines] == ["me@10.0.0.2"]
     preflight(write(trainingService=service, nniManagerIp="127.0.0.1"))
     assert not preflight(
         write(trainingService=service, nniManagerIp="10.0.0.1"), loopback=False
     ).loopback
 
 
+def test_hybrid_is_this_machine_and_one_list_of_others(write, tmp_path):
+    key = tmp_path / "key"
+    key.touch()
+    machine = {"host": "10.0.0.2", "user": "me", "sshKeyFile": str(key)}
+    remote = {"platform": "remote", "machineList": [machine]}
+    plan = preflight(write(trainingService=[{"platform": "local"}, remote]))
+    assert plan.machines[0].place == ("trainingService", 1, "machineList", 0)
+    with pytest.raises(ConfigError, match="remote stands there 2 times"):
+        preflight(write(trainingService=[remote, remote]))
+
+
+@pytest.mark.parametrize(
+    ("machine", "words"),
+    [
+        ({"user": "me"}, r"machineList\[0\]\.host is not set"),
+        ({"host": "h"}, r"machineList\[0\]\.user is not set"),
+        ({"host": "h", "user": "me", "sshKeyFile": "/no/key"}, r"sshKeyFile: no such file: /no"),
+        ("gpu1", r"machineList\[0\]: expected host, user"),
+    ],
+)
+def test_a_machine_that_cannot_be_used_is_named(write, machine, words):
+    service = {"platform": "remote", "machineList": [machine]}
+    with pytest.raises(ConfigError, match=words):
+        preflight(write(trainingService=service))
+
+
+def test_a_password_in_the_file_is_noted(write):
+    machine = {"host": "10.0.0.2", "user": "me", "password": "secret"}
+    service = {"platform": "remote", "machineList": [machine]}
+    (words,) = preflight(write(trainingService=service)).notes
+    assert "serves it without login" in words
+    assert "secret" not in words
+
+
+def test_the_kubeflow_file_is_what_nni_takes(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
+    file = experiment_file("kubeflow")
+    assert preflight(file, loopback=False).config.training_service.platform == "kubeflow"
+    with pytest.raises(ConfigError, match="--all-interfaces"):
+        preflight(file)
+
+
+@pytest.fixture
+def four_gpus(monkeypatch, tmp_path):
+    """A driver of our own that reports four GPUs, and a recipe that wants one."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "fake_nvml"))
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("FAKE_GPUS", "4")
+
+    def recipe(**changes):
+        (tmp_path / "recipe.yml").write_text(yaml.safe_dump({"name": "x", **changes}))
+        return "nni-gconv run recipe.yml"
+
+    yield recipe
+    sys.modules.pop("pynvml", None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "concurrency", "words"),
+    [
+        ({}, 4, None),
+        ({}, 2, "some stay idle"),
+        ({}, 6, "wait for a free one"),
+        ({"gpus": 2}, 2, None),
+        ({"gpus": 2}, 4, "room for 2 at a time: the others wait"),
+        ({"device": "cpu"}, 9, None),
+        ({"device": "cuda:1"}, 9, None),
+    ],
+)
+def test_trials_at_a_time_are_compared_with_the_gpus(write, four_gpus, recipe, concurrency, words):
+    plan = preflight(write(trialCommand=four_gpus(**recipe), trialConcurrency=concurrency))
+    assert len(plan.notes) == (words is not None)
+    if words is not None:
+        assert words in plan.notes[0]
+
+
+def test_gpus_of_the_command_line_make_the_concurrency(write, four_gpus):
+    file = write(trialCommand=four_gpus(), trialConcurrency=1)
+    assert preflight(file, gpus=1).config.trial_concurrency == 4
+    plan = preflight(file, gpus=2)
+    assert plan.config.trial_concurrency == 2
+    assert plan.config.training_service.trial_command.startswith("NNI_GCONV_GPUS=2 nni-gconv")
+    assert preflight(file, gpus=2, concurrency=1).config.trial_concurrency == 1
+    with pytest.raises(ConfigError, match="--gpus 5: this machine has 4 GPUs"):
+        preflight(file, gpus=5)
+
+
+def test_a_machine_without_gpus_is_told_at_once(write, four_gpus, monkeypatch):
+    monkeypatch.delenv("FAKE_GPUS")
+    file = write(trialCommand=four_gpus())
+    assert "no GPU on this machine (no NVIDIA driver" in preflight(file).notes[0]
+    with pytest.raises(ConfigError, match="--gpus 1: this machine has no GPU"):
+        preflight(file, gpus=1)
+    with pytest.raises(ConfigError, match=r"device: cuda in the recipe.*no GPU"):
+        preflight(write(trialCommand=four_gpus(device="cuda")))
+
+
 def test_a_search_without_an_end_is_noted(write):
     assert "until Ctrl-C" in preflight(write(tuner={"name": "TPE"})).notes[0]
     assert preflight(write(tuner={"name": "TPE"}, maxTrialNumber=3)).notes == ()
+
+
+def test_a_tuner_of_the_user_s_is_loaded_as_nni_will(write, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import sys\nfrom nni.tuner import Tuner\nprint('hello')\n"
+        "class Mine(Tuner):\n    def __init__(self, need, more=0): pass\n"
+    )
+    preflight(write(tuner=own("mine.Mine", need=1)))
+    with pytest.raises(ConfigError, match="'need' is needed"):
+        preflight(write(tuner=own("mine.Mine")))
+    (tmp_path / "mine.py").write_text("import nowhere.near\n")
+    with pytest.raises(ConfigError, match="it needs 'nowhere', which is not installed"):
+        preflight(write(tuner=own("mine.Mine")))
+    (tmp_path / "mine.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(ConfigError, match="ended the process"):
+        preflight(write(tuner=own("mine.Mine")))
+
+
+def test_what_nni_s_own_are_known_to_do_is_noted(write):
+    notes = preflight(
+        write(tuner={"name": "TPE"}, assessor={"name": "Medianstop"}, maxTrialNumber=3)
+    ).notes
+    assert "nni_gconv.tuner.TPE" in notes[0]
+    assert "scipy" in preflight(write(tuner={"name": "GPTuner"}, maxTrialNumber=3)).notes[0]
 
 
 def test_the_experiments_that_come_with_the_package_pass(monkeypatch, tmp_path):

@@ -1,0 +1,148 @@
+"""Trials at a time against the GPUs of this machine, before anything starts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nni_gconv.errors import ConfigError
+from nni_gconv.slots import GPUS_VARIABLE, Slots, machine_slots
+
+__all__ = ["GpuWish", "fit_concurrency", "gpu_notes", "gpu_wish"]
+
+
+@dataclass(frozen=True)
+class GpuWish:
+    """What one trial wants.
+
+    Attributes
+    ----------
+    count : int
+        GPUs; 0 where it runs on the CPU anyway.
+    required : bool
+        Whether it cannot do without.
+    """
+
+    count: int
+    required: bool = False
+
+
+def gpu_wish(command: str, code: Path) -> GpuWish | None:
+    """Read what a trial wants from its command and recipe.
+
+    Parameters
+    ----------
+    command : str
+        The trial command.
+    code : Path
+        The trial's code directory.
+
+    Returns
+    -------
+    GpuWish or None
+        None where the command is not ``nni-gconv run RECIPE`` or the recipe cannot be read.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    count: int | None = None
+    while words and re.fullmatch(r"\w+=.*", words[0]):
+        name, _, value = words.pop(0).partition("=")
+        if name == GPUS_VARIABLE and value.isdigit():
+            count = int(value)
+    if words[:2] != ["nni-gconv", "run"] or len(words) < 3:
+        return None
+    try:
+        # Not through load_recipe, which imports torch.
+        recipe = yaml.safe_load((code / Path(words[2]).expanduser()).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    if not isinstance(recipe, dict):
+        return None
+    given = dict(word.partition("=")[::2] for word in words[3:] if "=" in word)
+    device = str(given.get("device", recipe.get("device", "auto")))
+    if device not in ("auto", "cuda"):
+        return GpuWish(0)
+    if count is None:
+        wanted = str(given.get("--gpus", given.get("gpus", recipe.get("gpus", 1))))
+        count = int(wanted) if wanted.isdigit() else 1
+    return GpuWish(count, device == "cuda")
+
+
+def fit_concurrency(config: Any, gpus: int) -> None:
+    """Give each trial `gpus` GPUs, and make ``trialConcurrency`` what this machine has room for.
+
+    Parameters
+    ----------
+    config : nni.experiment.ExperimentConfig
+        Of a local experiment; is changed.
+    gpus : int
+        GPUs a trial.
+
+    Raises
+    ------
+    ConfigError
+        The machine has fewer.
+    """
+    slots = machine_slots()
+    if not slots.names:
+        raise ConfigError(f"--gpus {gpus}: this machine has no GPU to give: {slots.reason}")
+    if len(slots) < gpus:
+        raise ConfigError(f"--gpus {gpus}: {_shown(slots)}, fewer than one trial wants")
+    config.trial_concurrency = len(slots) // gpus
+
+
+def gpu_notes(config: Any, service: Any) -> list[str]:
+    """Compare ``trialConcurrency`` with the GPUs of this machine.
+
+    Parameters
+    ----------
+    config : nni.experiment.ExperimentConfig
+        Canonical.
+    service : nni.experiment.config.LocalConfig
+        The training service of this machine.
+
+    Returns
+    -------
+    list of str
+        What is allowed but may not be meant; empty where trials need no GPU.
+
+    Raises
+    ------
+    ConfigError
+        A trial cannot run here at all.
+    """
+    wish = gpu_wish(service.trial_command, Path(service.trial_code_directory))
+    if wish is None or wish.count == 0:
+        return []
+    slots = machine_slots()
+    if not slots.names:
+        if wish.required:
+            raise ConfigError(f"device: cuda in the recipe, but this machine has no GPU to give: "
+                              f"{slots.reason}")  # fmt: skip
+        return [f"no GPU on this machine ({slots.reason}): trials run on the CPU"]
+    places = len(slots) // wish.count
+    if not places:
+        raise ConfigError(f"gpus: {wish.count} for each trial, but {_shown(slots)}")
+    if config.trial_concurrency > places:
+        return [
+            f"trialConcurrency: {config.trial_concurrency}, but {_shown(slots)}, room for "
+            f"{places} at a time: the others wait for a free one"
+        ]
+    if config.trial_concurrency < places:
+        return [
+            f"trialConcurrency: {config.trial_concurrency}, but {_shown(slots)}, room for "
+            f"{places} at a time: some stay idle (--gpus {wish.count} takes them all)"
+        ]
+    return []
+
+
+def _shown(slots: Slots) -> str:
+    count = len(slots)
+    return f"this machine has {count} GPU{'s' * (count != 1)} ({', '.join(slots.names)})"
