@@ -43,6 +43,9 @@ def test_a_good_file_gives_a_plan(write, tmp_path):
 def test_the_size_of_a_grid_is_known(write):
     space = {"a": BASE["searchSpace"]["x"], "b": {"_type": "choice", "_value": [1, 2]}}
     assert preflight(write(searchSpace=space)).max_trials == 6
+    ours = {"className": "nni_gconv.tuner.GridSearch", "codeDirectory": "."}
+    plan = preflight(write(searchSpace=space, tuner=ours))
+    assert (plan.max_trials, plan.varied, plan.notes) == (6, {"a", "b"}, ())
     space["c"] = {"_type": "uniform", "_value": [0, 1]}
     assert preflight(write(searchSpace=space)).max_trials is None
 

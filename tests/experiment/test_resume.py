@@ -234,7 +234,10 @@ def test_plain_nnictl_goes_on_too(interrupted, expected):
     # All that is added to plain nnictl: its manager stays on loopback.
     interrupted.env["NODE_OPTIONS"] = f"--require {shims / 'bind.js'}"
     port = free_port()
-    interrupted.begin("create", "--config", str(interrupted.prepare()), port=port)
+    # NNI's own grid would make the trial that is cut off a second time.
+    grid = {"className": "nni_gconv.tuner.GridSearch", "codeDirectory": "."}
+    file = interrupted.prepare(tuner=grid)
+    interrupted.begin("create", "--config", str(file), port=port)
     first = interrupted.wait_in_the_middle(0)
     folder = interrupted.experiment
     kill([interrupted.manager])  # and the trial, left alone, is still there
