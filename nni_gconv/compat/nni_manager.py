@@ -238,12 +238,15 @@ def experiment_mapping(config: Any) -> dict[str, Any]:
 
     from nni.experiment.config.utils import camel_case
 
-    not_set = (None, MISSING, {"name": "_none_"})  # the last is a tuner nobody chose
+    def is_set(value: Any) -> bool:
+        if isinstance(value, dict):
+            return value.get("name") != "_none_"  # a tuner that nobody chose
+        return value is not None and value is not MISSING
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
             content = {camel_case(f.name): plain(getattr(value, f.name)) for f in fields(value)}
-            return {key: inner for key, inner in content.items() if inner not in not_set}
+            return {key: inner for key, inner in content.items() if is_set(inner)}
         if isinstance(value, list):
             return [plain(one) for one in value]
         return str(value) if isinstance(value, Path) else value
