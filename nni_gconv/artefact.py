@@ -102,7 +102,11 @@ def _plain(value: Any) -> Any:
 
 
 def save_compact(
-    model: nn.Module, path: str | Path, *, recipe: Mapping[str, Any] | None = None
+    model: nn.Module,
+    path: str | Path,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    layers: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a small model to one safetensors file.
 
@@ -114,6 +118,9 @@ def save_compact(
         File to write, by convention ``*.safetensors``; written under a temporary name first.
     recipe : mapping, optional
         JSON-able description of how the model came about; kept in the file.
+    layers : mapping, optional
+        What each layer costs, beside the dense network: of
+        :func:`nni_gconv.speedup.layer_sizes.compare_sizes`. ``nni-gconv compare`` shows it.
 
     Returns
     -------
@@ -137,6 +144,7 @@ def save_compact(
         "nni_gconv.plan_sha256": hashlib.sha256(plan.encode()).hexdigest(),
         "nni_gconv.versions": json.dumps(versions()),
         "nni_gconv.recipe": json.dumps(recipe or {}),
+        "nni_gconv.layers": json.dumps(layers or {}),
     }
     tensors: dict[str, Tensor] = {}
     seen: dict[int, str] = {}
@@ -191,7 +199,7 @@ def read_plan(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``{"plan": ..., "versions": ..., "recipe": ..., "weights_sha256": ...}``.
+        ``{"plan": ..., "versions": ..., "recipe": ..., "layers": ..., "weights_sha256": ...}``.
 
     Raises
     ------
@@ -215,7 +223,10 @@ def read_plan(path: str | Path) -> dict[str, Any]:
     try:
         plan = json.loads(text)
         version = int(plan["format"])
-        more = {k: json.loads(metadata.get(f"nni_gconv.{k}", "{}")) for k in ("versions", "recipe")}
+        more = {
+            key: json.loads(metadata.get(f"nni_gconv.{key}", "{}"))
+            for key in ("versions", "recipe", "layers")
+        }
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} holds a plan that cannot be read: {error!r}") from error
     if version > FORMAT:

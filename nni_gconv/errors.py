@@ -81,7 +81,7 @@ def unknown_name(what: str, name: object, allowed: Iterable[str], where: str = "
     """
     options = sorted({str(a) for a in allowed})
     close = nearest(str(name), options, count=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(options[:20]) + (", ..." if len(options) > 20 else "")
     prefix = f"{where}: " if where else ""
     return f"{prefix}unknown {what} {name!r}{hint} (allowed: {shown})"

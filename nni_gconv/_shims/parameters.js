@@ -1,6 +1,7 @@
 // NNI hands parameters out in the order in which trials ask for them, and writes them down in the
 // order in which it started them: of trials that start together, one gets what is shown for the
 // other. A trial that has its id before it starts (as a resumed one does) is given its own.
+// A resumed trial whose machine is gone keeps its id too, and starts on another one.
 const Module = require('module');
 const {randomBytes} = require('crypto');
 const letters = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789';
@@ -14,8 +15,9 @@ Module._load = function (...args) {
     const submit = service.prototype.submitTrialJob;
     service.prototype.submitTrialJob = async function (form) {
       await this.startDeferred.promise;
-      const envId = form.id ? null : this.schedule();
-      return submit.call(this, envId ? {...form, id: id(), envId} : form);
+      const there = form.id && this.environments.some(one => one.id === form.envId);
+      const envId = there ? form.envId : this.schedule();
+      return submit.call(this, envId ? {...form, id: form.id || id(), envId} : form);
     };
   }
   return loaded;

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from nni_gconv.cli.compare import compare
 from nni_gconv.cli.create import create
 from nni_gconv.cli.doctor import doctor
 from nni_gconv.cli.export import export
@@ -22,8 +23,10 @@ from nni_gconv.cli.inspect import inspect
 from nni_gconv.cli.profile import profile
 from nni_gconv.cli.quickstart import quickstart
 from nni_gconv.cli.report import report
+from nni_gconv.cli.resume import resume
 from nni_gconv.cli.run import run
 from nni_gconv.cli.search_groups import search_groups
+from nni_gconv.cli.search_space import search_space
 from nni_gconv.cli.sensitivity import sensitivity
 from nni_gconv.errors import NniGconvError
 
@@ -72,12 +75,15 @@ for _command in (
     run,
     quickstart,
     create,
+    resume,
     fetch,
     report,
+    compare,
     profile,
     doctor,
     inspect,
     search_groups,
+    search_space,
     sensitivity,
     export,
 ):

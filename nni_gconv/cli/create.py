@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nni_gconv.cli.output import note, print_json, print_trials, write_report
 
-__all__ = ["LaunchOptions", "create", "launch_and_report"]
+if TYPE_CHECKING:
+    from nni_gconv.experiment import Outcome
+
+__all__ = ["LaunchOptions", "create", "launch_and_report", "report_outcome"]
 
 Port = Annotated[
     int | None, typer.Option("--port", help="Port of the web UI; by default a free one is taken.")
@@ -122,7 +125,6 @@ def launch_and_report(experiment: Path, options: LaunchOptions) -> int:
         Exit code: 0 only if every trial succeeded.
     """
     from nni_gconv.experiment import ExperimentView, run_experiment
-    from nni_gconv.report import collect, json_rows
 
     outcome = run_experiment(
         experiment,
@@ -135,12 +137,34 @@ def launch_and_report(experiment: Path, options: LaunchOptions) -> int:
         max_failed=options.max_failed,
         view=ExperimentView.on_stderr(),
     )
+    return report_outcome(outcome, experiment.resolve().parent.name, as_json=options.json)
+
+
+def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
+    """Print and save the trials of an experiment that has ended, and return the exit code.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        How it ended.
+    name : str
+        What to call it in the report.
+    as_json : bool
+        Print JSON instead of a table.
+
+    Returns
+    -------
+    int
+        Exit code: 0 only if every trial succeeded.
+    """
+    from nni_gconv.report import collect, json_rows
+
     rows = collect(outcome.folder) if outcome.trials else []
     if rows:
-        title = f"{experiment.resolve().parent.name} ({outcome.experiment_id})"
+        title = f"{name} ({outcome.experiment_id})"
         for file in write_report(rows, outcome.folder / "report", title):
             note(f"saved {file}")
-    if options.json:
+    if as_json:
         print_json(json_rows(rows))
     elif rows:
         print_trials(rows)

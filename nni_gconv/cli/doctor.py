@@ -1,4 +1,4 @@
-"""``nni-gconv doctor``: what pruning would do to a network, or whether an experiment will run."""
+"""``nni-gconv doctor``: the installation, a network, or an experiment before it starts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
-from nni_gconv.cli.model_options import InputShape, ModelName, ModelOptions, build_model
+from nni_gconv.cli.doctor_installation import doctor_installation
+from nni_gconv.cli.model_options import InputShape, ModelOptions, build_model
 from nni_gconv.cli.output import print_json
 
 __all__ = ["doctor"]
 
 
 def doctor(
-    model: ModelName,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|EXPERIMENT.yml]",
+            help="resnet56, torchvision:resnet50 or mypkg.module:factory; or an experiment's file; "
+            "without it the installation is looked at.",
+        ),
+    ] = None,
     shape: InputShape = None,
     ratio: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of channels that is priced.")
@@ -22,10 +30,14 @@ def doctor(
     option: ModelOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Trace a network without training: what is coupled, what stays and why, what a ratio costs.
+    """Look at the installation, trace a network without training, or check an experiment.
 
-    Given an experiment file (*.yml): check it, and every machine it names, without starting it.
+    Without MODEL: versions, node, ports, GPU, disk; each problem with the line that mends it. With
+    MODEL: what is coupled, what stays and why, what a ratio costs. With an experiment file (*.yml):
+    the file and every machine it names, without starting it.
     """
+    if model is None:
+        raise typer.Exit(doctor_installation(as_json=as_json))
     if Path(model).suffix in (".yml", ".yaml"):
         from nni_gconv.cli.doctor_experiment import doctor_experiment
 

@@ -17,7 +17,10 @@ from nni_gconv.compat.nni_compression import (
 from nni_gconv.compat.nni_manager import (
     EXPERIMENT_MARK,
     HOST_KEYS,
+    algorithm_class,
     dispatcher_exception,
+    dispatcher_folder,
+    experiment_mapping,
     launch_path,
     link_tensorboard,
     load_experiment_config,
@@ -25,8 +28,11 @@ from nni_gconv.compat.nni_manager import (
     quiet_nni,
     start_manager,
     write_launch_files,
+    write_resume_file,
 )
 from nni_gconv.compat.nni_trial import (
+    continue_intermediates,
+    end_leftovers,
     experiment_folder,
     flat_parameters,
     next_parameters,
@@ -35,7 +41,7 @@ from nni_gconv.compat.nni_trial import (
     running_under_nni,
     trial_folder,
 )
-from nni_gconv.compat.nni_wrapper import lighten_wrappers
+from nni_gconv.compat.nni_wrapper import lighten_wrappers, trained_weight
 from nni_gconv.compat.nvml import DriverGpus, driver_gpus
 from nni_gconv.compat.torch_edges import (
     export_onnx,
@@ -53,11 +59,16 @@ __all__ = [
     "EXPERIMENT_MARK",
     "HOST_KEYS",
     "DriverGpus",
+    "algorithm_class",
+    "continue_intermediates",
     "dispatcher_exception",
+    "dispatcher_folder",
     "driver_gpus",
+    "end_leftovers",
     "evaluator_input",
     "evaluator_optimizer",
     "experiment_folder",
+    "experiment_mapping",
     "export_onnx",
     "export_program",
     "flat_parameters",
@@ -85,6 +96,8 @@ __all__ = [
     "split_parameter_groups",
     "start_manager",
     "take_over_weights",
+    "trained_weight",
     "trial_folder",
     "write_launch_files",
+    "write_resume_file",
 ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import itertools
+import json
 import os
 import re
 import shlex
@@ -12,18 +15,19 @@ import sysconfig
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nni_gconv.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "EXPERIMENT_MARK",
     "HOST_KEYS",
+    "algorithm_class",
     "dispatcher_exception",
+    "dispatcher_folder",
+    "experiment_mapping",
     "launch_path",
     "link_tensorboard",
     "load_experiment_config",
@@ -31,6 +35,7 @@ __all__ = [
     "quiet_nni",
     "start_manager",
     "write_launch_files",
+    "write_resume_file",
 ]
 
 
@@ -41,7 +46,7 @@ HOST_KEYS = "host_keys.json"
 """File beside those of :func:`write_launch_files`: the SSH host keys that the manager may meet,
 ``{"host:port": {type: SHA-256 in hexadecimal}}``."""
 
-_SCRIPTS = ("parameters.js", "remote.js")
+_SCRIPTS = ("parameters.js", "remote.js", "patience.js")
 _SHIMS = Path(__file__).parents[1] / "_shims"
 
 
@@ -51,9 +56,9 @@ def write_launch_files(folder: Path) -> None:
     Parameters
     ----------
     folder : Path
-        Private folder of the experiment. Gets ``bind.js``, ``parameters.js`` and ``remote.js``,
-        which the manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
-        ``nni-gconv`` (the one of this very Python).
+        Private folder of the experiment. Gets the scripts that the manager loads first, and
+        ``bin/`` with ``tensorboard`` (on loopback only) and ``nni-gconv`` (the one of this very
+        Python).
     """
     bin_folder = folder / "bin"
     bin_folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +89,44 @@ def launch_path(folder: Path | None = None) -> str:
     return os.pathsep.join([*ours, str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
+def write_resume_file(
+    folder: Path,
+    *,
+    again: Sequence[str] = (),
+    tried: str | None = None,
+    max_trials: int | None = None,
+    concurrency: int | None = None,
+) -> None:
+    """Write what our repair of NNI's resume goes by, beside the launch files.
+
+    Parameters
+    ----------
+    folder : Path
+        Private folder of the experiment, as for :func:`write_launch_files`.
+    again : sequence of str
+        Ids of trials that have ended and shall go on all the same.
+    tried : str, optional
+        JSON of the entries that NNI's tuner is to import instead of those with a result.
+    max_trials, concurrency : int, optional
+        New values of ``maxTrialNumber`` and ``trialConcurrency``.
+    """
+    asked = {
+        "again": list(again),
+        "tried": tried,
+        "maxTrialNumber": max_trials,
+        "trialConcurrency": concurrency,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "resume.js").write_bytes((_SHIMS / "resume.js").read_bytes())
+    (folder / "resume.json").write_text(json.dumps(asked), encoding="utf-8")
+
+
 def start_manager(
     config: Any, experiment_id: str, port: int, folder: Path, *, loopback: bool = True
 ) -> subprocess.Popen[bytes]:
     """Start NNI's manager process, as ``nnictl create`` does but on the loopback interface.
+
+    Where :func:`write_resume_file` has been called it resumes, as ``nnictl resume`` does.
 
     Parameters
     ----------
@@ -112,10 +151,14 @@ def start_manager(
     from nni.tools.nnictl.config_utils import Experiments
 
     node = Path(nni_node.__path__[0])
-    args = NniManagerArgs("create", experiment_id, config, port, False, False, None, None)
+    resumes = (folder / "resume.json").is_file()
+    action = "resume" if resumes else "create"
+    args = NniManagerArgs(action, experiment_id, config, port, False, False, None, None)
     command = [str(node / "node"), "--max-old-space-size=4096", "--trace-uncaught"]
     for script in ("bind.js", *_SCRIPTS) if loopback else _SCRIPTS:
         command += ["--require", str(folder / script)]
+    if resumes:
+        command += ["--require", str(folder / "resume.js")]
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}
     if (folder / HOST_KEYS).is_file():
@@ -185,6 +228,30 @@ def load_experiment_config(data: dict[str, Any], base: Path) -> Any:
         unset_base_path()
 
 
+def experiment_mapping(config: Any) -> dict[str, Any]:
+    """Write NNI's ``ExperimentConfig`` as the content of an experiment file.
+
+    Fields that were not set are left out, and paths stay as they are: NNI's own ``json()`` checks
+    first, and says little of what is wrong.
+    """
+    from dataclasses import MISSING, fields, is_dataclass
+
+    from nni.experiment.config.utils import camel_case
+
+    not_set = (None, MISSING, {"name": "_none_"})  # the last is a tuner nobody chose
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            content = {camel_case(f.name): plain(getattr(value, f.name)) for f in fields(value)}
+            return {key: inner for key, inner in content.items() if inner not in not_set}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return str(value) if isinstance(value, Path) else value
+
+    found: dict[str, Any] = plain(config)
+    return found
+
+
 def _nni_words(message: str) -> str:
     """Write a message of NNI's configuration classes with the names that stand in the file."""
     message = re.sub(r"^(\w+Config): ", "", message)
@@ -201,6 +268,14 @@ def nni_algorithms(kind: str) -> set[str]:
 
     metas = [meta for meta in get_all_algo_meta() if meta.algo_type == kind]
     return {name for meta in metas for name in (meta.name, meta.alias) if name}
+
+
+def algorithm_class(name: str) -> str | None:
+    """Return the class behind the name of a registered tuner or assessor, None for NNI's own."""
+    from nni.tools.package_utils.config_manager import get_algo_meta
+
+    meta = get_algo_meta(name)
+    return None if meta is None or meta.is_builtin else meta.class_name
 
 
 def quiet_nni() -> None:
@@ -237,6 +312,22 @@ def dispatcher_exception(log: str) -> str | None:
             lines = body.strip("\n").splitlines()
             places = [text.strip() for text in lines if text.startswith('  File "')]
             return f"{lines[-1].strip()} ({places[-1]})" if places else lines[-1].strip()
+    return None
+
+
+def dispatcher_folder() -> Path | None:
+    """Return the trials' code directory of the experiment whose tuner this process runs.
+
+    NNI tells a tuner nothing about its experiment, but hands the configuration to the process that
+    it lives in, on the command line. None in any other process.
+    """
+    for given, value in itertools.pairwise(sys.argv):
+        if given == "--exp_params":
+            config = json.loads(base64.b64decode(value))
+            service = config.get("trainingService")
+            first = service[0] if isinstance(service, list) and service else service
+            folder = (first or {}).get("trialCodeDirectory") or config.get("trialCodeDirectory")
+            return Path(folder) if folder else None
     return None
 
 

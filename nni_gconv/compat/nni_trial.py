@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.files import write_json
 
 __all__ = [
+    "continue_intermediates",
+    "end_leftovers",
     "experiment_folder",
     "flat_parameters",
     "next_parameters",
@@ -91,6 +97,112 @@ def report_intermediate(metrics: dict[str, float]) -> None:
 
         next_parameters()  # NNI asserts that a trial asked for its parameters first
         nni.report_intermediate_result(metrics)
+        folder = trial_folder()
+        if folder is not None and not _database(folder).is_file():
+            told = {"trial": os.environ.get("NNI_TRIAL_JOB_ID"), "told": _sequence()}
+            write_json(folder / _TOLD, told)
+
+
+def continue_intermediates() -> int:
+    """Count on where an earlier process of this very trial stopped.
+
+    NNI gives a trial that is resumed its old id, and would begin again at the first intermediate
+    result: a curve with every early epoch twice.
+
+    Returns
+    -------
+    int
+        How many intermediate results NNI has of this trial; 0 when not under NNI. What the manager
+        wrote down is believed where it is on this machine, else what the trial did.
+    """
+    folder = trial_folder()
+    if folder is None:
+        return 0
+    import nni.trial
+
+    told = max(_told(folder), _sequence())
+    nni.trial.overwrite_intermediate_seq(told)
+    return told
+
+
+_TOLD = "nni_told.json"
+
+
+def _sequence() -> int:
+    import nni.trial
+
+    return int(nni.trial._intermediate_seq)
+
+
+def _database(folder: Path) -> Path:
+    """Return where the manager's database is if it runs on this machine."""
+    return folder.absolute().parents[3] / "db" / "nni.sqlite"
+
+
+def _told(folder: Path) -> int:
+    trial = os.environ.get("NNI_TRIAL_JOB_ID")
+    file = _database(folder)
+    if file.is_file():
+        with contextlib.suppress(sqlite3.Error):
+            uri = f"{file.as_uri()}?mode=ro"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as connection:
+                found = connection.execute(
+                    "select count(distinct sequence) from MetricData"
+                    " where trialJobId = ? and type = 'PERIODICAL'",
+                    (trial,),
+                ).fetchone()
+            return int(found[0])
+    try:
+        note = json.loads((folder / _TOLD).read_text(encoding="utf-8"))
+        return int(note["told"]) if note["trial"] == trial else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def end_leftovers(seconds: float = 10.0) -> int:
+    """End what an earlier manager left running of this very trial.
+
+    A manager that is killed leaves its trials behind; when it is resumed it starts them again, in
+    the same folder. The older process would hold the folder, and report to the new manager.
+
+    Parameters
+    ----------
+    seconds : float, default 10.0
+        Time between SIGTERM and SIGKILL.
+
+    Returns
+    -------
+    int
+        How many processes were ended; 0 when not under NNI.
+    """
+    trial, experiment = (os.environ.get(key) for key in ("NNI_TRIAL_JOB_ID", "NNI_EXP_ID"))
+    if not running_under_nni() or not trial or not experiment:
+        return 0
+    import psutil
+
+    def ours(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error, OSError):
+            there = process.environ()
+            return (there.get("NNI_TRIAL_JOB_ID"), there.get("NNI_EXP_ID")) == (trial, experiment)
+        return False
+
+    # The shell that NNI started, and all below it, are this run of the trial.
+    top = psutil.Process()
+    for parent in top.parents():
+        if not ours(parent):
+            break
+        top = parent
+    living = {top.pid, *(process.pid for process in top.children(recursive=True))}
+    old = [one for one in psutil.process_iter() if one.pid not in living and ours(one)]
+    for process in old:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(old, timeout=seconds)
+    for process in stubborn:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=seconds)
+    return len(old)
 
 
 def report_final(metrics: dict[str, float]) -> None:

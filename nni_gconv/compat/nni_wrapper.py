@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-__all__ = ["lighten_wrappers"]
+__all__ = ["lighten_wrappers", "trained_weight"]
 
 
 def lighten_wrappers(wrappers: Mapping[str, Any]) -> None:
@@ -31,6 +31,12 @@ def lighten_wrappers(wrappers: Mapping[str, Any]) -> None:
         wrapper._whole = {}
         if wrapper.module._modules.get("_nni_wrapper") is wrapper:
             wrapper.module.forward = wrapper.forward
+
+
+def trained_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight of a layer that is trained; NNI's wrapper holds it while there is one."""
+    holder = module._modules.get("_nni_wrapper") or module
+    return holder._parameters.get("weight")
 
 
 def _forward(wrapper: Any, *args: Any, **kwargs: Any) -> Any:

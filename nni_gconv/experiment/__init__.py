@@ -15,6 +15,7 @@ from nni_gconv.experiment.launch import run_experiment, start
 from nni_gconv.experiment.manager import ManagerClient, ManagerError, TrialState
 from nni_gconv.experiment.preflight import ExperimentPlan, preflight
 from nni_gconv.experiment.progress import ExperimentView
+from nni_gconv.experiment.resume import resume_experiment
 from nni_gconv.experiment.running import RunningExperiment
 from nni_gconv.experiment.watch import Ending, Outcome
 
@@ -30,6 +31,7 @@ __all__ = [
     "experiment_file",
     "experiment_names",
     "preflight",
+    "resume_experiment",
     "run_experiment",
     "start",
 ]

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.manager import parse_metrics, parse_parameters
 
-__all__ = ["ExperimentRecord", "TrialRecord", "read_database"]
+__all__ = ["ExperimentRecord", "TrialRecord", "read_config", "read_database", "read_tried"]
 
 _END_EVENTS = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 
@@ -96,17 +97,21 @@ def read_database(folder: Path) -> ExperimentRecord:
     except sqlite3.Error:
         return record
     chosen: dict[str, dict[str, Any]] = {}
+    own: dict[str, dict[str, Any]] = {}
     for key, event, stamp, data, number in events:
         if key:
             _replay(record.trials.setdefault(key, TrialRecord()), event, stamp, data, number)
             chosen.update(_by_parameter_id(data))
+            own.setdefault(key, {}).update(_by_parameter_id(data))
     for key, parameter_id, kind, data in metrics:
         trial = record.trials.get(key)
         if trial is None:
             continue
         # Trials that start together may be given each other's parameters (NNI hands them out in
-        # the order of asking); what came back with the metric is what the trial really had.
-        trial.parameters = chosen.get(str(parameter_id), trial.parameters)
+        # the order of asking); what came back with the metric is what the trial really had. Its
+        # own id comes first: `nnictl resume` may give one id to two sets of parameters.
+        if str(parameter_id) not in own.get(key, {}):
+            trial.parameters = chosen.get(str(parameter_id), trial.parameters)
         if kind == "FINAL":
             trial.metrics = parse_metrics(data)
     for trial in record.trials.values():
@@ -114,6 +119,75 @@ def read_database(folder: Path) -> ExperimentRecord:
             trial.status = "KILLED"
     record.ended = bool(profile and profile[0])
     return record
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration that an experiment was started with.
+
+    Parameters
+    ----------
+    folder : Path
+        The experiment's folder.
+
+    Returns
+    -------
+    dict
+        As NNI wrote it down: camel case, absolute paths.
+
+    Raises
+    ------
+    ConfigError
+        There is no database, it cannot be read, or the experiment never started.
+    """
+    file = folder / "db" / "nni.sqlite"
+    query = "select params from ExperimentProfile order by revision desc limit 1"
+    rows = _rows(file, query)
+    if not rows:
+        raise ConfigError(f"{file}: the experiment never started, there is nothing to resume")
+    try:
+        config = json.loads(rows[0][0])
+    except (TypeError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file}: the experiment's configuration is damaged")
+    return config
+
+
+def read_tried(folder: Path) -> list[dict[str, Any]]:
+    """Read the parameters of all trials, whatever became of them, as entries for NNI's import.
+
+    Returns
+    -------
+    list of dict
+        ``{"parameter": {...}, "value": 1}``, and what a user imported.
+
+    Raises
+    ------
+    ConfigError
+        The database cannot be read.
+    """
+    query = "select trialJobId, event, data from TrialJobEvent where data <> '' order by rowid"
+    chosen: dict[str, dict[str, Any]] = {}
+    imported: list[dict[str, Any]] = []
+    for key, event, data in _rows(folder / "db" / "nni.sqlite", query):
+        try:
+            entry = json.loads(data)
+        except ValueError:
+            continue
+        if event == "IMPORT_DATA" and isinstance(entry, list):
+            imported += entry
+        elif key and isinstance(entry, dict) and "parameters" in entry:
+            chosen.setdefault(key, {"parameter": entry["parameters"], "value": 1})
+    return [*imported, *chosen.values()]
+
+
+def _rows(file: Path, query: str) -> list[Any]:
+    try:
+        uri = f"{file.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+            return connection.execute(query).fetchall()
+    except sqlite3.Error as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
 
 
 def _replay(
@@ -124,6 +198,8 @@ def _replay(
     if event == "USER_TO_CANCEL":
         trial.cancelled = True
         event = "USER_CANCELED"
+    if event == "ADD_RESUMED":
+        event, trial.cancelled, trial.end = "WAITING", False, None
     trial.status = event
     trial.parameters = trial.parameters or parse_parameters(data)
     if number is not None and trial.number < 0:

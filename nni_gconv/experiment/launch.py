@@ -20,6 +20,8 @@ from nni_gconv.experiment.running import RunningExperiment
 from nni_gconv.experiment.watch import Outcome, last_lines, watch
 
 if TYPE_CHECKING:
+    from nni.experiment import ExperimentConfig
+
     from nni_gconv.experiment.progress import ExperimentView
 
 __all__ = ["run_experiment", "start"]
@@ -60,7 +62,7 @@ def start(plan: ExperimentPlan) -> RunningExperiment:
     from nni_gconv.compat import quiet_nni, start_manager, write_launch_files
 
     quiet_nni()
-    experiment_id = generate_experiment_id()
+    experiment_id = plan.resumes.id if plan.resumes else generate_experiment_id()
     private = plan.folder / experiment_id / "launch"
     links = open_links(plan, private)
     write_launch_files(private)
@@ -99,7 +101,7 @@ def _wait_until_ready(experiment: RunningExperiment) -> None:
 
 
 def run_experiment(
-    file: str | Path,
+    file: str | Path | ExperimentConfig | ExperimentPlan,
     *,
     port: int | None = None,
     concurrency: int | None = None,
@@ -114,8 +116,10 @@ def run_experiment(
 
     Parameters
     ----------
-    file : str or Path
-        An NNI 3.0 experiment YAML; the same file works with ``nnictl create``.
+    file : str, Path, nni.experiment.ExperimentConfig or ExperimentPlan
+        An NNI 3.0 experiment YAML (the same file works with ``nnictl create``), or a configuration
+        made in Python. What :func:`nni_gconv.experiment.preflight` has checked already is started
+        as it is.
     port, concurrency, gpus, output, loopback
         As in :func:`nni_gconv.experiment.preflight`.
     keep_ui : bool, default False
@@ -148,9 +152,12 @@ def run_experiment(
     from nni_gconv.experiment.progress import ExperimentView
 
     view = view or ExperimentView.silent()
-    plan = preflight(
-        file, port=port, concurrency=concurrency, gpus=gpus, output=output, loopback=loopback
-    )
+    if isinstance(file, ExperimentPlan):
+        plan = file
+    else:
+        plan = preflight(
+            file, port=port, concurrency=concurrency, gpus=gpus, output=output, loopback=loopback
+        )
     with _terminate_as_interrupt():
         experiment = start(made_ready(plan))
         keep = False

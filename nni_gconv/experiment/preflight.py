@@ -17,21 +17,45 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from nni_gconv.compat import experiment_mapping
 from nni_gconv.errors import ConfigError, nearest, unknown_name
+from nni_gconv.experiment.algorithms import check_algorithms
 from nni_gconv.experiment.elsewhere import check_machine_list, remote_notes, with_tunnel_end
 from nni_gconv.experiment.gpus import fit_concurrency, gpu_notes
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
 from nni_gconv.remote.machines import Machine, machines_of
 from nni_gconv.slots import GPUS_VARIABLE
 
-__all__ = ["ExperimentPlan", "free_port", "preflight"]
+if TYPE_CHECKING:
+    from nni.experiment import ExperimentConfig
+
+__all__ = ["ExperimentPlan", "Resumption", "free_port", "preflight"]
 
 _PLATFORMS = ("local", "remote", "openpai", "aml", "dlc", "kubeflow", "frameworkcontroller")
 _OLD_KEYS = ("trainingServicePlatform", "authorName", "trial", "searchSpacePath")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What an experiment that goes on had come to.
+
+    Attributes
+    ----------
+    id : str
+        NNI's id.
+    ended : frozenset of str
+        Ids of the trials that have ended and stay as they are.
+    log_start : int
+        Length of ``dispatcher.log``: what stands there is of earlier starts.
+    """
+
+    id: str
+    ended: frozenset[str] = frozenset()
+    log_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +74,8 @@ class ExperimentPlan:
         Whether the manager listens on 127.0.0.1 only.
     notes : tuple of str
         What is allowed but may not be meant; to be shown before the start.
+    resumes : Resumption or None
+        The experiment that goes on; None for a new one.
     """
 
     file: Path
@@ -57,6 +83,7 @@ class ExperimentPlan:
     port: int
     loopback: bool
     notes: tuple[str, ...] = ()
+    resumes: Resumption | None = None
 
     @property
     def name(self) -> str:
@@ -93,7 +120,7 @@ class ExperimentPlan:
 
 
 def preflight(
-    file: str | Path,
+    file: str | Path | ExperimentConfig,
     *,
     port: int | None = None,
     concurrency: int | None = None,
@@ -105,8 +132,9 @@ def preflight(
 
     Parameters
     ----------
-    file : str or Path
-        An NNI 3.0 experiment YAML.
+    file : str, Path or nni.experiment.ExperimentConfig
+        An NNI 3.0 experiment YAML, or a configuration made in Python, whose relative paths start
+        from the working folder.
     port : int, optional
         Port of the web UI; by default a free one is chosen.
     concurrency : int, optional
@@ -136,8 +164,12 @@ def preflight(
     >>> preflight(experiment_file("quickstart")).config.trial_concurrency
     2
     """
-    file = Path(file)
-    data = _read(file)
+    if isinstance(file, str | Path):
+        file = Path(file)
+        data = _read(file)
+    else:
+        data = experiment_mapping(file)
+        file = Path.cwd() / "experiment.config"
     _check_tools()
     if loopback:
         data = with_tunnel_end(data)
@@ -149,13 +181,13 @@ def preflight(
         data["experimentWorkingDirectory"] = str(output.expanduser().absolute())
     try:
         config = _configure(file, data)
-        _check_algorithms(config)
         if not config.tuner.class_name:  # a tuner of the user's may read anything
             check_space(config.search_space)
+        notes = list(check_algorithms(config))
         _check_folders(config)
         if gpus is not None:
             _give_gpus(config, gpus, fit=concurrency is None)
-        notes = _notes(config)
+        notes += _notes(config)
         if platform_of(config) == "local":
             _check_command(config)
             notes += gpu_notes(config, config.training_service)
@@ -277,6 +309,17 @@ def _check_given(given: Mapping[str, Any]) -> None:
         raise ConfigError("the search space is not set; write searchSpaceFile or searchSpace")
     if "tuner" not in given and "advisor" not in given:
         raise ConfigError("tuner is not set; for example: tuner: {name: GridSearch}")
+    _check_class_names(given)
+
+
+def _check_class_names(given: Mapping[str, Any]) -> None:
+    for kind in ("tuner", "assessor"):
+        keys = {_plain(key) for key in given[kind]} if isinstance(given.get(kind), dict) else set()
+        if "classname" in keys and "codedirectory" not in keys:
+            raise ConfigError(
+                f"{kind}.codeDirectory is not set; NNI asks for one beside className, even of an "
+                "installed package: codeDirectory: ."
+            )
 
 
 def _gpu_words(where: str) -> str:
@@ -293,18 +336,6 @@ def _give_gpus(config: Any, gpus: int, *, fit: bool) -> None:
     for one in [config, *services_of(config)]:
         if one.trial_command:
             one.trial_command = f"{GPUS_VARIABLE}={gpus} {one.trial_command}"
-
-
-def _check_algorithms(config: Any) -> None:
-    from nni_gconv.compat import nni_algorithms
-
-    for kind in ("tuner", "assessor"):
-        algorithm = getattr(config, kind)
-        if algorithm is None or not algorithm.name:
-            continue
-        names = nni_algorithms(kind)
-        if algorithm.name.lower() not in {name.lower() for name in names}:
-            raise ConfigError(unknown_name(kind, algorithm.name, names, f"{kind}.name"))
 
 
 def _check_folders(config: Any) -> None:
@@ -365,7 +396,8 @@ def _check_port(port: int) -> int:
 def _notes(config: Any) -> list[str]:
     notes = []
     endless = config.max_trial_number is None and config.max_experiment_duration is None
-    if endless and (config.tuner.name or "").lower() not in ("gridsearch", "batchtuner"):
+    ending = ("gridsearch", "batch", "batchtuner")
+    if endless and (config.tuner.name or "").lower() not in ending:
         notes.append("neither maxTrialNumber nor maxExperimentDuration: it runs until Ctrl-C")
     return notes
 

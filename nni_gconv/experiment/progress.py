@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import socket
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from nni_gconv.experiment.watch import Outcome
     from nni_gconv.remote import FetchReport, MachineLinks
 
-__all__ = ["ExperimentView"]
+__all__ = ["ExperimentView", "tunnel_line"]
 
 
 class ExperimentView:
@@ -66,6 +68,8 @@ class ExperimentView:
         self._total, self._varied = plan.max_trials, plan.varied
         self._print(f"experiment {experiment.id} ({plan.name})")
         self._print(f"web UI     {experiment.client.url}")
+        if plan.loopback:
+            self._print(f"from afar  {tunnel_line(plan.port)}")
         for note in plan.notes:
             self._print(f"note       {note}")
         self._minimize = plan.minimize
@@ -135,6 +139,21 @@ class ExperimentView:
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
+
+
+def tunnel_line(port: int) -> str:
+    """Write the command that shows a web UI of this machine's loopback on another machine.
+
+    Examples
+    --------
+    >>> tunnel_line(8080).startswith("ssh -N -L 8080:127.0.0.1:8080 ")
+    True
+    """
+    try:
+        user = f"{getpass.getuser()}@"
+    except (OSError, KeyError):  # a user id without a name, as containers have
+        user = ""
+    return f"ssh -N -L {port}:127.0.0.1:{port} {user}{socket.gethostname()}"
 
 
 def summary(

@@ -16,7 +16,7 @@ from nni_gconv.remote.links import MachineLinks
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["RunningExperiment"]
+__all__ = ["RunningExperiment", "end_processes", "processes_of"]
 
 _STOP_SECONDS = 60.0
 
@@ -55,6 +55,16 @@ class RunningExperiment:
         """Folder of the manager's and the tuner's logs."""
         return self.folder / "log"
 
+    @property
+    def log_start(self) -> int:
+        """Where in ``dispatcher.log`` this start begins."""
+        return self.plan.resumes.log_start if self.plan.resumes else 0
+
+    @property
+    def ended_before(self) -> frozenset[str]:
+        """Ids of the trials that had ended before this start."""
+        return self.plan.resumes.ended if self.plan.resumes else frozenset()
+
     def stop(self) -> None:
         """Stop trials, tuner and manager, and whatever of them will not go.
 
@@ -74,29 +84,56 @@ class RunningExperiment:
                 self.process.wait(5)
 
     def _survivors(self) -> list[psutil.Process]:
-        """Find the processes of this experiment by the mark in their environment.
+        return processes_of(self.folder)
 
-        By their parents they could not be found: those of a manager that was killed, and those of
-        a shell that NNI killed, belong to init.
-        """
-        import psutil
 
-        from nni_gconv.compat import EXPERIMENT_MARK
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Find whatever runs of an experiment: trials, tuner, and a manager that we started.
 
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(EXPERIMENT_MARK) == self.id:
-                    found.append(process)
-        return found
+    They are found by their environment, not by their parents: those of a manager that was killed,
+    and those of a shell that NNI killed, belong to init.
+
+    Parameters
+    ----------
+    folder : Path
+        The experiment's folder, named after its id.
+
+    Returns
+    -------
+    list of psutil.Process
+    """
+    import psutil
+
+    from nni_gconv.compat import EXPERIMENT_MARK
+
+    name, log = folder.name, str(folder.absolute() / "log")
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            there = process.environ()
+            # Ours carry the mark; of those that nnictl started, trials have NNI's id and the
+            # tuner has the folder of its log.
+            if (
+                name in (there.get(EXPERIMENT_MARK), there.get("NNI_EXP_ID"))
+                or there.get("NNI_LOG_DIRECTORY") == log
+            ):
+                found.append(process)
+    return found
+
+
+def end_processes(folder: Path) -> int:
+    """End whatever runs of an experiment, and return how many processes there were."""
+    found = processes_of(folder)
+    _end_all(found)
+    return len(found)
 
 
 def _end_all(processes: list[psutil.Process]) -> None:
     """End processes with SIGTERM, and after three seconds with SIGKILL."""
     import psutil
 
-    own = os.getpid()
-    processes = [process for process in processes if process.pid != own]
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    processes = [process for process in processes if process.pid not in own]
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.tuning.options import COST_LISTS, check_cost_lists
 
 __all__ = ["check_space", "grid_size", "open_keys"]
 
@@ -41,7 +42,7 @@ def check_space(space: Any, where: str = "search space") -> None:
 
 
 def _check_spec(spec: Any, where: str) -> None:
-    if not isinstance(spec, Mapping) or set(spec) != {"_type", "_value"}:
+    if not isinstance(spec, Mapping) or {"_type", "_value"} != set(spec) - set(COST_LISTS):
         raise ConfigError(f"{where}: must have _type and _value and nothing else, not {spec!r:.60}")
     kind, values = spec["_type"], spec["_value"]
     if kind not in _TYPES:
@@ -50,7 +51,9 @@ def _check_spec(spec: Any, where: str) -> None:
         raise ConfigError(f"{where}: _value must be a list, not {values!r:.60}")
     if kind == "choice":
         _check_choices(values, where)
+        check_cost_lists(spec, where)  # of our tuner; NNI's pass over them
         return
+    check_cost_lists(spec, where)
     count = 3 if kind.startswith("q") else 2
     if len(values) != count or not all(_number(v) for v in values):
         raise ConfigError(f"{where}: {kind} takes {count} numbers, not {values!r:.60}")

@@ -152,7 +152,8 @@ class _Watcher:
 
         log = self.experiment.log_folder / "dispatcher.log"
         try:
-            words = dispatcher_exception(log.read_text(encoding="utf-8", errors="replace"))
+            written = log.read_bytes()[self.experiment.log_start :]
+            words = dispatcher_exception(written.decode("utf-8", "replace"))
         except FileNotFoundError:
             return None
         if words is None:
@@ -171,7 +172,8 @@ class _Watcher:
         )
 
     def hopeless(self) -> Outcome | None:
-        ended = [trial for trial in self.trials if trial.ended]
+        before = self.experiment.ended_before
+        ended = [trial for trial in self.trials if trial.ended and trial.id not in before]
         failed = [trial for trial in ended if trial.failed]
         if self.status == "DONE" or len(failed) < self.max_failed or len(failed) < len(ended):
             return None

@@ -12,7 +12,7 @@ over. A layer that the model lacks is an error: the original silently left such 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,15 @@ def write_entries(path: str | Path, entries: Mapping[str, tuple[int, int, int]])
 
 
 def check_groups(
-    groups: Mapping[str, int], model: nn.Module, where: str = "groups"
+    groups: Mapping[str, Any], model: nn.Module, where: str = "groups"
 ) -> dict[str, int]:
     """Check that a model has the layers of a mapping and that they allow their group counts.
 
     Parameters
     ----------
     groups : mapping of str to int
-        Name of the layer, with or without ``module.`` -> G.
+        Name of the layer, with or without ``module.`` -> G. A name may be taken apart at its dots,
+        as dotted keys of a recipe do: ``{"layer1": {"0": {"conv1": 2}}}``.
     model : nn.Module
         The dense model.
     where : str, default "groups"
@@ -158,13 +159,22 @@ def check_groups(
     """
     layers = dict(model.named_modules())
     found: dict[str, int] = {}
-    for key, count in groups.items():
+    for key, count in _joined(groups):
         here = f"{where}: {key!r}"
         name = _name(key, layers, here)
         if name in found:
             raise ConfigError(f"{here}: the layer {name} has an entry already")
         found[name] = _checked({"G": count}, layers[name], here)
     return found
+
+
+def _joined(groups: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Join the names of nested mappings by dots."""
+    for key, value in groups.items():
+        if isinstance(value, Mapping):
+            yield from _joined(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -319,12 +319,16 @@ def _heuristic(scores: Floats, num_groups: int, method: Method, iters: int) -> G
 
 
 def _checked_scores(scores: Any) -> Floats:
-    if is_tensor(scores):
-        scores = scores.detach().cpu().double().numpy()
     try:
+        if is_tensor(scores):
+            scores = scores.detach().cpu()
+            scores = (scores if scores.is_complex() else scores.double()).numpy()
+        if np.iscomplexobj(scores):
+            raise TypeError("they are complex")
         matrix = np.array(scores, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"scores: not a matrix of numbers ({error})") from None
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: tensors without data
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"scores: not a matrix of numbers ({reason})") from None
     if matrix.ndim != 2 or not matrix.size:
         raise ConfigError(
             f"scores: one row per filter and one column per input channel, not shape {matrix.shape}"
@@ -335,6 +339,8 @@ def _checked_scores(scores: Any) -> Floats:
         raise ConfigError(
             f"scores[{row}, {col}]: scores are finite and not negative, not {matrix[row, col]}"
         )
+    if matrix.max() > np.finfo(np.float64).max / matrix.size:
+        raise ConfigError(f"scores: so large (up to {matrix.max():.0e}) that their sum overflows")
     return matrix
 
 

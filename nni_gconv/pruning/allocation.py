@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nni_gconv.pruning.near_limit import CLOSE, nearest_choice
 from nni_gconv.pruning.scores import count
 
 __all__ = ["Request", "fit_budget", "fit_measured", "removal_steps", "take"]
@@ -181,8 +182,9 @@ def fit_budget(
     """Remove as little as brings the cost inside a limit, or everything if nothing does.
 
     Sets without a global group lose equal shares; sets of one group are ranked by score. After the
-    limit is met, single steps are put back wherever they still fit, so that the result is as close
-    to the limit as the granularity of the layers allows.
+    limit is met, single steps are put back wherever they still fit. Where steps are so large that
+    more than 1 % of the limit is left, a few steps of some sets are exchanged for steps of others,
+    see :func:`~nni_gconv.pruning.near_limit.nearest_choice`.
 
     Parameters
     ----------
@@ -214,7 +216,13 @@ def fit_budget(
         middle = (low + high) // 2
         fits = cost(_prefix(floor, queue, middle)) <= limit
         low, high = (low, middle) if fits else (middle, high)
-    return _put_back(_prefix(floor, queue, high), floor, queue[:high], cost, limit)
+    taken = _put_back(_prefix(floor, queue, high), floor, queue[:high], cost, limit)
+    if cost(taken) < CLOSE * limit:
+        order = {(i, k): place for place, (_, i, k) in enumerate(queue)}
+        most = [r.most() for r in requests]
+        taken = nearest_choice(taken, most, cost, limit, least=floor, order=order)
+        taken = _put_back(taken, floor, queue, cost, limit)
+    return taken
 
 
 def fit_measured(
@@ -223,12 +231,12 @@ def fit_measured(
     limit: float,
     *,
     start: Sequence[int] | None = None,
-    calls: int = 8,
+    calls: int = 10,
 ) -> tuple[list[int], float]:
     """Do what :func:`fit_budget` does for a cost that is measured: dear, and not quite monotone.
 
-    The share that all sets lose is halved between one that fits and one that does not. What is
-    returned has been measured itself.
+    The share that all sets lose is halved between one that fits and one that does not, until what
+    fits takes 99 % of the limit. What is returned has been measured itself.
 
     Parameters
     ----------
@@ -240,7 +248,7 @@ def fit_measured(
         Largest allowed cost.
     start : sequence of int, optional
         Steps that are taken in any case.
-    calls : int, default 8
+    calls : int, default 10
         At most so many measurements, at least two.
 
     Returns
@@ -270,7 +278,7 @@ def fit_measured(
     if least <= limit:
         return floor, least
     for _ in range(calls - 2):
-        if high - low <= 1:
+        if high - low <= 1 or best >= CLOSE * limit:
             break
         middle = (low + high) // 2
         found = measure(_prefix(floor, queue, middle))

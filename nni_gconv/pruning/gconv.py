@@ -36,6 +36,7 @@ from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, u
 from nni_gconv.pruning.group_requests import GroupRequest, group_requests
 from nni_gconv.pruning.group_search import search_groups
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
+from nni_gconv.pruning.near_limit import CLOSE
 from nni_gconv.pruning.sets import joined_masks
 from nni_gconv.pruning.trained import Masks, from_main_process
 from nni_gconv.speedup.coupling import Coupling
@@ -73,7 +74,7 @@ class GroupConvPruner(GroupPruner):
         Example arguments of the forward. Without one, common image sizes are tried.
     budget : dict, optional
         ``{"params": 0.5, "macs": 0.5}``, fractions of the dense model or counts: the group counts
-        that keep the most score inside it.
+        that keep the most score inside it, among those within 1 % of it where there are any.
     group_config : mapping, str or Path, optional
         Layer -> G, or a JSON file of it (see :mod:`nni_gconv.groups.config`).
     criterion : {"l2", "l1", "taylor"}, default "l2"
@@ -214,6 +215,7 @@ class GroupConvPruner(GroupPruner):
                 criterion="l1" if self.criterion == "l1" else "l2",
                 # Equal counts spread over all layers, which can then share how they split.
                 score="geometric",
+                fill=CLOSE,
             )
         )
 

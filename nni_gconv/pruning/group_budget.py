@@ -13,7 +13,13 @@ from nni_gconv.errors import BudgetError
 from nni_gconv.profiling import Counts, compare_latency
 from nni_gconv.profiling.forward import batch_of
 from nni_gconv.pruning.group_latency import grouped_copy
-from nni_gconv.pruning.group_solve import ChoiceProblem, Solution, solve_exact, solve_max_cost
+from nni_gconv.pruning.group_solve import (
+    ChoiceProblem,
+    Solution,
+    solve_close,
+    solve_exact,
+    solve_max_cost,
+)
 from nni_gconv.pruning.group_tables import GroupTables
 
 __all__ = [
@@ -70,6 +76,7 @@ def solve_tables(
     *,
     strategy: Strategy = "exact",
     score: Score = "relative",
+    fill: float = 0.0,
 ) -> Solution:
     """Choose an option of each layer within a budget of parameters and MACs.
 
@@ -79,7 +86,7 @@ def solve_tables(
         The options.
     budget : mapping of str to float
         ``params`` and ``macs``: fractions of the dense network up to 1, counts above.
-    strategy, score
+    strategy, score, fill
         As for :func:`nni_gconv.pruning.group_search.search_groups`.
 
     Returns
@@ -93,7 +100,15 @@ def solve_tables(
         The largest group counts are beyond the budget.
     """
     check_reachable(tables, budget)
-    solution = STRATEGIES[strategy](_problem(tables, budget, score))
+    problem = _problem(tables, budget, score)
+    if fill and strategy == "exact":
+        floors = {
+            m: math.ceil(fill * _limit(tables, budget, m)) - _rest(tables, m)
+            for m in problem.limits
+        }
+        solution = solve_close(problem, floors)
+    else:
+        solution = STRATEGIES[strategy](problem)
     # Groups save parameters and MACs alike: what each allows, all allow.
     assert solution is not None
     return _shares(solution, score)

@@ -6,14 +6,16 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
+from numpy.typing import NDArray
 from rich.table import Table
 from torch import nn
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.partitioning import Partition
+from nni_gconv.partitioning import Partition, l2
 from nni_gconv.pruning.group_sides import LiveLayer
 from nni_gconv.pruning.sets import check_unmasked, first_reason, skip_lines
 from nni_gconv.pruning.trained import Masks, TrainedPruner
@@ -110,6 +112,19 @@ class GroupPruner(TrainedPruner):
             view = (*inside.shape, *[1] * (weight.dim() - 2))
             masks[name] = {"weight": inside.to(weight).view(view).expand_as(weight).contiguous()}
         return masks
+
+    def kernel_norms(self) -> dict[str, tuple[NDArray[np.float64], Partition]]:
+        """Return the kernel norms (F, C) of each layer that is split, and how it is split.
+
+        Of the weights as they are, masks not applied, and of the channels that are alive.
+        """
+        found = {}
+        for name, part in self.partitions.items():
+            if part.num_groups > 1:
+                live = self._live[name]
+                norms = l2(self._weight(name)).detach().double().cpu().numpy()
+                found[name] = (norms[np.ix_(live.rows, live.columns)], part)
+        return found
 
     def table(self) -> Table:
         """Show each layer: its groups, the share of the score they keep, and what stays dense."""

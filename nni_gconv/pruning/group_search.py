@@ -171,7 +171,7 @@ class GroupSearch(Mapping[str, int]):
         }
 
 
-def search_groups(
+def search_groups(  # noqa: PLR0913 - one argument an option
     model: nn.Module,
     dummy_input: Any,
     config_list: Sequence[Mapping[str, Any]],
@@ -185,6 +185,7 @@ def search_groups(
     depthwise: bool = False,
     restarts: int = 0,
     gathers: int = 0,
+    fill: float = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> GroupSearch:
@@ -226,6 +227,10 @@ def search_groups(
         milliseconds.
     gathers : int, default 0
         Gathers of channels that each grouped layer is timed with: 0, 1 or 2. For latency only.
+    fill : float, default 0
+        Share of the budget that the network has to use, in one of its measures, if a choice does:
+        most score may leave a part of it where options cost much. For the exact strategy; not for
+        latency.
     seed : int, default 0
         Same seed, same result (a budget of latency: as far as the measurement is the same).
     progress : callable, optional
@@ -257,6 +262,8 @@ def search_groups(
     for what, value, allowed in (("strategy", strategy, STRATEGIES), ("score", score, SCORES)):
         if value not in allowed:
             raise ConfigError(unknown_name(what, value, allowed))
+    if isinstance(fill, bool) or not isinstance(fill, int | float) or not 0 <= fill <= 1:
+        raise ConfigError(f"fill: {fill!r} is not allowed (a number from 0 to 1)")
     timed = "latency" in limits
     if timed and strategy != "exact":
         raise ConfigError(f"strategy {strategy!r}: knows budgets of params and macs; use 'exact'")
@@ -271,7 +278,7 @@ def search_groups(
             model, dummy_input, tables, limits, score=score, gathers=gathers
         )
     else:
-        solution = solve_tables(tables, limits, strategy=strategy, score=score)
+        solution = solve_tables(tables, limits, strategy=strategy, score=score, fill=fill)
     options = zip(tables.layers, solution.chosen, strict=True)
     return GroupSearch(
         {table.name: table.choices[option] for table, option in options},

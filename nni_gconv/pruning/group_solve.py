@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 
 from nni_gconv.pruning.integer_program import maximise
 
-__all__ = ["ChoiceProblem", "Solution", "solve_exact", "solve_max_cost"]
+__all__ = ["ChoiceProblem", "Solution", "solve_close", "solve_exact", "solve_max_cost"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -115,6 +115,40 @@ def solve_exact(problem: ChoiceProblem) -> Solution | None:
     return Solution(best, value, max(value, bound))
 
 
+def solve_close(problem: ChoiceProblem, floors: Mapping[str, int]) -> Solution | None:
+    """Return the best of the choices that cost at least so much in one measure.
+
+    Most value may leave much of a limit unused where options cost much. If no choice reaches a
+    floor, or the best of all does, this is :func:`solve_exact`; its bound it is in any case.
+
+    Parameters
+    ----------
+    problem : ChoiceProblem
+        Values, costs and limits.
+    floors : mapping of str to int
+        Least sum of the costs, for some measures; one of them has to be reached.
+
+    Examples
+    --------
+    >>> values, costs = [[1.0, 0.9], [1.0, 0.4]], {"params": [[9, 4], [8, 4]]}
+    >>> problem = ChoiceProblem(values, costs, {"params": 13})
+    >>> solve_exact(problem).chosen, solve_close(problem, {"params": 13}).chosen
+    ((1, 0), (0, 1))
+    """
+    whole = solve_exact(problem)
+    if whole is None or any(problem.cost(m, whole.chosen) >= f for m, f in floors.items()):
+        return whole
+    close = [
+        result[0]
+        for measure, floor in floors.items()
+        if (result := _integer_program(problem, floors={measure: floor})) and result[0]
+    ]
+    if not close:
+        return whole
+    best = max(close, key=problem.value)
+    return Solution(best, problem.value(best), whole.bound)
+
+
 def solve_max_cost(problem: ChoiceProblem) -> Solution | None:
     """Local search from each layer's last option: step by step back, where it gains most value.
 
@@ -157,9 +191,10 @@ def _step(problem: ChoiceProblem, measure: str, layer: int, option: int) -> int:
 
 
 def _integer_program(
-    problem: ChoiceProblem, *, relaxed: bool
+    problem: ChoiceProblem, *, relaxed: bool = False, floors: Mapping[str, int] | None = None
 ) -> tuple[tuple[int, ...] | None, float] | None:
     """Choice (None without one) and upper bound by HiGHS; None if it proves that nothing fits."""
+    floors = floors or {}
     layer = np.repeat(np.arange(len(problem.values)), [len(v) for v in problem.values])
     one_each = csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))))
     values = np.concatenate(problem.values)
@@ -168,7 +203,7 @@ def _integer_program(
     bound = np.inf
     while True:
         rows = [LinearConstraint(one_each, 1, 1)]
-        rows += [_knapsack(problem, m, lower) for m, lower in tightened.items()]
+        rows += [_knapsack(problem, m, lower, floors.get(m)) for m, lower in tightened.items()]
         result = maximise(scale * values, rows, relaxed=relaxed)
         if result.status == 2:  # infeasible
             return None
@@ -185,8 +220,10 @@ def _integer_program(
             tightened[measure] += 1
 
 
-def _knapsack(problem: ChoiceProblem, measure: str, tightened: int) -> LinearConstraint:
-    """One limit, of costs above each layer's least.
+def _knapsack(
+    problem: ChoiceProblem, measure: str, tightened: int, floor: int | None
+) -> LinearConstraint:
+    """One limit, and a floor if there is one, of costs above each layer's least.
 
     In whole numbers without a common divisor, so that half a unit more than the limit changes
     nothing but keeps rounding from mattering; scaled to at most 1.
@@ -198,4 +235,7 @@ def _knapsack(problem: ChoiceProblem, measure: str, tightened: int) -> LinearCon
     room = (problem.limits[measure] - problem.least(measure)) // unit + 0.5
     # Of numbers so large that the tolerance is more than half a unit, a margin comes off.
     room -= tightened * (0.5 + _TOLERANCE * largest)
-    return LinearConstraint(csr_array((numbers / largest)[None]), -np.inf, room / largest)
+    needed = -np.inf
+    if floor is not None:
+        needed = (-(-(floor - problem.least(measure)) // unit) - 0.5) / largest
+    return LinearConstraint(csr_array((numbers / largest)[None]), needed, room / largest)

@@ -108,7 +108,8 @@ class ShufflePruner(GroupPruner):
     levels : {"search", "threshold"}, default "search"
         How group counts are chosen in the end: such that most norm is kept within the budget; or
         each layer as many as lose no more than one share of the norm that is common to all, the
-        least that meets the budget (the paper; not for latency).
+        least that meets the budget (the paper; not for latency), less the last splits that the
+        budget does not need.
     sharing : {"blocks", "streams", "none"}, default "blocks"
         Which layers order the channels they meet in alike, see
         :class:`~nni_gconv.GroupConvPruner`; ``"none"`` is the paper's.

@@ -16,6 +16,7 @@ from nni_gconv.pruning.group_latency import LayerTimer
 from nni_gconv.pruning.group_requests import GroupRequest, group_requests
 from nni_gconv.pruning.group_tables import ChoiceRules, GroupTables, LayerTable, cost_tables
 from nni_gconv.pruning.hierarchy import bisect_threshold, deepest, saved_share
+from nni_gconv.pruning.near_limit import CLOSE
 
 __all__ = ["NestedRules", "SplitBudget"]
 
@@ -175,7 +176,10 @@ class SplitBudget:
         return min(shares)
 
     def by_threshold(self, kept: Kept) -> dict[str, int]:
-        """Group counts by one loss that every layer may suffer, the least that meets the budget."""
+        """Group counts by one loss that every layer may suffer, the least that meets the budget.
+
+        What it saves beyond the budget undoes last splits, of the layers that lose most first.
+        """
         if self._budget is None:
             return self._most()
 
@@ -186,10 +190,16 @@ class SplitBudget:
                 found[name] = within[-1] if within else self._allowed[name][0]
             return found
 
-        def saved(loss: float) -> float:
-            return self.saved({n: self.counts[n].index(c) for n, c in groups(loss).items()})
+        def saved(found: Mapping[str, int]) -> float:
+            return self.saved({n: self.counts[n].index(c) for n, c in found.items()})
 
-        return groups(bisect_threshold(saved, 1.0))
+        found = groups(bisect_threshold(lambda loss: saved(groups(loss)), 1.0))
+        left = {n: kept[n][self.counts[n].index(c)] for n, c in found.items()}
+        for name in sorted(found, key=left.__getitem__):
+            fewer = [c for c in self._allowed[name] if c < found[name]]
+            if fewer and saved({**found, name: fewer[-1]}) >= 1:
+                found[name] = fewer[-1]
+        return found
 
     def by_search(
         self, kept: Kept, totals: Mapping[str, float], model: nn.Module | None, dummy_input: Any
@@ -215,7 +225,7 @@ class SplitBudget:
         if model is not None and "latency" in self._budget:
             solution, _ = solve_timed(model, dummy_input, tables, self._budget)
         else:
-            solution = solve_tables(tables, self._budget)
+            solution = solve_tables(tables, self._budget, fill=CLOSE)
         return {t.name: t.choices[o] for t, o in zip(layers, solution.chosen, strict=True)}
 
     def _most(self) -> dict[str, int]:

@@ -22,7 +22,7 @@ from nni_gconv.files import write_json, write_text
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.training.distributed import Distributed
 
-__all__ = ["TrialFolder", "choose_output"]
+__all__ = ["TrialFolder", "choose_output", "first_difference"]
 
 #: Keys that change where and how fast a trial runs, not what it computes.
 _INCIDENTAL = ("device", "gpus", "threads")
@@ -101,7 +101,7 @@ class TrialFolder:
                 raise CheckpointError(
                     f"{file} is damaged: choose another --output, or delete the folder"
                 ) from error
-            changed = _first_difference(before, content)
+            changed = first_difference(before, content)
             if changed:
                 raise ConfigError(
                     f"{self.path} holds a run of another recipe ({changed}): "
@@ -140,12 +140,19 @@ class TrialFolder:
         return self.stages[stage]
 
 
-def _first_difference(before: Any, now: Any, where: str = "") -> str | None:
+def first_difference(before: Any, now: Any, where: str = "") -> str | None:
+    """Say where two contents of a recipe differ in what is computed, None where they do not.
+
+    Examples
+    --------
+    >>> first_difference({"seed": 0, "threads": 1}, {"seed": 1, "threads": 2})
+    'seed was 0, is 1'
+    """
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*before, *now]):
             if not where and key in _INCIDENTAL:
                 continue
-            found = _first_difference(
+            found = first_difference(
                 before.get(key), now.get(key), f"{where}.{key}" if where else key
             )
             if found:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nni_gconv import compat
 from nni_gconv.files import write_json
+from nni_gconv.recipe.adopt import adopt_unfinished
 from nni_gconv.recipe.folder import TrialFolder, choose_output
 from nni_gconv.recipe.gpus import trial_gpus
 from nni_gconv.recipe.load import load_recipe
@@ -42,7 +43,8 @@ def run_recipe(
     resume : bool, default True
         Go on where an earlier run of this recipe in the folder stopped: finished stages are not
         run again, training goes on from its last epoch, and the numbers are those of an
-        uninterrupted run. False refuses a folder that holds a run.
+        uninterrupted run. False refuses a folder that holds a run. Under NNI a trial also goes on
+        from what an unfinished trial of the same recipe left in this experiment.
     quiet : bool, default False
         No progress on standard error.
 
@@ -82,6 +84,10 @@ def run_recipe(
         )
         loaded = load_recipe(recipe, {**given, **distributed.broadcast_object(asked)})
         path = choose_output(loaded, Path(output) if output else None)
+        if distributed.is_main and compat.running_under_nni():
+            compat.end_leftovers()
+            if output is None and resume:
+                adopt_unfinished(path, loaded)
         with TrialFolder(path, loaded, distributed, resume=resume) as folder:
             return _run(loaded, folder, distributed, quiet)
 

@@ -24,9 +24,11 @@ from nni_gconv.files import atomic_path, write_json
 from nni_gconv.pruning.methods import create_pruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.measure import measure_models
+from nni_gconv.recipe.pictures import log_blocks
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.setup import check_runs, choose_device, reset_parameters
+from nni_gconv.speedup.layer_sizes import compare_sizes
 from nni_gconv.speedup.masks import load_masks
 from nni_gconv.speedup.model_speedup import ModelSpeedup
 from nni_gconv.training.data import load_data, make_loaders
@@ -314,6 +316,7 @@ class Trial:
             settings, self.model, dummy_input=self._prune_example(), evaluator=evaluator
         )
         _, masks = pruner.compress(max_epochs=None if sparsify is None else sparsify.epochs)
+        log_blocks(self.log, pruner)
         pruner.unwrap_model()
         flat = {
             f"{module}.{target}": mask.to("cpu", torch.uint8)
@@ -325,10 +328,8 @@ class Trial:
             with atomic_path(self.folder.path / MASKS) as temporary:
                 save_file(flat, temporary)
         self._save_state(self.model, self.folder.path / MASKED)
-        kept = sum(int(m.sum()) for m in flat.values()) / max(
-            1, sum(m.numel() for m in flat.values())
-        )
-        return {"mask_density": kept, "skipped": pruner.skipped}
+        kept, every = (sum(int(f(m)) for m in flat.values()) for f in (torch.sum, torch.numel))
+        return {"mask_density": kept / max(1, every), "skipped": pruner.skipped}
 
     def _speedup(self) -> dict[str, Any]:
         settings = self.recipe.speedup
@@ -377,9 +378,9 @@ class Trial:
 
     def _save_compact(self, name: str) -> None:
         if self.distributed.is_main:
-            save_compact(
-                self.model, self.folder.path / name, recipe=self.recipe.model_dump(mode="json")
-            )
+            sizes = compare_sizes(self.model, self.dense, self._example())
+            content = self.recipe.model_dump(mode="json")
+            save_compact(self.model, self.folder.path / name, recipe=content, layers=sizes)
 
     def _save_state(self, model: nn.Module, path: Path) -> None:
         if self.distributed.is_main:

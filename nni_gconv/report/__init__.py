@@ -10,17 +10,37 @@ from __future__ import annotations
 
 from nni_gconv.report.blocks import plot_blocks
 from nni_gconv.report.collect import TrialRow, collect, pareto_front
+from nni_gconv.report.compare import Comparison, compare_networks
+from nni_gconv.report.html import write_html
+from nni_gconv.report.layers import (
+    LayerSize,
+    Network,
+    layer_records,
+    read_network,
+    write_layers_csv,
+)
 from nni_gconv.report.plot import plot_trials
-from nni_gconv.report.table import json_rows, plain_table, rich_table, write_csv
+from nni_gconv.report.plot_layers import plot_layers
+from nni_gconv.report.table import json_rows, plain_table, rich_table, state_lines, write_csv
 
 __all__ = [
+    "Comparison",
+    "LayerSize",
+    "Network",
     "TrialRow",
     "collect",
+    "compare_networks",
     "json_rows",
+    "layer_records",
     "pareto_front",
     "plain_table",
     "plot_blocks",
+    "plot_layers",
     "plot_trials",
+    "read_network",
     "rich_table",
+    "state_lines",
     "write_csv",
+    "write_html",
+    "write_layers_csv",
 ]

@@ -7,7 +7,6 @@ the folders on disk. Nothing is executed or unpickled.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nni_gconv.errors import ConfigError, nearest
 from nni_gconv.experiment.database import TrialRecord, read_database
 from nni_gconv.experiment.watch import last_lines
+from nni_gconv.report.progress import held, progress_of
+from nni_gconv.report.sources import is_experiment, is_run, locate, trial_folders
 
-__all__ = ["TrialRow", "collect"]
+__all__ = ["TrialRow", "collect", "pareto_front", "trial_log"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class TrialRow:
     status : str
         ``succeeded``, ``failed``, ``killed`` (by a signal, as when memory runs out),
         ``running``, ``waiting``, ``cancelled``, ``early stopped``, ``stopped`` (it was running
-        when its experiment ended) or ``unreadable`` (its ``result.json`` is damaged).
+        when its experiment ended, or nobody runs it any more) or ``unreadable`` (its
+        ``result.json`` is damaged).
     name, method : str or None
         The recipe's name; the pruning method.
     budget : dict or None
@@ -56,6 +57,8 @@ class TrialRow:
         Where the trial wrote.
     error : str or None
         Last line of a failed trial's log, or why its result cannot be read.
+    progress : str or None
+        How far a trial without a result has come: stage, epoch and validation accuracy.
     """
 
     trial: str
@@ -77,10 +80,18 @@ class TrialRow:
     parameters: dict[str, Any] = field(default_factory=dict)
     folder: str | None = None
     error: str | None = None
+    progress: str | None = None
+
+    @property
+    def delta(self) -> float | None:
+        """Accuracy less that of the dense network: a fraction of 1, negative where it fell."""
+        if self.accuracy is None or self.accuracy_dense is None:
+            return None
+        return self.accuracy - self.accuracy_dense
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, ready for JSON."""
-        return asdict(self)
+        """Return all fields and the delta, ready for JSON."""
+        return {**asdict(self), "delta": self.delta}
 
 
 class _Stage(BaseModel):
@@ -108,8 +119,8 @@ def collect(sources: str | Path | Iterable[str | Path]) -> list[TrialRow]:
     ----------
     sources : str, Path, or several of them
         Each is the folder of an experiment, an experiment's id (looked up as ``nnictl`` does,
-        under ``~/nni-experiments``), the folder of a run (one with a ``result.json``) or a folder
-        of run folders.
+        under ``~/nni-experiments``), the folder of a run, finished or not, or a folder of run
+        folders.
 
     Returns
     -------
@@ -131,53 +142,20 @@ def collect(sources: str | Path | Iterable[str | Path]) -> list[TrialRow]:
         sources = [sources]
     rows: list[TrialRow] = []
     for source in sources:
-        folder = _locate(source)
-        if (folder / "db").is_dir() or (folder / "environments").is_dir():
+        folder = locate(source)
+        if is_experiment(folder):
             rows += _experiment_rows(folder)
-        elif (folder / "result.json").is_file():
+        elif is_run(folder):
             rows.append(_run_row(folder))
         else:
-            rows += [_run_row(file.parent) for file in sorted(folder.glob("*/result.json"))]
+            rows += [_run_row(inner) for inner in sorted(folder.glob("*/")) if is_run(inner)]
     return rows
-
-
-def _locate(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    home = Path.home() / "nni-experiments"
-    if not path.is_dir() and len(path.parts) == 1:
-        known = _registry(home)
-        path = Path(known.get(str(source), home)) / str(source)
-        if not path.is_dir():
-            close = nearest(str(source), [*known, *(p.name for p in home.glob("*/"))], count=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{source}: neither a folder nor an experiment's id{hint}")
-    if not path.is_dir():
-        raise ConfigError(f"{source}: no such folder")
-    looks = ("db", "environments", "result.json")
-    if not any((path / name).exists() for name in looks) and not any(path.glob("*/result.json")):
-        raise ConfigError(
-            f"{source}: neither an experiment's folder (with db/) nor one with a result.json"
-        )
-    return path
-
-
-def _registry(home: Path) -> dict[str, str]:
-    """Return nnictl's list of experiments: id -> folder they are kept in."""
-    try:
-        entries = json.loads((home / ".experiment").read_text(encoding="utf-8"))
-        return {key: str(entry.get("logDir") or home) for key, entry in entries.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
 
 
 def _experiment_rows(folder: Path) -> list[TrialRow]:
     record = read_database(folder)
     known = record.trials
-    places = [*folder.glob("environments/*/trials/*"), *folder.glob("trials/*")]
-    found: dict[str, Path] = {}
-    for place in places:  # trials/<id>/output only holds the link for TensorBoard
-        if place.is_dir() and (place.name not in found or (place / "result.json").is_file()):
-            found[place.name] = place
+    found = trial_folders(folder)
     ids = sorted(known, key=lambda key: known[key].number)
     ids += sorted(set(found) - set(known))
     return [_trial_row(key, known.get(key), found.get(key), record.ended) for key in ids]
@@ -201,10 +179,10 @@ def _trial_row(key: str, known: TrialRecord | None, folder: Path | None, ended: 
     status = _WORDS.get(known.status, known.status.lower())
     if ended and status in ("running", "waiting"):
         status = "stopped"
-    if error is not None and status == "succeeded":
+    if error is not None and status in ("succeeded", "running", "stopped"):
         status = "unreadable"
     if status in ("failed", "killed") and folder is not None:
-        error = last_lines(folder / "trial.stderr", 1) or last_lines(folder / "trial.log", 1)
+        error = trial_log(folder, 1)
     seconds = None
     if known.start is not None and known.end is not None:
         seconds = (known.end - known.start) / 1000
@@ -214,7 +192,15 @@ def _trial_row(key: str, known: TrialRecord | None, folder: Path | None, ended: 
 def _run_row(folder: Path) -> TrialRow:
     result, error = _read_result(folder)
     status = "succeeded" if result else "unreadable"
+    if result is None and error is None:  # not finished yet, or never
+        status = "running" if held(folder / ".lock") else "stopped"
     return _make_row(folder.resolve().name, status, result, TrialRecord(), folder, None, error)
+
+
+def trial_log(folder: Path, lines: int) -> str:
+    """Return the last lines of what a trial wrote, of its standard error if there is any."""
+    texts = (last_lines(folder / name, lines) for name in ("trial.stderr", "trial.log"))
+    return next(filter(None, texts), "")
 
 
 def _read_result(folder: Path | None) -> tuple[_Result | None, str | None]:
@@ -258,6 +244,7 @@ def _make_row(
         parameters=known.parameters,
         folder=str(folder) if folder is not None else None,
         error=error,
+        progress=progress_of(folder) if result is None and folder is not None else None,
         **{name: metrics.get(name) for name in numbers},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,20 @@ from nni_gconv.report.files import output_file
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["json_rows", "plain_table", "rich_table", "write_csv"]
+__all__ = [
+    "format_budget",
+    "json_rows",
+    "legend",
+    "plain_table",
+    "rich_table",
+    "state_lines",
+    "write_csv",
+]
 
 _CSV_FIELDS = (
-    "trial", "status", "name", "method", "budget", "accuracy", "accuracy_dense", "params",
+    "trial", "status", "name", "method", "budget", "accuracy", "accuracy_dense", "delta", "params",
     "params_ratio", "macs", "macs_ratio", "latency_ms", "latency_ratio", "seconds",
-    "test_accuracy", "test_accuracy_dense", "folder", "error",
+    "test_accuracy", "test_accuracy_dense", "folder", "error", "progress",
 )  # fmt: skip
 
 
@@ -42,6 +51,10 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}"
 
 
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.2f}"
+
+
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
@@ -52,7 +65,7 @@ _COLUMNS: tuple[_Column, ...] = (
     ("method", lambda row: row.method or "", False),
     ("budget", lambda row: format_budget(row.budget), False),
     ("acc. %", lambda row: _percent(row.accuracy), True),
-    ("dense %", lambda row: _percent(row.accuracy_dense), True),
+    ("delta", lambda row: _points(row.delta), True),
     ("params", lambda row: _ratio(row.params_ratio), True),
     ("MACs", lambda row: _ratio(row.macs_ratio), True),
     ("latency", lambda row: _ratio(row.latency_ratio), True),
@@ -62,9 +75,23 @@ _COLUMNS: tuple[_Column, ...] = (
 )
 
 _LEGEND = (
-    "accuracy: validation images; params, MACs, latency: small over dense; "
-    "*: Pareto front of accuracy and MACs"
+    "accuracy: validation images; delta: points above dense{dense}; params, MACs, latency: small "
+    "over dense; *: Pareto front of accuracy and MACs"
 )
+
+
+def legend(rows: Sequence[TrialRow]) -> str:
+    """Say what the columns mean, and what the dense network's accuracy is.
+
+    Examples
+    --------
+    >>> legend([TrialRow("a", "succeeded", accuracy_dense=0.95)])[:52]
+    'accuracy: validation images; delta: points above den'
+    """
+    dense = {f"{100 * row.accuracy_dense:.2f}" for row in rows if row.accuracy_dense is not None}
+    ordered = sorted(dense, key=float)
+    shown = "" if not dense else f" ({' to '.join(dict.fromkeys((ordered[0], ordered[-1])))} %)"
+    return _LEGEND.format(dense=shown)
 
 
 def _columns(rows: Sequence[TrialRow]) -> list[_Column]:
@@ -106,7 +133,7 @@ def rich_table(rows: Sequence[TrialRow], title: str | None = None) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, caption=_LEGEND, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table = Table(title=title, caption=legend(rows), box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for heading, _, number in _columns(rows):
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row, cells in zip(rows, _cells(rows), strict=True):
@@ -135,7 +162,25 @@ def plain_table(rows: Sequence[TrialRow]) -> str:
             for cell, width, (_, _, number) in zip(line, widths, columns, strict=True)
         ]
         text.append("  ".join(cells).rstrip())
-    return "\n".join([*text, _LEGEND])
+    return "\n".join([*text, legend(rows)])
+
+
+def state_lines(rows: Sequence[TrialRow]) -> list[str]:
+    """Say how many trials are in which state, then how far the unfinished are and what went wrong.
+
+    Examples
+    --------
+    >>> state_lines([TrialRow("a", "succeeded"), TrialRow("b", "failed", error="no space left")])
+    ['2 trials: 1 succeeded, 1 failed', 'b failed: no space left']
+    """
+    counts = Counter(row.status for row in rows)
+    states = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    lines = [f"{len(rows)} {'trial' if len(rows) == 1 else 'trials'}: {states}"] if rows else []
+    for row in rows:
+        said = " ".join((row.error or row.progress or "").split())
+        if said and row.status != "succeeded":
+            lines.append(f"{row.trial} {row.status}: {said}")
+    return lines
 
 
 def json_rows(rows: Sequence[TrialRow]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from nni_gconv.training.checkpoint import (
 )
 from nni_gconv.training.data.loaders import Loaders
 from nni_gconv.training.distributed import Distributed
+from nni_gconv.training.distributions import log_distributions
 from nni_gconv.training.log import MetricLog, check_numbers
 from nni_gconv.training.metrics import Metrics, autocast, check_amp, evaluate
 from nni_gconv.training.optim import ScheduleLR
@@ -269,9 +270,12 @@ class Loop:
         self.history.append(record)
         if self.settings.keep == "best" and self._best()["epoch"] == epoch + 1:
             self.best_state = _cpu_copy(self.model)
-        self._write_log(record)
+        # The checkpoint first: telling NNI fails when its manager is gone, and the epoch stays.
         if self.checkpoints and self.distributed.is_main:
             self._save()
+        if self.log is not None and self.distributed.is_main:
+            log_distributions(self.log, self.model, self.stage, epoch + 1, self.epochs)
+        self._write_log(record)
         return record
 
     # --- after -----------------------------------------------------------------------------------

@@ -9,15 +9,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from nni_gconv.training.events import Events
 
 __all__ = ["FILE_NAME", "MetricLog", "check_numbers"]
 
@@ -54,8 +52,8 @@ class MetricLog:
     - NNI, when a trial runs under it: ``{"default", "loss", "lr", "sparsity"}``.
 
     An epoch of a stage is written once, however often it is reported: a resumed run repeats
-    what it may have lost and nothing appears twice. NNI, which sees a new trial, is first given
-    the epochs that are already in the file.
+    what it may have lost and nothing appears twice. NNI is first given the epochs that are
+    already in the file, without those that it has of this trial.
 
     Parameters
     ----------
@@ -90,11 +88,16 @@ class MetricLog:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.path = self.directory / FILE_NAME
-        self._tensorboard = tensorboard
-        self._writer: SummaryWriter | None = None
+        self._events = Events(self.directory / "tensorboard") if tensorboard else None
         self._nni = compat.running_under_nni() if nni is None else nni
         self._records = self._read()
-        self._reported = 0
+        told = compat.continue_intermediates() if self._nni else 0
+        shown = [i for i, record in enumerate(self._records) if "val_accuracy" in record]
+        self._reported = shown[min(told, len(shown)) - 1] + 1 if told and shown else 0
+        self._earlier = self._reported  # records that an earlier process told NNI of
+        self._told_before = told - min(told, len(shown))  # reports whose records are gone
+        for record in self._records:  # those that a kill kept from TensorBoard's file
+            self._write_scalars(record)
 
     def __enter__(self) -> MetricLog:
         return self
@@ -132,6 +135,8 @@ class MetricLog:
                 file.write(json.dumps(record) + "\n")
             self._records.append(record)
             self._write_scalars(record)
+            if self._events is not None:
+                self._events.flush()
         self._report()
         return fresh
 
@@ -141,34 +146,40 @@ class MetricLog:
 
     def forget(self, stage: str) -> None:
         """Remove the records of a stage that begins again."""
+        if self._events is not None:
+            self._events.forget(f"{stage}/")
         kept = [r for r in self._records if r["stage"] != stage]
         if len(kept) == len(self._records):
             return
+        lost = [r for r in self._records[: self._earlier] if r["stage"] == stage]
+        self._told_before += sum("val_accuracy" in record for record in lost)
+        self._earlier -= len(lost)
         self._reported = sum(r["stage"] != stage for r in self._records[: self._reported])
         self._records = kept
         self._rewrite()
 
     def histogram(self, tag: str, values: torch.Tensor, step: int) -> None:
-        """Write the distribution of `values` to TensorBoard."""
-        if writer := self._events():
-            writer.add_histogram(tag, values.detach().cpu(), step)
+        """Write the distribution of `values` to TensorBoard, unless it is there already."""
+        if self._events is not None:
+            self._events.histogram(tag, values, step)
 
     def image(self, tag: str, image: torch.Tensor, step: int) -> None:
-        """Write `image` (C, H, W), numbers in [0, 1] or uint8, to TensorBoard."""
-        if writer := self._events():
-            writer.add_image(tag, image.detach().cpu(), step)
+        """Write `image` (C, H, W), numbers in [0, 1] or uint8, to TensorBoard, likewise."""
+        if self._events is not None:
+            self._events.image(tag, image, step)
 
     def close(self) -> None:
         """Flush and close TensorBoard's file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            self._events.close()
 
     def _report(self) -> None:
         if not self._nni:
             return
         for record in self._records[self._reported :]:
-            if "val_accuracy" in record:
+            if "val_accuracy" in record and self._told_before:
+                self._told_before -= 1  # a stage that began again: NNI has this epoch
+            elif "val_accuracy" in record:
                 compat.report_intermediate(
                     {
                         "default": record["val_accuracy"],
@@ -180,18 +191,11 @@ class MetricLog:
         self._reported = len(self._records)
 
     def _write_scalars(self, record: Mapping[str, Any]) -> None:
-        if writer := self._events():
-            for name, value in record.items():
-                if name not in ("stage", "epoch"):
-                    writer.add_scalar(f"{record['stage']}/{name}", value, record["epoch"])
-            writer.flush()
-
-    def _events(self) -> SummaryWriter | None:
-        if self._tensorboard and self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._writer = SummaryWriter(str(self.directory / "tensorboard"))
-        return self._writer
+        if self._events is None:
+            return
+        for name, value in record.items():
+            if name not in ("stage", "epoch"):
+                self._events.scalar(f"{record['stage']}/{name}", value, record["epoch"])
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():

@@ -174,3 +174,17 @@ def test_the_web_ui_can_be_kept_and_stopped_with_nnictl(workshop, still_running)
     finally:
         for process in still_running(folder):
             process.kill()
+
+
+def test_a_tuner_that_is_slow_to_start_is_waited_for(workshop):
+    # NNI gives it ten seconds; loading torch on a busy machine takes longer.
+    (workshop.folder / "late.py").write_text(
+        "import time\n"
+        "from nni.algorithms.hpo.random_tuner import RandomTuner\n"
+        "time.sleep(12)\n"
+        "class Late(RandomTuner): pass\n"
+    )
+    tuner = {"className": "late.Late", "codeDirectory": "."}
+    finished = workshop.run("create", str(workshop.write(tuner=tuner, maxTrialNumber=1)))
+    assert finished.code == 0, finished.err
+    assert "ssh -N -L" in finished.err

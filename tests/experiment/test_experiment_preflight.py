@@ -52,6 +52,10 @@ def test_keys_may_be_written_as_nni_takes_them(write):
     assert plan.config.trial_concurrency == 4
 
 
+def own(class_name, **class_args):
+    return {"className": class_name, "codeDirectory": ".", "classArgs": class_args}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -75,6 +79,16 @@ def test_keys_may_be_written_as_nni_takes_them(write):
         ({"tuner": {"name": "GridSerch"}}, ["tuner.name", "did you mean 'GridSearch'"]),
         ({"tuner": {"nam": "GridSearch"}}, ["unknown key nam"]),
         ({"tuner": {"className": "a.B", "codeDirectory": "no"}}, ["codeDirectory", "no"]),
+        ({"tuner": {"className": "nni_gconv.tuner.ParetoTuner"}}, ["codeDirectory is not set"]),
+        ({"tuner": own("nni_gconv.tuner.ParetTuner")}, ["no class", "did you mean 'ParetoTuner'"]),
+        ({"tuner": own("nni_gconv.tuners.ParetoTuner")}, ["no module 'nni_gconv.tuners'"]),
+        ({"tuner": own("ParetoTuner")}, ["write MODULE.CLASS"]),
+        ({"tuner": own("json.JSONDecoder")}, ["no subclass of nni.tuner.Tuner"]),
+        ({"tuner": own("nni_gconv.tuner.ParetoTuner", sed=1)}, ["'sed'", "did you mean 'seed'"]),
+        ({"tuner": own("nni_gconv.tuner.ParetoTuner", low=2)}, ["classArgs.low: 2"]),
+        ({"tuner": own("nni_gconv.tuner.ParetoTuner")}, ["no key has a list 'macs'"]),
+        ({"tuner": {"name": "Hyperband"}}, ["className: nni_gconv.tuner.Hyperband"]),
+        ({"assessor": own("nni_gconv.tuner.TPE")}, ["no subclass of nni.assessor.Assessor"]),
         ({"assessor": {"name": "Medianstopp"}}, ["assessor.name", "Medianstop"]),
         ({"trainingService": None}, ["trainingService is not set"]),
         ({"trainingService": {"platform": "locl"}}, ["did you mean 'local'"]),
@@ -249,6 +263,30 @@ def test_a_machine_without_gpus_is_told_at_once(write, four_gpus, monkeypatch):
 def test_a_search_without_an_end_is_noted(write):
     assert "until Ctrl-C" in preflight(write(tuner={"name": "TPE"})).notes[0]
     assert preflight(write(tuner={"name": "TPE"}, maxTrialNumber=3)).notes == ()
+
+
+def test_a_tuner_of_the_user_s_is_loaded_as_nni_will(write, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import sys\nfrom nni.tuner import Tuner\nprint('hello')\n"
+        "class Mine(Tuner):\n    def __init__(self, need, more=0): pass\n"
+    )
+    preflight(write(tuner=own("mine.Mine", need=1)))
+    with pytest.raises(ConfigError, match="'need' is needed"):
+        preflight(write(tuner=own("mine.Mine")))
+    (tmp_path / "mine.py").write_text("import nowhere.near\n")
+    with pytest.raises(ConfigError, match="it needs 'nowhere', which is not installed"):
+        preflight(write(tuner=own("mine.Mine")))
+    (tmp_path / "mine.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(ConfigError, match="ended the process"):
+        preflight(write(tuner=own("mine.Mine")))
+
+
+def test_what_nni_s_own_are_known_to_do_is_noted(write):
+    notes = preflight(
+        write(tuner={"name": "TPE"}, assessor={"name": "Medianstop"}, maxTrialNumber=3)
+    ).notes
+    assert "nni_gconv.tuner.TPE" in notes[0]
+    assert "scipy" in preflight(write(tuner={"name": "GPTuner"}, maxTrialNumber=3)).notes[0]
 
 
 def test_the_experiments_that_come_with_the_package_pass(monkeypatch, tmp_path):

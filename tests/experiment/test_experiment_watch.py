@@ -50,6 +50,8 @@ class Experiment:
     folder: Path
     process: Process = field(default_factory=Process)
     id: str = "abc"
+    log_start: int = 0
+    ended_before: frozenset = frozenset()
 
     @property
     def log_folder(self):

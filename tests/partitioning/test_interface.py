@@ -47,6 +47,11 @@ def test_every_common_divisor_is_accepted():
         (np.ones((2, 2, 3)), "shape"),
         (np.ones((0, 2)), "shape"),
         ([["a", "b"]], "numbers"),
+        (np.ones((2, 2), np.complex128), "complex"),
+        (torch.ones(2, 2, dtype=torch.complex64), "complex"),
+        (torch.eye(2).to_sparse(), "not a matrix of numbers"),
+        (torch.empty(2, 2, device="meta"), "not a matrix of numbers"),
+        (np.full((2, 2), 1e308), "overflows"),
     ],
 )
 def test_wrong_scores(scores, message):

@@ -19,7 +19,7 @@ from nni_gconv.groups.config import read_group_config
 from nni_gconv.partitioning import l1, taylor
 from nni_gconv.profiling import count
 from nni_gconv.pruning.group_latency import LayerTimer, grouped_copy, slower_than_dense
-from nni_gconv.pruning.group_solve import ChoiceProblem, solve_exact, solve_max_cost
+from nni_gconv.pruning.group_solve import ChoiceProblem, solve_close, solve_exact, solve_max_cost
 from nni_gconv.pruning.group_tables import ChoiceRules, cost_tables, score_tables
 from nni_gconv.pruning.integer_program import _highs_silenced
 from nni_gconv.training.zoo import create_model
@@ -85,6 +85,44 @@ def test_local_search_is_within_the_budget_and_its_bound_holds(seed):
         assert problem.fits(found.chosen)
         assert found.value <= best * (1 + 1e-12)
         assert found.bound >= best * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_of_the_choices_close_to_a_limit_the_best_is_found(seed):
+    problem = random_problem(seed)
+    floors = {m: -(-99 * limit // 100) for m, limit in problem.limits.items()}
+    whole, found = solve_exact(problem), solve_close(problem, floors)
+    if whole is None:
+        assert found is None
+        return
+
+    def close(chosen):
+        return any(problem.cost(m, chosen) >= floor for m, floor in floors.items())
+
+    every = itertools.product(*(range(len(v)) for v in problem.values))
+    best = max((problem.value(c) for c in every if problem.fits(c) and close(c)), default=None)
+    assert problem.fits(found.chosen)
+    assert found.bound == whole.bound
+    if best is None or close(whole.chosen):
+        assert found == whole
+    else:
+        assert close(found.chosen)
+        assert found.value == pytest.approx(best, rel=1e-12)
+
+
+def test_a_search_that_is_told_to_fills_the_budget():
+    """Most score leaves 2 % of it here; the pruners ask for 1 % at the most."""
+    torch.manual_seed(2)
+    net = create_model("resnet20", in_channels=1, width=0.5)
+    example, dense = torch.zeros(1, 1, 8, 8), count(net, torch.zeros(1, 1, 8, 8)).macs
+    arguments = {"budget": {"macs": 0.5}, "score": "geometric"}
+    most = search_groups(net, example, CONVS, **arguments)
+    filled = search_groups(net, example, CONVS, **arguments, fill=0.99)
+    assert most.macs < 0.98 * 0.5 * dense
+    assert 0.99 * 0.5 * dense <= filled.macs <= 0.5 * dense
+    assert filled.retained < most.retained <= filled.bound
+    assert 0 < filled.gap < 0.01
+    assert most.gap == 0
 
 
 def test_a_limit_is_exact_to_the_last_unit():
@@ -299,6 +337,7 @@ def broken(model):
          r"criterion\['4'\]: shape \(16, 16\) is not \(F, C\) = \(24, 16\)"),
         ({"model": broken(small_net())}, ConfigError, "l2 of 2: scores are finite"),
         ({"max_groups": 0}, ConfigError, "max_groups: 0 is not allowed"),
+        ({"fill": 1.5}, ConfigError, "fill: 1.5 is not allowed"),
         ({"gathers": 3, "budget": {"latency": 0.9}}, ConfigError, "gathers: 3 is not allowed"),
         ({"budget": {"latency": 0.9}, "strategy": "max_cost"}, ConfigError,
          "strategy 'max_cost': knows budgets of params and macs"),

@@ -79,6 +79,7 @@ class TestAtOnce:
         ],
     )  # fmt: skip
     def test_the_network_left_is_inside_the_budget(self, levels, budget):
+        torch.manual_seed(0)
         net = create_model("resnet20", num_classes=10, in_channels=1, width=0.5)
         dense = count(net, DIGIT)
         pruner = ShufflePruner(net, CONVS, dummy_input=DIGIT, budget=budget, levels=levels)
@@ -87,7 +88,7 @@ class TestAtOnce:
         found = count(ModelSpeedup(net, DIGIT, masks, verify=False).speedup_model(), DIGIT)
         left = {m: getattr(found, m) / getattr(dense, m) / share for m, share in budget.items()}
         # A threshold splits layers that are alike together, a search one by one.
-        assert (0.98 if levels == "search" else 0.8) < max(left.values()) <= 1
+        assert (0.99 if levels == "search" else 0.95) <= max(left.values()) <= 1
 
     @pytest.mark.parametrize("sharing", ["none", "streams", "blocks"])
     def test_masks_are_the_group_convolutions_they_become(self, sharing):

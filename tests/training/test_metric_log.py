@@ -38,6 +38,62 @@ def test_tensorboard_events(tmp_path):
     assert events.Tags()["images"] == ["masks/conv"]
 
 
+def read_events(folder):
+    """All that TensorBoard's files hold, as (tag, step), with what stands twice twice."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    return sorted(
+        (value.tag, event.step)
+        for file in sorted(folder.glob("events.out.tfevents.*"))
+        for event in LegacyEventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    )
+
+
+def test_a_run_that_goes_on_writes_nothing_twice_and_what_was_lost(tmp_path):
+    values, picture = torch.randn(10), torch.zeros(1, 4, 4)
+    with MetricLog(tmp_path, nni=False) as log:
+        log.histogram("train/gamma/bn", values, 1)
+        log.image("prune/kernel_norms/conv", picture, 0)
+        log.write("train", 1, {"loss": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # killed before TensorBoard's turn
+        file.write('{"stage": "train", "epoch": 2, "loss": 0.25}\n')
+    with MetricLog(tmp_path, nni=False) as log:
+        for epoch in (1, 2):
+            log.histogram("train/gamma/bn", values, epoch)
+            log.image("prune/kernel_norms/conv", picture, 0)
+            log.write("train", epoch, {"loss": 1.0 / 2**epoch})
+    assert read_events(tmp_path / "tensorboard") == [
+        ("prune/kernel_norms/conv", 0),
+        ("train/gamma/bn", 1),
+        ("train/gamma/bn", 2),
+        ("train/loss", 1),
+        ("train/loss", 2),
+    ]
+
+
+def test_a_stage_that_begins_again_leaves_no_events_of_its_first_try(tmp_path):
+    with MetricLog(tmp_path, nni=False) as log:
+        for stage in ("train", "finetune"):
+            log.histogram(f"{stage}/gamma/bn", torch.ones(3), 1)
+            log.write(stage, 1, {"loss": 0.5})
+    with MetricLog(tmp_path, nni=False) as log:
+        log.forget("train")
+        log.write("train", 1, {"loss": 0.25})
+    found = read_events(tmp_path / "tensorboard")
+    assert found == [("finetune/gamma/bn", 1), ("finetune/loss", 1), ("train/loss", 1)]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("train/loss")] == [0.25]
+
+
+def test_a_histogram_of_what_is_not_finite_is_no_error(tmp_path):
+    with MetricLog(tmp_path, nni=False) as log:
+        log.histogram("a", torch.tensor([1.0, math.nan, math.inf, 1.0]), 1)
+        log.histogram("b", torch.tensor([math.nan]), 1)
+    assert read_events(tmp_path / "tensorboard") == [("a", 1)]
+
+
 def test_lines_are_flat_json_in_order(tmp_path):
     with MetricLog(tmp_path / "new" / "folder", tensorboard=False, nni=False) as log:
         assert log.write("train", 1, {"loss": np.float32(0.5), "count": 3})

@@ -1,0 +1,215 @@
+"""Going on with an experiment: which one, whether it can, and what NNI has to be told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from nni_gconv.errors import ConfigError, nearest
+from nni_gconv.experiment.database import read_config, read_database, read_tried
+from nni_gconv.experiment.launch import run_experiment
+from nni_gconv.experiment.manager import ENDED, FAILED
+from nni_gconv.experiment.preflight import ExperimentPlan, Resumption, preflight
+from nni_gconv.experiment.running import end_processes
+from nni_gconv.files import write_text
+
+if TYPE_CHECKING:
+    import psutil
+
+    from nni_gconv.experiment.progress import ExperimentView
+    from nni_gconv.experiment.watch import Outcome
+
+__all__ = ["find_experiment", "resume_experiment", "resume_plan"]
+
+
+def find_experiment(experiment: str | Path) -> Path:
+    """Return the folder of an experiment.
+
+    Parameters
+    ----------
+    experiment : str or Path
+        Its folder, or its id: looked up in the list that ``nnictl`` keeps, and in
+        ``~/nni-experiments``.
+
+    Returns
+    -------
+    Path
+        Absolute; it has a database.
+
+    Raises
+    ------
+    ConfigError
+        There is none; the nearest id is named.
+
+    Examples
+    --------
+    >>> find_experiment("no-such-experiment")
+    Traceback (most recent call last):
+        ...
+    nni_gconv.errors.ConfigError: no-such-experiment: neither an experiment's folder nor its id...
+    """
+    path = Path(experiment).expanduser()
+    home = Path.home() / "nni-experiments"
+    known = _registry(home)
+    places = [path]
+    if len(path.parts) == 1:
+        places += [Path(known.get(str(experiment), home)) / path, home / path]
+    for place in places:
+        if (place / "db" / "nni.sqlite").is_file():
+            return place.resolve()
+    ids = {*known, *(file.parent.parent.name for file in home.glob("[!_]*/db/nni.sqlite"))}
+    close = nearest(str(experiment), ids, count=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"{experiment}: neither an experiment's folder nor its id{hint}")
+
+
+def _registry(home: Path) -> dict[str, str]:
+    try:
+        entries = json.loads((home / ".experiment").read_text(encoding="utf-8"))
+        return {key: str(entry.get("logDir") or home) for key, entry in entries.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def resume_experiment(
+    experiment: str | Path,
+    *,
+    port: int | None = None,
+    concurrency: int | None = None,
+    max_trials: int | None = None,
+    retry_failed: bool = False,
+    loopback: bool = True,
+    keep_ui: bool = False,
+    max_failed: int = 5,
+    view: ExperimentView | None = None,
+) -> Outcome:
+    """Go on with an experiment that was stopped, killed or cut off, and watch it to its end.
+
+    Trials that have ended are kept and count; those that had not keep their ids and folders and go
+    on from their last epoch; the tuner learns the results there are.
+
+    Parameters
+    ----------
+    experiment : str or Path
+        Its id, or its folder.
+    port, concurrency, loopback
+        As in :func:`nni_gconv.experiment.run_experiment`.
+    max_trials : int, optional
+        Instead of the ``maxTrialNumber`` it was started with; trials that have ended count.
+    retry_failed : bool, default False
+        Let failed trials go on too, from where they failed. Those that a signal ended (no memory,
+        a reboot) always do.
+    keep_ui, max_failed, view
+        As in :func:`nni_gconv.experiment.run_experiment`.
+
+    Returns
+    -------
+    Outcome
+        How it ended, with all its trials.
+
+    Raises
+    ------
+    ConfigError
+        There is no such experiment, it is running, or what it names is gone.
+    ManagerError
+        NNI's manager did not come up.
+
+    Examples
+    --------
+    >>> from nni_gconv.experiment import resume_experiment
+    >>> resume_experiment("pyxj3k9w").ok  # doctest: +SKIP
+    True
+    """
+    plan = resume_plan(
+        experiment,
+        port=port,
+        concurrency=concurrency,
+        max_trials=max_trials,
+        retry_failed=retry_failed,
+        loopback=loopback,
+    )
+    return run_experiment(plan, keep_ui=keep_ui, max_failed=max_failed, view=view)
+
+
+def resume_plan(
+    experiment: str | Path,
+    *,
+    port: int | None = None,
+    concurrency: int | None = None,
+    max_trials: int | None = None,
+    retry_failed: bool = False,
+    loopback: bool = True,
+) -> ExperimentPlan:
+    """Check that an experiment can go on, and end what a killed manager left running of it.
+
+    Parameters
+    ----------
+    experiment : str or Path
+        Id or folder.
+    port, concurrency, max_trials, retry_failed, loopback
+        As in :func:`resume_experiment`.
+
+    Returns
+    -------
+    ExperimentPlan
+        To be handed to :func:`nni_gconv.experiment.run_experiment`.
+
+    Raises
+    ------
+    ConfigError
+        There is no such experiment, it is running, or what it names is gone.
+    """
+    from nni_gconv.compat import write_resume_file
+
+    folder = find_experiment(experiment)
+    data = read_config(folder)
+    manager = _manager_of(folder.name)
+    if manager is not None:
+        raise ConfigError(
+            f"experiment {folder.name} is still running (process {manager.pid}); "
+            f"stop it first: nnictl stop {folder.name}"
+        )
+    # The folder may have been moved since; NNI goes by where it is now.
+    data["experimentWorkingDirectory"] = str(folder.parent)
+    if max_trials is not None:
+        data["maxTrialNumber"] = max_trials
+    file = folder / "resumed.yml"
+    write_text(file, yaml.safe_dump(data, sort_keys=False))
+    plan = preflight(file, port=port, concurrency=concurrency, loopback=loopback)
+
+    left = end_processes(folder)
+    trials = read_database(folder).trials
+    again = {
+        key
+        for key, trial in trials.items()
+        if trial.status == "KILLED" or (retry_failed and trial.status in FAILED)
+    }
+    grid = (plan.config.tuner.name or "").lower() in ("gridsearch", "batch", "batchtuner")
+    write_resume_file(
+        folder / "launch",
+        again=sorted(again),
+        tried=json.dumps(read_tried(folder)) if grid else None,
+        max_trials=plan.config.max_trial_number,
+        concurrency=plan.config.trial_concurrency,
+    )
+    log = folder / "log" / "dispatcher.log"
+    ended = frozenset(key for key, trial in trials.items() if trial.status in ENDED) - again
+    start = log.stat().st_size if log.is_file() else 0
+    notes = (f"ended {left} processes that the earlier manager left running",) if left else ()
+    return replace(plan, notes=(*notes, *plan.notes), resumes=Resumption(folder.name, ended, start))
+
+
+def _manager_of(experiment_id: str) -> psutil.Process | None:
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            words = process.cmdline()
+            if experiment_id in words and any(word.endswith("main.js") for word in words):
+                return process
+    return None

@@ -1,0 +1,42 @@
+"""What of an installation will not work, and the line that mends it: ``nni-gconv doctor``.
+
+Needs little but Python to start (``python -m nni_gconv.installation``), and loads what it looks
+at in processes of their own: a library that crashes is a finding, not the end.
+"""
+
+from __future__ import annotations
+
+from nni_gconv.installation.finding import Finding
+from nni_gconv.installation.machine import MACHINE
+from nni_gconv.installation.software import SOFTWARE
+
+__all__ = ["Finding", "blocks", "examine"]
+
+
+def examine() -> list[Finding]:
+    """Look at the installation of this Python.
+
+    Returns
+    -------
+    list of Finding
+        In the order in which they are best mended.
+
+    Examples
+    --------
+    >>> found = examine()  # doctest: +SKIP
+    >>> [one.remedy for one in found if one.state == "error"]  # doctest: +SKIP
+    ["pip install 'setuptools>=77.0.3,<81'"]
+    """
+    found: list[Finding] = []
+    for check in (*SOFTWARE, *MACHINE):
+        try:
+            found += list(check())
+        except Exception as error:  # a check that breaks must not hide the others
+            what = check.__name__.strip("_")
+            found.append(Finding(what, "warning", f"could not be looked at: {error!r}"))
+    return found
+
+
+def blocks(found: list[Finding]) -> bool:
+    """Tell whether something was found that must be mended first."""
+    return any(one.state == "error" for one in found)

@@ -1,0 +1,73 @@
+"""How far a run has come, from what it leaves on disk; nothing is locked or changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["epochs_of", "held", "progress_of"]
+
+_METRICS = "metrics.jsonl"
+
+
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a run's epochs; a line that is damaged or half written is left out.
+
+    Each has ``stage`` and ``epoch`` and numbers such as ``val_accuracy``.
+    """
+    try:
+        lines = (folder / _METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and {"stage", "epoch"} <= set(record):
+            records.append(record)
+    return records
+
+
+def progress_of(folder: Path) -> str | None:
+    """Say what a run without a result has done last; None where nothing is known.
+
+    Examples
+    --------
+    >>> progress_of(Path("runs/running"))  # doctest: +SKIP
+    'finetune, epoch 3, accuracy 97.50 %'
+    """
+    records = epochs_of(folder)
+    stages = _finished_stages(folder)
+    if not records:
+        return f"{stages[-1]} finished" if stages else None
+    last = records[-1]
+    if last["stage"] in stages:
+        return f"{stages[-1]} finished"
+    accuracy = last.get("val_accuracy")
+    number = isinstance(accuracy, int | float)
+    shown = f", accuracy {100 * accuracy:.2f} %" if number and accuracy is not None else ""
+    return f"{last['stage']}, epoch {last['epoch']}{shown}"
+
+
+def _finished_stages(folder: Path) -> list[str]:
+    try:
+        stages = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [str(name) for name in stages] if isinstance(stages, dict) else []
+
+
+def held(lock: Path) -> bool:
+    """Tell whether a process of this machine holds a lock file.
+
+    The system's own list is read: to try the lock would keep a run that starts just then out.
+    """
+    try:
+        inode = lock.stat().st_ino
+        entries = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return False
+    return any(entry.split()[-3].endswith(f":{inode}") for entry in entries)

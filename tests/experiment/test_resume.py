@@ -1,0 +1,249 @@
+"""An experiment that was cut off goes on: same numbers, nothing lost, nothing twice."""
+
+import contextlib
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+
+from nni_gconv.compat import write_launch_files
+from nni_gconv.experiment import ManagerClient, ManagerError
+from nni_gconv.experiment.preflight import free_port
+from nni_gconv.experiment.running import end_processes
+from nni_gconv.recipe import run_recipe
+
+from .conftest import Workshop, marked
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+
+RECIPE = {
+    "device": "cpu",
+    "threads": 1,
+    "model": {"name": "resnet8", "options": {"width": 0.25}},
+    "data": {"name": "digits", "train_size": 400, "test_size": 40, "batch_size": 8},
+    "train": {"epochs": 5, "optimizer": {"lr": 0.05}},
+    "prune": {"method": "fpgm", "budget": {"macs": 0.6}},
+    "finetune": {"epochs": 3},
+    "report": {"latency": None},
+}
+EPOCHS = 8
+VARIED = "train.optimizer.weight_decay"
+# 0.0 is a float that JavaScript writes as 0: a grid must still know that it has been tried.
+SPACE = {VARIED: {"_type": "choice", "_value": [0.0, 0.001, 0.01]}}
+NNICTL = "from nni.tools.nnictl.nnictl import parse_args; parse_args()"
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """What each set of parameters comes to when nothing interrupts it."""
+    folder = tmp_path_factory.mktemp("expected")
+    results = {}
+    for value in SPACE[VARIED]["_value"]:
+        given = {VARIED: value}
+        result = run_recipe(RECIPE, overrides=given, output=folder / str(value), quiet=True)
+        results[value] = result.metrics
+    return results
+
+
+class Interrupted(Workshop):
+    """An experiment of three real trials, one at a time."""
+
+    def prepare(self, **changes):
+        (self.folder / "recipe.yml").write_text(yaml.safe_dump(RECIPE))
+        self.env["OMP_NUM_THREADS"] = "1"
+        return self.write(
+            trialCommand="python -m nni_gconv run recipe.yml --quiet",
+            trialConcurrency=1,
+            searchSpace=SPACE,
+            maxTrialNumber=3,
+            **changes,
+        )
+
+    def nnictl(self, *args, may_fail=False):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", NNICTL, *args],
+            env=self.env, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert may_fail or done.returncode == 0, done.stdout + done.stderr
+        return done.returncode == 0
+
+    def begin(self, *args, port):
+        """Start with nnictl.
+
+        It gives its manager three seconds and its tuner ten, which may be too few on a busy
+        machine: then once more.
+        """
+        client = ManagerClient(port)
+        for _ in range(10):
+            before = self.connections()
+            if not self.nnictl(*args, "--port", str(port), may_fail=True):
+                continue
+            self.wait_until(
+                lambda before=before: client.status()[0] == "ERROR" or self.connections() > before,
+                "a word of the tuner",
+            )
+            if client.status()[0] != "ERROR":
+                return
+            assert "Tuner did not connect" in str(client.status()[1])
+            folder = self.experiment
+            self.nnictl("stop", folder.name)
+            if args[0] == "create":
+                shutil.rmtree(folder)
+        raise AssertionError("the tuner never connected")
+
+    def connections(self):
+        """How often a tuner has said that it is there."""
+        logs = (self.home / "nni-experiments").glob("[!_]*/log/nnimanager.log")
+        return sum(log.read_text().count("from dispatcher: ID, ") for log in logs)
+
+    @property
+    def experiment(self):
+        (folder,) = self.experiments
+        return folder
+
+    @property
+    def manager(self):
+        registry = json.loads((self.home / "nni-experiments/.experiment").read_text())
+        return psutil.Process(registry[self.experiment.name]["pid"])
+
+    def status(self):
+        """What became of each trial, by NNI's own words, in the order of submission."""
+        with contextlib.closing(sqlite3.connect(self.experiment / "db" / "nni.sqlite")) as db:
+            return dict(
+                db.execute("select trialJobId, event from TrialJobEvent order by rowid").fetchall()
+            )
+
+    def wait_until(self, ready, what, timeout=240):
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, sqlite3.Error, ValueError, ManagerError):
+                if ready():
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"{what} did not come in {timeout} s")
+
+    def wait_in_the_middle(self, ended, stage="train", epoch=2):
+        """Wait until so many trials have ended and the next has finished an epoch of a stage."""
+
+        def there():
+            state = self.status()
+            if len(state) <= ended or list(state.values())[:ended] != ["SUCCEEDED"] * ended:
+                return False
+            return any(
+                (record["stage"], record["epoch"]) == (stage, epoch)
+                for record in self.records(list(state)[ended])
+            )
+
+        self.wait_until(there, f"epoch {epoch} of {stage} of trial {ended}")
+        return list(self.status())[ended]
+
+    def trial(self, trial):
+        return self.experiment / "environments" / "local-env" / "trials" / trial
+
+    def records(self, trial):
+        text = (self.trial(trial) / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+
+    def wait_done(self, port):
+        client = ManagerClient(port)
+        self.wait_until(lambda: client.status()[0] == "DONE", "DONE")
+
+    def check(self, expected):
+        """Every trial once, every number as without an interruption."""
+        state = self.status()
+        assert list(state.values()) == ["SUCCEEDED"] * 3
+        with contextlib.closing(sqlite3.connect(self.experiment / "db" / "nni.sqlite")) as db:
+            metrics = db.execute(
+                "select trialJobId, type, sequence, data from MetricData order by rowid"
+            ).fetchall()
+            given = dict(
+                db.execute("select trialJobId, data from TrialJobEvent where data <> ''").fetchall()
+            )
+        found = {}
+        for trial in state:
+            value = json.loads(given[trial])["parameters"][VARIED]
+            (final,) = [m for m in metrics if m[:2] == (trial, "FINAL")]
+            found[value] = json.loads(json.loads(final[3]))
+            told = [m[2] for m in metrics if m[:2] == (trial, "PERIODICAL")]
+            assert told == list(range(EPOCHS))
+            steps = [(r["stage"], r["epoch"]) for r in self.records(trial)]
+            assert len(steps) == len(set(steps)) == EPOCHS
+        assert found == expected  # bit for bit
+
+
+def kill(processes):
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=30)
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    workshop = Interrupted(tmp_path)
+    yield workshop
+    for folder in workshop.experiments:
+        end_processes(folder)
+        with contextlib.suppress(psutil.Error, KeyError):
+            workshop.manager.kill()
+
+
+def test_a_reboot_and_a_ctrl_c_lose_nothing(interrupted, expected):
+    process = interrupted.start("create", str(interrupted.prepare()))
+    first = interrupted.wait_in_the_middle(1)
+    done = next(iter(interrupted.status()))
+    folder = interrupted.experiment
+    kept = (interrupted.trial(done) / "result.json").stat().st_mtime_ns
+    # The machine goes down: the launcher, the manager, the tuner and the trial, all at once.
+    process.kill()
+    kill([p for p in marked() if p.environ()["NNI_GCONV_EXPERIMENT"] == folder.name])
+    interrupted.finish(process)
+    before = interrupted.records(first)
+    assert 2 <= len(before) < EPOCHS
+
+    process = interrupted.start("resume", folder.name)
+    last = interrupted.wait_in_the_middle(2, "finetune", 1)
+    process.send_signal(signal.SIGINT)
+    stopped = interrupted.finish(process)
+    assert stopped.code == 130, stopped.err
+    assert interrupted.records(first)[: len(before)] == before  # not trained again
+    before = interrupted.records(last)
+
+    finished = interrupted.run("resume", str(folder), "--json", timeout=300)
+    assert finished.code == 0, finished.err
+    assert "3 trials succeeded" in finished.err
+    assert "ssh -N -L" in finished.err
+    rows = json.loads(finished.out)
+    assert [row["trial"] for row in rows] == list(interrupted.status())
+    assert interrupted.records(last)[: len(before)] == before
+    assert (interrupted.trial(done) / "result.json").stat().st_mtime_ns == kept
+    interrupted.check(expected)
+
+
+def test_plain_nnictl_goes_on_too(interrupted, expected):
+    shims = interrupted.folder / "shims"
+    write_launch_files(shims)
+    # All that is added to plain nnictl: its manager stays on loopback.
+    interrupted.env["NODE_OPTIONS"] = f"--require {shims / 'bind.js'}"
+    port = free_port()
+    interrupted.begin("create", "--config", str(interrupted.prepare()), port=port)
+    first = interrupted.wait_in_the_middle(0)
+    folder = interrupted.experiment
+    kill([interrupted.manager])  # and the trial, left alone, is still there
+    # So is the tuner, which would connect to a new manager of the old port and break it.
+    port = free_port()
+    interrupted.begin("resume", folder.name, port=port)
+    interrupted.wait_in_the_middle(1, "finetune", 1)
+    assert next(iter(interrupted.status())) == first
+    interrupted.nnictl("stop", folder.name)
+    interrupted.begin("resume", folder.name, port=port)
+    interrupted.wait_done(port)
+    interrupted.nnictl("stop", folder.name)
+    interrupted.check(expected)
