@@ -50,7 +50,7 @@ function ssh(ssh2) {
 }
 
 // A machine that is lost takes the trials that run there with it, not those that have ended; it is
-// looked for until the end, and gets no trial before it is found.
+// looked for during ten minutes, and gets no trial before it is found.
 function lostMachines(exports) {
   const service = exports.RemoteTrainingServiceV3;
   if (typeof service !== 'function' || !once(service, 'nniGconv')) return;
@@ -74,7 +74,7 @@ function lostMachines(exports) {
     const {host} = lost.config;
     this.stopWorker(lost, true);
     lost.ssh.disconnect();
-    while (!this.stopping) {
+    for (let tries = 0; tries < 60 && !this.stopping; tries += 1) {
       let worker;
       try {
         worker = await this.launchWorker(lost.config);

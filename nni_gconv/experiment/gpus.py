@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 from nni_gconv.errors import ConfigError
 from nni_gconv.slots import GPUS_VARIABLE, Slots, machine_slots
 
-__all__ = ["GpuWish", "fit_concurrency", "gpu_notes", "gpu_wish"]
+__all__ = ["GpuWish", "give_gpus", "gpu_notes", "gpu_wish"]
 
 
 @dataclass(frozen=True)
@@ -75,27 +76,39 @@ def gpu_wish(command: str, code: Path) -> GpuWish | None:
     return GpuWish(count, device == "cuda")
 
 
-def fit_concurrency(config: Any, gpus: int) -> None:
-    """Give each trial `gpus` GPUs, and make ``trialConcurrency`` what this machine has room for.
+def give_gpus(config: Any, services: Sequence[Any], gpus: int, *, fit: bool) -> None:
+    """Make every trial take `gpus` GPUs, wherever it runs.
 
     Parameters
     ----------
     config : nni.experiment.ExperimentConfig
-        Of a local experiment; is changed.
+        Canonical; is changed.
+    services : sequence of nni.experiment.config.TrainingServiceConfig
+        Its training services.
     gpus : int
-        GPUs a trial.
+        GPUs a trial; 0: none.
+    fit : bool
+        Where all trials run on this machine, make ``trialConcurrency`` what there is room for.
 
     Raises
     ------
     ConfigError
         The machine has fewer.
     """
+    if fit and gpus and [str(one.platform) for one in services] == ["local"]:
+        config.trial_concurrency = _room(gpus)
+    for one in [config, *services]:
+        if one.trial_command:
+            one.trial_command = f"{GPUS_VARIABLE}={gpus} {one.trial_command}"
+
+
+def _room(gpus: int) -> int:
     slots = machine_slots()
     if not slots.names:
         raise ConfigError(f"--gpus {gpus}: this machine has no GPU to give: {slots.reason}")
     if len(slots) < gpus:
         raise ConfigError(f"--gpus {gpus}: {_shown(slots)}, fewer than one trial wants")
-    config.trial_concurrency = len(slots) // gpus
+    return len(slots) // gpus
 
 
 def gpu_notes(config: Any, service: Any) -> list[str]:

@@ -25,10 +25,9 @@ from nni_gconv.compat import experiment_mapping
 from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.algorithms import check_algorithms
 from nni_gconv.experiment.elsewhere import check_machine_list, remote_notes, with_tunnel_end
-from nni_gconv.experiment.gpus import fit_concurrency, gpu_notes
+from nni_gconv.experiment.gpus import give_gpus, gpu_notes
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
 from nni_gconv.remote.machines import Machine, machines_of
-from nni_gconv.slots import GPUS_VARIABLE
 
 if TYPE_CHECKING:
     from nni.experiment import ExperimentConfig
@@ -192,7 +191,7 @@ def preflight(
         notes = list(check_algorithms(config))
         _check_folders(config)
         if gpus is not None:
-            _give_gpus(config, gpus, fit=concurrency is None)
+            give_gpus(config, services_of(config), gpus, fit=concurrency is None)
         notes += _notes(config)
         if platform_of(config) == "local":
             _check_command(config)
@@ -333,15 +332,6 @@ def _gpu_words(where: str) -> str:
         f"{where}: NNI's GPU scheduler can start processes without end; leave it out and set "
         "trialConcurrency to the number of GPUs: each trial takes a free one by itself"
     )
-
-
-def _give_gpus(config: Any, gpus: int, *, fit: bool) -> None:
-    """Make every trial take `gpus` GPUs, wherever it runs."""
-    if fit and gpus and platform_of(config) == "local":
-        fit_concurrency(config, gpus)
-    for one in [config, *services_of(config)]:
-        if one.trial_command:
-            one.trial_command = f"{GPUS_VARIABLE}={gpus} {one.trial_command}"
 
 
 def _check_folders(config: Any) -> None:

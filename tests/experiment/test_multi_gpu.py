@@ -1,0 +1,114 @@
+"""GPU slots under NNI and torchrun, with a driver of our own that reports GPUs."""
+
+import json
+import os
+import shutil
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nni_gconv.experiment import experiment_file
+
+from .conftest import Workshop
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+TRIAL = """
+import json, os, time
+from pathlib import Path
+import nni
+from nni_gconv.slots import gpu_slots
+nni.get_next_parameter()
+with gpu_slots() as gpus:
+    begun = time.monotonic()
+    time.sleep(1)
+    held = {"gpus": gpus, "seen": os.environ["CUDA_VISIBLE_DEVICES"], "from": begun,
+            "to": time.monotonic()}
+Path(os.environ["NNI_OUTPUT_DIR"], "held.json").write_text(json.dumps(held))
+nni.report_final_result(1.0)
+"""
+
+
+@pytest.fixture
+def gpu_workshop(workshop, tmp_path):
+    """A function that gives the workshop's machine so many GPUs; None is no driver."""
+
+    def give(count: int | None) -> Workshop:
+        fake = str(Path(__file__).parent / "fake_nvml")
+        workshop.env["PYTHONPATH"] = os.pathsep.join([fake, workshop.env["PYTHONPATH"]])
+        workshop.env["NNI_GCONV_SLOT_FOLDER"] = str(tmp_path / "slots")
+        for name in ("CUDA_VISIBLE_DEVICES", "FAKE_GPUS"):
+            workshop.env.pop(name, None)
+        if count is not None:
+            workshop.env["FAKE_GPUS"] = str(count)
+        return workshop
+
+    return give
+
+
+def test_trials_that_run_together_hold_different_gpus(gpu_workshop):
+    workshop = gpu_workshop(2)
+    (workshop.folder / "trial.py").write_text(TRIAL)
+    file = workshop.write(
+        trialCommand="python trial.py",
+        trialConcurrency=4,  # more than there are: two wait
+        searchSpace={"x": {"_type": "choice", "_value": [1, 2, 3, 4, 5, 6]}},
+    )
+    finished = workshop.run("create", str(file), timeout=200)
+    assert finished.code == 0, finished.err
+    (folder,) = workshop.experiments
+    files = folder.glob("environments/*/trials/*/held.json")
+    held = [json.loads(file.read_text()) for file in files]
+    assert len(held) == 6
+    for one in held:
+        assert one["seen"] == ",".join(one["gpus"])
+        assert one["gpus"] in (["0"], ["1"])
+    for one, other in combinations(held, 2):
+        if one["from"] < other["to"] and other["from"] < one["to"]:
+            assert one["gpus"] != other["gpus"]
+
+
+def test_the_multi_gpu_experiment_fills_the_gpus(gpu_workshop):
+    workshop = gpu_workshop(2)
+    folder = shutil.copytree(experiment_file("multi-gpu").parent, workshop.folder / "multi-gpu")
+    data = yaml.safe_load((folder / "experiment.yml").read_text())
+    data["trialCommand"] += " -o train.epochs=1 -o finetune.epochs=1 -o report.latency=null"
+    data["trialConcurrency"] = 1
+    data["maxTrialNumber"] = 2
+    (folder / "experiment.yml").write_text(yaml.safe_dump(data))
+    finished = workshop.run(
+        "create", str(folder / "experiment.yml"), "--gpus", "1", "--json", timeout=250
+    )
+    assert finished.code == 0, finished.err
+    told = []
+    for row in json.loads(finished.out):
+        texts = [file.read_text() for file in Path(row["folder"]).glob("trial.*")]
+        told += [line for text in texts for line in text.splitlines() if line.startswith("GPU ")]
+    assert sorted(line.split(" on ")[0] for line in told) == ["GPU 0 of 0, 1", "GPU 1 of 0, 1"]
+
+
+def test_more_gpus_a_trial_are_as_many_processes(gpu_workshop):
+    workshop = gpu_workshop(3)
+    shutil.copy(experiment_file("multi-gpu", "recipe.yml"), workshop.folder)
+    short = ["-o", "train.epochs=1", "-o", "train.share=null", "-o", "finetune.epochs=1"]
+    finished = workshop.run(
+        "run", "recipe.yml", "--gpus", "2", "--output", "out", "--quiet", "--json", *short,
+        "-o", "report.latency=null", timeout=250,
+    )  # fmt: skip
+    assert finished.code == 0, finished.err
+    assert "GPU 0, 1 of 0, 1, 2" in finished.err
+    assert json.loads(finished.out)["metrics"]["macs_ratio"] <= 0.5
+
+
+def test_no_gpu_is_said_at_once_and_the_trial_goes_on(gpu_workshop):
+    workshop = gpu_workshop(None)
+    shutil.copy(experiment_file("multi-gpu", "recipe.yml"), workshop.folder)
+    refused = workshop.run("run", "recipe.yml", "--gpus", "2", "-o", "device=cuda")
+    assert refused.code == 2
+    assert "no NVIDIA driver" in refused.err
+    command = "nni-gconv run recipe.yml"
+    checked = workshop.run("create", "--check", str(workshop.write(trialCommand=command)))
+    assert checked.code == 0
+    assert "no GPU on this machine (no NVIDIA driver" in checked.err
