@@ -21,7 +21,7 @@ from nni_gconv.partitioning.grps import grps_permutations, match_blocks, sort_pe
 from nni_gconv.partitioning.result import Partition, numbered_by_column
 from nni_gconv.partitioning.spectral import spectral_groups
 
-__all__ = ["METHODS", "Method", "partition", "partition_many"]
+__all__ = ["METHODS", "Method", "checked_count", "partition", "partition_many"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -144,7 +144,7 @@ def partition_many(
     if len(counts) != len(layers):
         raise ConfigError(f"num_groups: {len(counts)} counts for {len(layers)} matrices of scores")
     if workers is not None:
-        workers = _checked_count("workers", workers, 1)
+        workers = checked_count("workers", workers, 1)
     options = _Options.checked(method, num_sort_iters, restarts, seed, sweeps)
     problems = []
     for index, (layer, count) in enumerate(zip(layers, counts, strict=True)):
@@ -175,10 +175,10 @@ class _Options:
             raise ConfigError(unknown_name("method", method, METHODS, "partition"))
         return cls(
             method,
-            _checked_count("num_sort_iters", iters, 0),
-            _checked_count("restarts", restarts, 0),
-            _checked_count("seed", seed, 0),
-            None if sweeps is None else _checked_count("sweeps", sweeps, 1),
+            checked_count("num_sort_iters", iters, 0),
+            checked_count("restarts", restarts, 0),
+            checked_count("seed", seed, 0),
+            None if sweeps is None else checked_count("sweeps", sweeps, 1),
         )
 
 
@@ -197,7 +197,7 @@ class _Problem:
     @classmethod
     def checked(cls, scores: Any, num_groups: Any) -> _Problem:
         matrix = _checked_scores(scores)
-        groups = _checked_count("num_groups", num_groups, 1)
+        groups = checked_count("num_groups", num_groups, 1)
         rows, cols = matrix.shape
         if rows % groups or cols % groups:
             raise ConfigError(
@@ -344,7 +344,8 @@ def _checked_scores(scores: Any) -> Floats:
     return matrix
 
 
-def _checked_count(name: str, value: Any, least: int) -> int:
+def checked_count(name: str, value: Any, least: int) -> int:
+    """Return a whole number of at least `least`, or raise a ConfigError."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ConfigError(f"{name}: an integer of at least {least}, not {value!r}")
     return int(value)

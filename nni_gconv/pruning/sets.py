@@ -27,6 +27,7 @@ __all__ = [
     "joined_masks",
     "listed",
     "loud",
+    "main_reasons",
     "skip_lines",
     "step_limits",
     "taken_channels",
@@ -276,6 +277,21 @@ def first_reason(skipped: Mapping[str, str]) -> str:
     """Say of the first layer why it keeps its channels."""
     name, reason = next(iter(skipped.items()), ("the model", "no layer was selected"))
     return f"{name}: {reason}"
+
+
+def main_reasons(skipped: Mapping[str, str]) -> str:
+    """Say why most layers are left out: the two commonest reasons, each with its layers.
+
+    Examples
+    --------
+    >>> main_reasons({"a": "too small", "b": "too odd", "c": "too odd"})
+    'b, c: too odd; a: too small'
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        by_reason.setdefault(reason, []).append(name)
+    common = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:2]
+    return "; ".join(f"{listed(names)}: {reason}" for reason, names in common)
 
 
 def skip_lines(skipped: Mapping[str, str]) -> list[str]:
