@@ -107,6 +107,7 @@ def partition_many(
     *,
     sweeps: int | None = None,
     workers: int | None = None,
+    bounds: bool = True,
 ) -> list[Partition]:
     """Partition many layers at once: equal shapes together, batches of them in threads.
 
@@ -122,6 +123,9 @@ def partition_many(
         As in :func:`partition`.
     workers : int, optional
         Threads; by default as many as the process has cores.
+    bounds : bool, default True
+        False saves the time of the bounds where annealing does not need them (``restarts=0``):
+        they are infinite, but where the optimum was enumerated.
 
     Returns
     -------
@@ -145,7 +149,7 @@ def partition_many(
         raise ConfigError(f"num_groups: {len(counts)} counts for {len(layers)} matrices of scores")
     if workers is not None:
         workers = checked_count("workers", workers, 1)
-    options = _Options.checked(method, num_sort_iters, restarts, seed, sweeps)
+    options = _Options.checked(method, num_sort_iters, restarts, seed, sweeps, bounds)
     problems = []
     for index, (layer, count) in enumerate(zip(layers, counts, strict=True)):
         try:
@@ -168,9 +172,12 @@ class _Options:
     chains: int
     seed: int
     sweeps: int | None
+    bounds: bool
 
     @classmethod
-    def checked(cls, method: Any, iters: Any, restarts: Any, seed: Any, sweeps: Any) -> _Options:
+    def checked(
+        cls, method: Any, iters: Any, restarts: Any, seed: Any, sweeps: Any, bounds: bool = True
+    ) -> _Options:
         if method not in METHODS:
             raise ConfigError(unknown_name("method", method, METHODS, "partition"))
         return cls(
@@ -179,6 +186,7 @@ class _Options:
             checked_count("restarts", restarts, 0),
             checked_count("seed", seed, 0),
             None if sweeps is None else checked_count("sweeps", sweeps, 1),
+            bounds,
         )
 
 
@@ -230,7 +238,8 @@ def _solve(problems: Sequence[_Problem], options: _Options) -> list[Partition]:
         for matrix in scores:
             groups = _heuristic(matrix, num_groups, options.method, options.iters)
             mass = retained_mass(matrix, *groups)
-            found.append(_Found(groups, mass, upper_bound(matrix, num_groups, mass, steps=0)))
+            bound = upper_bound(matrix, num_groups, mass, steps=0) if options.bounds else np.inf
+            found.append(_Found(groups, mass, bound))
     partitions = []
     for problem, result in zip(problems, found, strict=True):
         retained = retained_mass(problem.original, *result.groups)
@@ -279,6 +288,8 @@ def _first(scores: Floats, num_groups: int, options: _Options) -> _Found:
     paper = _heuristic(scores, num_groups, "grps", options.iters)
     starts = [paper[1], spectral_groups(scores, num_groups)]
     best, mass = _finished(scores, num_groups, starts, paper, retained_mass(scores, *paper))
+    if not (options.bounds or options.chains):
+        return _Found(best, mass, np.inf, final=True)
     bound = upper_bound(scores, num_groups, mass, steps=0)
     return _Found(best, mass, bound, final=bound <= mass * (1 + 1e-10) or not options.chains)
 

@@ -282,6 +282,7 @@ def _retained(
             [count for _, count in pairs],
             restarts=restarts,
             seed=seed,
+            bounds=False,
         )
         kept = {pair: result.retained for pair, result in zip(pairs, found, strict=True)}
         retained.update({n: tuple(kept[n, count] for count in choices[n]) for n in names})

@@ -76,6 +76,10 @@ def quick(recipe):
     """Overrides for a run of seconds: small images by chance, no epochs but one that prunes."""
     overrides = {**SMALL, "data.num_classes": classes(recipe), "train.epochs": 0}
     overrides["data.image_size"] = 64 if recipe.data.name == "imagefolder" else 32
+    if recipe.model.name in ("torchvision:resnet50", "torchvision:resnet101"):
+        overrides["model.options.width_per_group"] = 16  # of 64: orders of channels take time
+        if recipe.prune.budget is not None:  # counts, of the whole width
+            overrides["prune.budget"] = {"params": 0.6}
     if recipe.finetune is not None:
         overrides["finetune.epochs"] = 0
     if recipe.sparsify is not None:
