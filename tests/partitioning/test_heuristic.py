@@ -72,12 +72,10 @@ def test_the_whole_method_on_scores_without_ties(rows, cols, groups):
     for seed in range(5):
         scores = kernels(seed, rows, cols)
         po, pi = literal_grps(scores, groups, 10)
+        ordered = scores[np.ix_(po, pi)]
         blocks = [
-            [
-                scores[po[u * a : (u + 1) * a]][:, pi[v * b : (v + 1) * b]].sum()
-                for v in range(groups)
-            ]
-            for u in range(groups)
+            [ordered[u : u + a, v : v + b].sum() for v in range(0, cols, b)]
+            for u in range(0, rows, a)
         ]
         _, match = linear_sum_assignment(-np.array(blocks))
         pairs = [(po[u * a : (u + 1) * a], pi[v * b : (v + 1) * b]) for u, v in enumerate(match)]
