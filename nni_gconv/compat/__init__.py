@@ -10,6 +10,7 @@ from nni_gconv.compat.nni_compression import (
     has_scale_and_shift,
     is_wrapped,
     learn_optimizer,
+    let_lightning_stop,
     register_pruning_types,
     split_parameter_groups,
     take_over_weights,
@@ -34,7 +35,11 @@ from nni_gconv.compat.nni_trial import (
     running_under_nni,
     trial_folder,
 )
-from nni_gconv.compat.nni_wrapper import lighten_wrappers
+from nni_gconv.compat.nni_wrapper import (
+    lighten_wrappers,
+    parameter_order,
+    restore_parameter_order,
+)
 from nni_gconv.compat.torch_edges import (
     export_onnx,
     export_program,
@@ -62,18 +67,21 @@ __all__ = [
     "is_wrapped",
     "launch_path",
     "learn_optimizer",
+    "let_lightning_stop",
     "lighten_wrappers",
     "link_tensorboard",
     "load_experiment_config",
     "load_exported_program",
     "next_parameters",
     "nni_algorithms",
+    "parameter_order",
     "plain_attention",
     "quiet_nni",
     "reason_of",
     "register_pruning_types",
     "report_final",
     "report_intermediate",
+    "restore_parameter_order",
     "run_onnx",
     "running_under_nni",
     "save_exported_program",

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-__all__ = ["lighten_wrappers"]
+__all__ = ["lighten_wrappers", "parameter_order", "restore_parameter_order"]
 
 
 def lighten_wrappers(wrappers: Mapping[str, Any]) -> None:
@@ -31,6 +31,23 @@ def lighten_wrappers(wrappers: Mapping[str, Any]) -> None:
         wrapper._whole = {}
         if wrapper.module._modules.get("_nni_wrapper") is wrapper:
             wrapper.module.forward = wrapper.forward
+
+
+def parameter_order(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of each module's parameters in their order."""
+    return {name: list(module._parameters) for name, module in model.named_modules()}
+
+
+def restore_parameter_order(model: nn.Module, order: Mapping[str, list[str]]) -> None:
+    """Put parameters back in order.
+
+    NNI's wrapper takes masked ones out of a module and appends them when it lets go of it: a weight
+    comes to stand behind its bias, and the state of an optimizer would go to the wrong ones.
+    """
+    for name, module in model.named_modules():
+        known = [key for key in order.get(name, ()) if key in module._parameters]
+        for key in [*known, *(key for key in module._parameters if key not in known)]:
+            module._parameters[key] = module._parameters.pop(key)
 
 
 def _forward(wrapper: Any, *args: Any, **kwargs: Any) -> Any:

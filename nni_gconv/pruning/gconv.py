@@ -37,7 +37,7 @@ from nni_gconv.pruning.group_requests import GroupRequest, group_requests
 from nni_gconv.pruning.group_search import search_groups
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
 from nni_gconv.pruning.near_limit import CLOSE
-from nni_gconv.pruning.sets import joined_masks
+from nni_gconv.pruning.sets import earlier_masks, joined_masks
 from nni_gconv.pruning.trained import Masks, from_main_process
 from nni_gconv.speedup.coupling import Coupling
 
@@ -99,6 +99,7 @@ class GroupConvPruner(GroupPruner):
     masks : dict, optional
         Masks that hold already, of a channel pruner for example. Channels they silence are left
         out, G has to divide what remains, and the masks returned are both together.
+        ``from_compressor`` takes them from there.
     seed : int, default 0
         Of the search for partitions and of ``"random"``.
 
@@ -168,7 +169,7 @@ class GroupConvPruner(GroupPruner):
         self.criterion, self.method, self.sharing = criterion, method, sharing
         self.shaping, self.seed = float(shaping), seed
         requests, self.skipped = group_requests(model, config_list)
-        self._given = dict(masks or {})
+        self._given = dict(masks or earlier_masks(existed_wrappers))
         live = LiveLayers(
             model, Coupling.trace(model, self.dummy_input), list(requests), self._given
         )
@@ -205,8 +206,10 @@ class GroupConvPruner(GroupPruner):
             self.skipped.update(skipped)
             return counts
         if self._given:
-            raise ConfigError("budget: cannot be counted with masks=; give a group_config")
-        return dict(
+            raise ConfigError(
+                "budget: cannot be counted beside masks that hold already; give a group_config"
+            )
+        found = dict(
             search_groups(
                 model,
                 self.dummy_input,
@@ -218,6 +221,8 @@ class GroupConvPruner(GroupPruner):
                 fill=CLOSE,
             )
         )
+        # Processes may begin with other weights; those of the main one are what is trained.
+        return dict(from_main_process(found))
 
     def _leave_slow(self, model: nn.Module, live: LiveLayers) -> None:
         """Drop groups that cost more time than they save, with the gathers they will need."""
@@ -248,6 +253,10 @@ class GroupConvPruner(GroupPruner):
         return scores.detach().double().cpu().numpy()[np.ix_(live.rows, live.columns)]
 
     def _split(self, restarts: int = 8) -> dict[str, Partition]:
+        """Partition every layer, in every process as the main one does."""
+        return dict(from_main_process(self._split_here(restarts)))
+
+    def _split_here(self, restarts: int) -> dict[str, Partition]:
         """Partition every layer, those of one number of groups together."""
         names = list(self.groups)
         if self.method in PATTERNS:
