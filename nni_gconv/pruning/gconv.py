@@ -46,8 +46,8 @@ from nni_gconv.pruning.group_search import search_groups
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
 from nni_gconv.pruning.group_tables import kernel_scores
 from nni_gconv.pruning.near_limit import CLOSE
-from nni_gconv.pruning.sets import joined_masks
-from nni_gconv.pruning.trained import Masks
+from nni_gconv.pruning.sets import earlier_masks, joined_masks
+from nni_gconv.pruning.trained import Masks, from_main_process
 from nni_gconv.speedup.coupling import Coupling
 
 __all__ = ["GroupConvPruner"]
@@ -113,6 +113,7 @@ class GroupConvPruner(GroupPruner):
     masks : dict, optional
         Masks that hold already, of a channel pruner for example. Channels they silence are left
         out, G has to divide what remains, and the masks returned are both together.
+        ``from_compressor`` takes them from there.
     seed : int, default 0
         Of the search for partitions and of ``"random"``.
 
@@ -185,7 +186,7 @@ class GroupConvPruner(GroupPruner):
                 "sparsify section)"
             )
         requests, self.skipped = group_requests(model, config_list)
-        self._given = dict(masks or {})
+        self._given = dict(masks or earlier_masks(existed_wrappers))
         live = LiveLayers(
             model, Coupling.trace(model, self.dummy_input), list(requests), self._given
         )
@@ -242,7 +243,8 @@ class GroupConvPruner(GroupPruner):
                 score=SCORE,
                 fill=CLOSE,
             )
-        return named("budget", dict(search))
+        # Processes may begin with other weights; those of the main one are what is trained.
+        return named("budget", dict(from_main_process(dict(search))))
 
     # -- scores and partitions --------------------------------------------------------------------
 
@@ -258,6 +260,10 @@ class GroupConvPruner(GroupPruner):
         return kernel_scores(name, self._weight(name), criterion)[np.ix_(live.rows, live.columns)]
 
     def _split(self, restarts: int | None = None) -> dict[str, Partition]:
+        """Partition every layer, in every process as the main one does."""
+        return dict(from_main_process(self._split_here(restarts)))
+
+    def _split_here(self, restarts: int | None) -> dict[str, Partition]:
         """Partition every layer, those of one number of groups together."""
         names = list(self.groups)
         if self.method in PATTERNS:

@@ -22,6 +22,7 @@ __all__ = [
     "agreed",
     "check_given",
     "check_unmasked",
+    "earlier_masks",
     "first_reason",
     "followers",
     "joined_masks",
@@ -45,6 +46,30 @@ def check_unmasked(wrappers: Mapping[str, Any] | None, names: Sequence[str]) -> 
                 f"from_compressor: {name} is masked by the earlier pruner already; unwrap that one "
                 "and make a new pruner for it"
             )
+
+
+def earlier_masks(
+    wrappers: Mapping[str, Any] | None, *, grouped: bool = False
+) -> dict[str, dict[str, Tensor]]:
+    """Masks that a pruner before this one has made, of what it masks at all.
+
+    Parameters
+    ----------
+    wrappers : mapping, optional
+        NNI's, as ``from_compressor`` hands them on.
+    grouped : bool, default False
+        Only those that leave all filters and input channels alive, in groups.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, wrapper in (wrappers or {}).items():
+        for target, space in wrapper.pruning_target_spaces.items():
+            mask = space.mask
+            if mask is None or bool(mask.all()):
+                continue
+            alive = mask.flatten(2).any(2) if mask.dim() > 1 else mask[:, None] != 0
+            if not grouped or bool(alive.any(0).all() and alive.any(1).all()):
+                found.setdefault(name, {})[target] = mask.detach().clone()
+    return found
 
 
 def check_given(

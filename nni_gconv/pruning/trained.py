@@ -145,6 +145,7 @@ class TrainedPruner(Pruner):
         self._max_epochs: int | None = None
         self._counts, self._begun = False, False
         self.in_training = False
+        self._parameter_order = compat.parameter_order(model)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         compat.lighten_wrappers(self._module_wrappers)
 
@@ -263,6 +264,11 @@ class TrainedPruner(Pruner):
 
     # -- NNI's hooks ------------------------------------------------------------------------------
 
+    def unwrap_model(self) -> None:
+        """Give the model's modules back as they were, with the weights they have now."""
+        super().unwrap_model()
+        compat.restore_parameter_order(self.bound_model, self._parameter_order)
+
     def compress(
         self, max_steps: int | None = None, max_epochs: int | None = None
     ) -> tuple[nn.Module, Masks]:
@@ -306,11 +312,16 @@ class TrainedPruner(Pruner):
                 f"{type(self).__name__}: the evaluator does not say how long an epoch is: set "
                 "evaluator.steps_per_epoch = len(train_loader)"
             )
-        self.clock = Clock(per_epoch, self._max_epochs)
+        epochs = self._max_epochs
+        if epochs is None and per_epoch is not None and self.interval_steps > 0:
+            # Driven by a scheduling pruner of NNI, which does not hand on how long it trains.
+            epochs = -(-self.interval_steps * self.total_times // per_epoch)
+        self.clock = Clock(per_epoch, epochs)
         self._since, self._renewed = 0, 0
         self.in_training = True
         # Our own loop tells when an epoch begins; elsewhere steps are counted.
         self._counts, self._begun = not hasattr(evaluator, "patch_epochs"), False
+        compat.let_lightning_stop(evaluator)
         evaluator.patch_optimizer_step([self._on_step], [self._on_stepped])
         if not self._counts:
             evaluator.patch_epochs(self._on_epoch, self._on_epoch_end)
