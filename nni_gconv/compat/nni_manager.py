@@ -42,6 +42,7 @@ EXPERIMENT_MARK = "NNI_GCONV_EXPERIMENT"
 """Variable that every process of an experiment we started carries: its NNI experiment id."""
 
 _SHIMS = Path(__file__).parents[1] / "_shims"
+_REPAIRS = ("parameters.js", "patience.js", "stopped.js")
 
 
 def write_launch_files(folder: Path) -> None:
@@ -50,8 +51,8 @@ def write_launch_files(folder: Path) -> None:
     Parameters
     ----------
     folder : Path
-        Private folder of the experiment. Gets ``bind.js``, ``parameters.js`` and ``patience.js``,
-        which the manager loads first, and ``bin/`` with ``tensorboard`` (on loopback only) and
+        Private folder of the experiment. Gets ``bind.js`` and the repairs, which the manager loads
+        first, and ``bin/`` with ``tensorboard`` (on loopback only) and
         ``nni-gconv`` (the one of this very Python).
     """
     bin_folder = folder / "bin"
@@ -66,7 +67,7 @@ def write_launch_files(folder: Path) -> None:
         if root in installed
         else f'PYTHONPATH={shlex.quote(str(root))}"${{PYTHONPATH:+:$PYTHONPATH}}" '
     )
-    for name in ("bind.js", "parameters.js", "patience.js"):
+    for name in ("bind.js", *_REPAIRS):
         (folder / name).write_bytes((_SHIMS / name).read_bytes())
     for name in ("tensorboard", "nni-gconv"):
         text = (_SHIMS / f"{name}.sh").read_text(encoding="utf-8")
@@ -113,7 +114,7 @@ def start_manager(
     node = Path(nni_node.__path__[0])
     args = NniManagerArgs("create", experiment_id, config, port, False, False, None, None)
     command = [str(node / "node"), "--max-old-space-size=4096", "--trace-uncaught"]
-    for script in (*(("bind.js",) if loopback else ()), "parameters.js", "patience.js"):
+    for script in ("bind.js", *_REPAIRS) if loopback else _REPAIRS:
         command += ["--require", str(folder / script)]
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}
