@@ -165,7 +165,7 @@ def test_a_trial_that_an_assessor_stops_is_no_failure(tmp_path):
         tmp_path,
         tuner={"className": "nni_gconv.tuner.TPE", "codeDirectory": "."},
         assessor={"className": "mine.Second", "codeDirectory": "."},
-        searchSpace={"sleep": {"_type": "choice", "_value": [30]}},
+        searchSpace={"x": {"_type": "choice", "_value": [1, 2]}},
         trialCommand="python slow.py",
         maxTrialNumber=2,
     )
