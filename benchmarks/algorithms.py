@@ -164,7 +164,7 @@ def one_process(name: str) -> dict:
         except (ValueError, IndexError):
             words = (done.stderr.splitlines() or ["nothing"])[-1]
             found = {"ok": False, "message": words, "trials": {}}
-    print(f"{name}: {'ok' if found['ok'] else 'FAILED'} {found}", file=sys.stderr, flush=True)
+    print(json.dumps({name: found}), file=sys.stderr, flush=True)
     return found
 
 
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="page to put the table in")
     parser.add_argument("--at-a-time", type=int, default=2)
     parser.add_argument("--only", help="run the cases whose name has this in it")
+    parser.add_argument("--results", type=Path, help="JSON to add results to, and to start from")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -214,7 +215,12 @@ def main() -> None:
         return
     names = [name for name in CASES if args.only is None or args.only in name]
     with ThreadPoolExecutor(args.at_a_time) as pool:
-        results = dict(zip(names, pool.map(one_process, names), strict=True))
+        found = dict(zip(names, pool.map(one_process, names), strict=True))
+    kept = {}
+    if args.results:
+        kept = json.loads(args.results.read_text()) if args.results.is_file() else {}
+        args.results.write_text(json.dumps({**kept, **found}, indent=1))
+    results = {name: {**kept, **found}[name] for name in CASES if name in {**kept, **found}}
     text = f"{table(results)}\n\n({TRIALS} trials each; {versions()}.)"
     print(text)
     if args.write:

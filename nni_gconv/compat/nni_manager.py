@@ -46,7 +46,7 @@ HOST_KEYS = "host_keys.json"
 """File beside those of :func:`write_launch_files`: the SSH host keys that the manager may meet,
 ``{"host:port": {type: SHA-256 in hexadecimal}}``."""
 
-_SCRIPTS = ("parameters.js", "remote.js", "patience.js")
+_SCRIPTS = ("parameters.js", "remote.js", "patience.js", "stopped.js")
 _SHIMS = Path(__file__).parents[1] / "_shims"
 
 

@@ -70,7 +70,7 @@ def test_every_method_has_the_same_budgets_epochs_and_rates():
         for m in methods
     }
     assert len({tuple(pairs) for pairs in asked.values()}) == 1
-    assert len(next(iter(asked.values()))) == 6
+    assert len(next(iter(asked.values()))) == 4
     epochs = {r.finetune.epochs + (r.sparsify.epochs if r.sparsify else 0) for r in recipes}
     assert len(epochs) == 1
     plan = yaml.safe_load(experiment_file("compare-methods").read_text())

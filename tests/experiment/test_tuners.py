@@ -153,6 +153,31 @@ def test_successive_halving_runs_to_its_end(tmp_path, name, args):
     assert {row["parameters"]["finetune.epochs"] for row in rows} == {1, 3}
 
 
+def test_a_trial_that_an_assessor_stops_is_no_failure(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from nni.assessor import Assessor, AssessResult\n"
+        "class Second(Assessor):\n"
+        "    def assess_trial(self, trial, history):\n"
+        "        bad = history[-1]['default'] < 0.6\n"
+        "        return AssessResult.Bad if bad else AssessResult.Good\n"
+    )
+    workshop, file = prepared(
+        tmp_path,
+        tuner={"className": "nni_gconv.tuner.TPE", "codeDirectory": "."},
+        assessor={"className": "mine.Second", "codeDirectory": "."},
+        searchSpace={"x": {"_type": "choice", "_value": [1, 2]}},
+        trialCommand="python slow.py",
+        maxTrialNumber=2,
+    )
+    (tmp_path / "slow.py").write_text(
+        "import nni, time\nnni.get_next_parameter()\n"
+        "nni.report_intermediate_result({'default': 0.5})\ntime.sleep(300)\n"
+    )
+    finished = workshop.run("create", str(file), "--json", timeout=250)
+    assert finished.code == 0, finished.err
+    assert [row["status"] for row in json.loads(finished.out)] == ["early stopped"] * 2
+
+
 def test_an_exception_in_a_tuner_is_an_end(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from nni.tuner import Tuner\n"
