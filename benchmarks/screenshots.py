@@ -12,6 +12,7 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from webui import Page, WebUI, browser, missing
 
@@ -42,14 +43,26 @@ def web_ui(ui: WebUI, images: Path) -> None:
     ui.shot(images / "webui-curve.png", element="//*[contains(@class,'ms-Dialog-main')]")
     ui.close_dialog()
     board = ui.tensorboard([k for k, name in trials.items() if name in ("slimming", "shuffle")])
-    for view, tag, wanted, file in (
-        ("scalars", "", "tf-scalar-card", "scalars"),
-        ("histograms", "sparsify/gamma/layer2", "tf-histogram-loader", "histograms"),
-        ("images", "prune/kernel_norms/layer3", "tf-image-loader", "blocks"),
+    for view, tag, wanted, name in (
+        ("scalars", "val_accuracy|loss", "finetune/val_accuracy", "scalars"),
+        ("histograms", "sparsify/gamma/layer2", "sparsify/gamma/layer2", "histograms"),
+        ("images", "kernel_norms/layer3", "prune/kernel_norms/layer3", "blocks"),
     ):
         board.show(view, tag)
-        board.wait(lambda wanted=wanted: board.shown(wanted))
-        board.shot(images / f"tensorboard-{file}.png")
+        board.wait(lambda wanted=wanted: wanted in board.text())
+        board.shot(images / f"tensorboard-{name}.png")
+
+
+def report(driver: Any, folder: Path, images: Path) -> None:
+    """Take the pictures of the report's page, and of two networks side by side."""
+    rows = collect(folder)
+    with tempfile.TemporaryDirectory() as place:
+        page = write_html(rows, Path(place) / "report.html", title="quickstart")
+        driver.get(page.as_uri())
+        Page(driver).shot(images / "report.png")
+    half = {row.method: row for row in rows if row.budget == {"macs": 0.5}}
+    networks = [read_network(half[method].folder or "", method) for method in COMPARED]
+    plot_layers(networks, images / "compare.png")
 
 
 def main() -> None:
@@ -57,27 +70,30 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", type=Path, help="folder of the pictures")
-    parser.add_argument("--experiment", default="quickstart", help="file, or name of a shipped one")
+    parser.add_argument(
+        "--running", nargs=2, metavar=("URL", "FOLDER"),
+        help="web UI and folder of an experiment that has ended, to look at instead",
+    )  # fmt: skip
     args = parser.parse_args()
     if missing():
         raise SystemExit(missing())
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["HOME"] = folder  # paths in pictures are short, and nobody's
-        file = Path(args.experiment)
-        experiment = start(preflight(file if file.is_file() else experiment_file(args.experiment)))
+    with tempfile.TemporaryDirectory() as place:
+        experiment = None
+        if args.running:
+            url, folder = args.running[0], Path(args.running[1])
+        else:
+            os.environ["HOME"] = place
+            experiment = start(preflight(experiment_file("quickstart")))
+            url, folder = experiment.client.url, experiment.folder
         try:
-            print(watch(experiment).message)
-            with browser(Path(folder) / "profile", 1500, 1000) as driver:
-                web_ui(WebUI(driver, experiment.client.url), args.images)
-                rows = collect(experiment.folder)
-                page = Page(driver)
-                driver.get(write_html(rows, Path(folder) / "r.html", title="quickstart").as_uri())
-                page.shot(args.images / "report.png")
+            if experiment is not None:
+                print(watch(experiment).message)
+            with browser(Path(place) / "profile", 1500, 1000) as driver:
+                report(driver, folder, args.images)
+                web_ui(WebUI(driver, url), args.images)
         finally:
-            experiment.stop()
-        half = {row.method: row for row in rows if row.budget == {"macs": 0.5}}
-        networks = [read_network(half[method].folder or "", method) for method in COMPARED]
-        plot_layers(networks, args.images / "compare.png")
+            if experiment is not None:
+                experiment.stop()
 
 
 if __name__ == "__main__":

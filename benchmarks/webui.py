@@ -239,6 +239,22 @@ class WebUI(Page):
         return TensorBoard(self.driver)
 
 
+# The box for filtering tags lies inside of other components.
+_FILTER = """
+const find = root => {
+  for (const element of root.querySelectorAll('*')) {
+    if (element.localName === 'tf-tag-filterer') return element;
+    const inner = element.shadowRoot && find(element.shadowRoot);
+    if (inner) return inner;
+  }
+  return null;
+};
+const box = find(document);
+if (box) box.set('_tagFilter', arguments[0]);
+return box !== null;
+"""
+
+
 class TensorBoard(Page):
     """A TensorBoard that the web UI has opened in a window of its own."""
 
@@ -258,10 +274,10 @@ class TensorBoard(Page):
         self.wait(loaded)
 
     def show(self, view: str, tag: str = "") -> None:
-        """Open ``timeseries``, ``scalars``, ``histograms`` or ``images``, of tags like `tag`."""
+        """Open ``scalars``, ``histograms`` or ``images``, of tags that match `tag`."""
         self.driver.get("about:blank")
-        query = f"?tagFilter={tag}" if tag else ""
-        self.driver.get(f"{self.url}/{query}#{view}")
+        self.driver.get(f"{self.url}/#{view}")
+        self.wait(lambda: self.driver.execute_script(_FILTER, tag))
 
     def data(self, path: str) -> Any:
         """Fetch what the page itself would, ``data/...``, from inside the page."""
@@ -274,16 +290,3 @@ class TensorBoard(Page):
     def runs(self) -> list[str]:
         """Return the runs it knows, once there are any."""
         return self.wait(lambda: self.data("runs"))
-
-    def shown(self, selector: str) -> list[str]:
-        """Return the text of elements, those inside of shadow roots included."""
-        script = """
-        const found = [];
-        const walk = root => {
-          root.querySelectorAll(arguments[0]).forEach(e => found.push(e.textContent.trim()));
-          root.querySelectorAll('*').forEach(e => e.shadowRoot && walk(e.shadowRoot));
-        };
-        walk(document);
-        return found;
-        """
-        return self.driver.execute_script(script, selector)

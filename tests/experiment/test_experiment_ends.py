@@ -38,6 +38,7 @@ def test_done_succeeds_and_standard_output_is_only_json(done):
     (folder,) = workshop.experiments
     assert (folder / "report" / "accuracy_vs_macs.png").stat().st_size > 5000
     assert (folder / "report" / "trials.csv").read_text().count("\n") == 4
+    assert "</html>" in (folder / "report" / "report.html").read_text()
 
 
 def test_nothing_is_left_running(done, still_running):

@@ -160,16 +160,14 @@ def test_the_tensorboard_button_shows_scalars_histograms_and_blocks(ui, done, pi
         assert [step for _, step, _ in scalars] == [1, 2, 3, 4]
         values = [value for *_, value in scalars]
         assert values == pytest.approx(reported(done, key)[-4:], rel=1e-6)
-    board.show("scalars")
-    board.wait(lambda: "finetune/val_accuracy" in " ".join(board.shown("tf-scalar-card")))
-    board.shot(pictures / "tensorboard-scalars.png")
-    board.show("histograms", "gamma")
-    board.wait(lambda: "finetune/gamma/bn1" in " ".join(board.shown("tf-histogram-loader")))
-    board.shot(pictures / "tensorboard-histograms.png")
-    board.show("images", "prune")
-    loaders = "tf-image-loader"
-    board.wait(lambda: "prune/kernel_norms/layer3.0.conv2" in " ".join(board.shown(loaders)))
-    board.shot(pictures / "tensorboard-blocks.png")
+    for view, tag, name in (
+        ("scalars", "finetune/val_accuracy", "scalars"),
+        ("histograms", "finetune/gamma/bn1", "histograms"),
+        ("images", "prune/kernel_norms/layer3.0.conv2", "blocks"),
+    ):
+        board.show(view, tag)
+        board.wait(lambda tag=tag: tag in board.text())
+        board.shot(pictures / f"tensorboard-{name}.png")
     grouped = {method(done, "shuffle")}
     tags = board.data("plugin/images/tags")
     assert {key for key in done.results for run in tags if key in run and tags[run]} == grouped
