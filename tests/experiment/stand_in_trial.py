@@ -41,6 +41,11 @@ def main() -> None:
     if x == "sleep":
         (output / "sleeping").touch()
         time.sleep(600)
+    if str(x).startswith("wait"):
+        (output / "waiting").touch()
+        while not (Path.home() / "go").exists():
+            time.sleep(0.1)
+        x = 1
     if x == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if x == "fail":
