@@ -17,7 +17,14 @@ import yaml
 
 from nni_gconv.experiment import experiment_file
 from nni_gconv.experiment.checkup import check_experiment
-from nni_gconv.remote import MachineLinks, RemoteError, connect, fetch_machine, machines_of
+from nni_gconv.remote import (
+    MachineLinks,
+    RemoteError,
+    connect,
+    fetch_machine,
+    known_host_keys,
+    machines_of,
+)
 
 from .conftest import Workshop
 from .machines import make_machines, quiet, trust
@@ -137,6 +144,45 @@ def test_a_key_with_a_passphrase_opens_with_the_passphrase(home, machines):
     assert os.system(f"ssh-keygen -q -p -P '' -N secret -f {locked} >/dev/null") == 0
     entry = {**machines[0].entry, "sshKeyFile": str(locked), "sshPassphrase": "secret"}
     connect(machine_of(entry)).close()
+
+
+NNI_LOGIN = """
+const fs = require('fs');
+const {Client} = require('ssh2');
+const client = new Client();
+const [host, port, username, key] = process.argv.slice(1);
+client.on('ready', () => client.exec('echo -m pip install nni --upgrade', (error, stream) => {
+  stream.on('data', data => console.log(String(data).trim()));
+  stream.on('close', () => client.end());
+}));
+client.on('error', error => console.log('refused: ' + error.message));
+client.connect({host, port: Number(port), username, privateKey: fs.readFileSync(key)});
+"""
+
+
+@pytest.mark.parametrize("known", ["right", "wrong", "none"])
+def test_logins_of_nni_itself_verify_the_host_key_and_leave_pip_alone(home, machines, known):
+    import nni_node
+
+    import nni_gconv
+
+    entry = machines[0].entry
+    keys = known_host_keys(machine_of(entry))
+    assert list(keys) == ["ssh-ed25519"]
+    if known != "right":
+        keys = {"ssh-ed25519": "0" * 64} if known == "wrong" else {}
+    (home / "keys.json").write_text(json.dumps({f"{entry['host']}:{entry['port']}": keys}))
+    folder = Path(nni_node.__path__[0])
+    shim = Path(nni_gconv.__file__).parent / "_shims" / "remote.js"
+    login = [entry["host"], str(entry["port"]), entry["user"], entry["sshKeyFile"]]
+    said = quiet(
+        str(folder / "node"), "--require", str(shim), "-e", NNI_LOGIN, *login,
+        env={**os.environ, "NNI_GCONV_HOST_KEYS": str(home / "keys.json")}, cwd=folder,
+    ).stdout  # fmt: skip
+    if known == "right":
+        assert said.strip() == "-c import nni"
+    else:
+        assert said.startswith("refused: ")
 
 
 # Files
@@ -388,7 +434,7 @@ def test_a_machine_that_dies_takes_only_its_trial_along_and_is_found_again(far, 
     assert {row["status"] for row in well.values()} == {"succeeded"}
     assert all((Path(row["folder"]) / "result.json").is_file() for row in well.values())
     # Of the last two, one ran on the machine that is back, under a new name of NNI's.
-    assert list(experiment.glob("environments/remote-worker3/trials/*/result.json"))
+    assert list(experiment.glob("environments/remote-worker[3-9]*/trials/*/result.json"))
     assert f"lost {machine_of(victim.entry).label}" in finished.err
     assert 'was lost while it ran there; its parameters were {"x": "sleep"}' in finished.err
     assert of_experiment(experiment) == []
