@@ -31,8 +31,9 @@ function ssh(ssh2) {
     const keys = known[`${config.host}:${config.port || 22}`];
     if (keys) {
       const kinds = Object.keys(keys).flatMap(
-        kind => (kind === 'ssh-rsa' ? ['rsa-sha2-512', 'rsa-sha2-256'] : [kind]));
-      config.algorithms = {...config.algorithms, serverHostKey: kinds};
+        kind => (kind === 'ssh-rsa' ? ['rsa-sha2-512', 'rsa-sha2-256'] : [kind])
+      ).filter(kind => /^(ssh-ed25519|ecdsa-sha2-nistp\d+|rsa-sha2-\d+)$/.test(kind));
+      if (kinds.length) config.algorithms = {...config.algorithms, serverHostKey: kinds};
       config.hostHash = 'sha256';
       config.hostVerifier = digest => Object.values(keys).includes(digest);
     }

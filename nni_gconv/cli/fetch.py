@@ -32,11 +32,12 @@ def fetch(
     were lost and are back. What is here already is left alone, and what was cut off goes on.
     """
     from nni_gconv.errors import ConfigError
-    from nni_gconv.experiment.locate import find_experiment, machines_of_experiment
-    from nni_gconv.remote import FetchReport, RemoteError, connect, fetch_machine
+    from nni_gconv.experiment.database import read_config
+    from nni_gconv.experiment.resume import find_experiment
+    from nni_gconv.remote import FetchReport, RemoteError, connect, fetch_machine, machines_of
 
     folder = find_experiment(experiment)
-    machines = machines_of_experiment(folder)
+    machines = machines_of(read_config(folder).get("trainingService"))
     if not machines:
         raise ConfigError(f"{folder.name} ran on this machine alone: nothing is elsewhere")
     total = FetchReport()

@@ -157,6 +157,10 @@ class _Judge:
                 level = ERROR if name == "nni" else WARNING
                 self.say(level, f"{name} {there} {where}, but {here[name]} here", "pythonPath")
 
+        torch = facts.versions.get("torch", "")
+        if facts.gpus and torch.endswith("+cpu"):
+            self.say(WARNING, f"it has GPUs, but torch {torch} is built for CPUs", "pythonPath")
+
     def program(self) -> None:
         program = self.wanted.program
         if program and self.facts.program is None:

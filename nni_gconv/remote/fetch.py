@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGE", "FetchReport", "fetch_machine"]
 
-LARGE = ("dense.safetensors", "masked.safetensors", "checkpoint*", "*.ckpt", "*.pt", "*.pth")
+LARGE = (
+    "dense.safetensors", "masked.safetensors", "speedup.safetensors",
+    "checkpoint*", "*.ckpt", "*.pt", "*.pth",
+)  # fmt: skip
 """Files that a trial needs to go on, and a report does not."""
 
 _LAST = "result.json"

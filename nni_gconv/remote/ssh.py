@@ -232,6 +232,9 @@ def _explained(machine: Machine, error: BaseException, timeout: float) -> Remote
         refused = all(isinstance(reason, ConnectionRefusedError) for reason in reasons)
         words = f"nobody listens on port {machine.port}" if refused else _words(reasons[0])
         place = "port" if refused else "host"
+    elif "protocol banner" in str(error):
+        words = f"what answers on port {machine.port} is no SSH server, or too busy to say so"
+        place = "port"
     elif isinstance(error, ValueError) or "private key" in str(error).lower():
         words = f"{key} is no private key: {_words(error)}"
         place = "sshKeyFile"

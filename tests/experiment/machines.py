@@ -27,8 +27,14 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _SECONDS = 30
 
 
-def quiet(*command: str, check: bool = True) -> subprocess.CompletedProcess:
-    return subprocess.run(command, check=check, capture_output=True, text=True)
+def quiet(
+    *command: str,
+    check: bool = True,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess:
+    """Run a command whose output nobody wants to see."""
+    return subprocess.run(command, check=check, capture_output=True, text=True, env=env, cwd=cwd)
 
 
 def can_make_namespaces() -> bool:
