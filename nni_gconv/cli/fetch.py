@@ -18,7 +18,7 @@ def fetch(
     ],
     everything: Annotated[
         bool,
-        typer.Option("--all", help="With checkpoints and dense weights, which a report needs not."),
+        typer.Option("--all", help="With checkpoints and the weights between stages."),
     ] = False,
     into: Annotated[
         Path | None,

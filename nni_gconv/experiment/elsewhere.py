@@ -124,9 +124,10 @@ def remote_notes(config: Any, *, loopback: bool) -> list[str]:
     for machine in machines_of(listed):
         for key, value in (("password", machine.password), ("sshPassphrase", machine.passphrase)):
             if value:
+                place = f"{machine.place_text}.{key}"
                 notes.append(
-                    f"{machine.label}: {key} in the file: NNI keeps it in its database and serves "
-                    "it without login; use a key, and ssh-add for its passphrase"
+                    f"{place}: NNI keeps it in its database and serves it without login; use a "
+                    "key, and ssh-add for its passphrase"
                 )
     return notes
 

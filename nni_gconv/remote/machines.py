@@ -48,6 +48,12 @@ class Machine:
         return f"{self.user}@{self.host}{port}"
 
     @property
+    def place_text(self) -> str:
+        """Where it stands in the file, ``trainingService.machineList[0]``."""
+        text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.place)
+        return text.removeprefix(".")
+
+    @property
     def known_name(self) -> str:
         """Its name in a ``known_hosts`` file."""
         return self.host if self.port == 22 else f"[{self.host}]:{self.port}"

@@ -195,6 +195,7 @@ def test_a_password_in_the_file_is_noted(write):
     machine = {"host": "10.0.0.2", "user": "me", "password": "secret"}
     service = {"platform": "remote", "machineList": [machine]}
     (words,) = preflight(write(trainingService=service)).notes
+    assert words.startswith("trainingService.machineList[0].password: ")
     assert "serves it without login" in words
     assert "secret" not in words
 

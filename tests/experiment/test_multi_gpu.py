@@ -13,7 +13,7 @@ from nni_gconv.experiment import experiment_file
 
 from .conftest import Workshop
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TRIAL = """
 import json, os, time
@@ -53,15 +53,15 @@ def test_trials_that_run_together_hold_different_gpus(gpu_workshop):
     (workshop.folder / "trial.py").write_text(TRIAL)
     file = workshop.write(
         trialCommand="python trial.py",
-        trialConcurrency=4,  # more than there are: two wait
-        searchSpace={"x": {"_type": "choice", "_value": [1, 2, 3, 4, 5, 6]}},
+        trialConcurrency=3,  # more than there are: one waits
+        searchSpace={"x": {"_type": "choice", "_value": [1, 2, 3, 4]}},
     )
-    finished = workshop.run("create", str(file), timeout=200)
+    finished = workshop.run("create", str(file), timeout=600)
     assert finished.code == 0, finished.err
     (folder,) = workshop.experiments
     files = folder.glob("environments/*/trials/*/held.json")
     held = [json.loads(file.read_text()) for file in files]
-    assert len(held) == 6
+    assert len(held) == 4
     for one in held:
         assert one["seen"] == ",".join(one["gpus"])
         assert one["gpus"] in (["0"], ["1"])
@@ -74,12 +74,12 @@ def test_the_multi_gpu_experiment_fills_the_gpus(gpu_workshop):
     workshop = gpu_workshop(2)
     folder = shutil.copytree(experiment_file("multi-gpu").parent, workshop.folder / "multi-gpu")
     data = yaml.safe_load((folder / "experiment.yml").read_text())
-    data["trialCommand"] += " -o train.epochs=1 -o finetune.epochs=1 -o report.latency=null"
+    data["trialCommand"] += " -o train.epochs=1 -o finetune=null -o report.latency=null"
     data["trialConcurrency"] = 1
     data["maxTrialNumber"] = 2
     (folder / "experiment.yml").write_text(yaml.safe_dump(data))
     finished = workshop.run(
-        "create", str(folder / "experiment.yml"), "--gpus", "1", "--json", timeout=250
+        "create", str(folder / "experiment.yml"), "--gpus", "1", "--json", timeout=600
     )
     assert finished.code == 0, finished.err
     told = []
@@ -95,7 +95,7 @@ def test_more_gpus_a_trial_are_as_many_processes(gpu_workshop):
     short = ["-o", "train.epochs=1", "-o", "train.share=null", "-o", "finetune.epochs=1"]
     finished = workshop.run(
         "run", "recipe.yml", "--gpus", "2", "--output", "out", "--quiet", "--json", *short,
-        "-o", "report.latency=null", timeout=250,
+        "-o", "report.latency=null", timeout=600,
     )  # fmt: skip
     assert finished.code == 0, finished.err
     assert "GPU 0, 1 of 0, 1, 2" in finished.err
