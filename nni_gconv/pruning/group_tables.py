@@ -327,7 +327,8 @@ def kernel_scores(
     elif name in criterion:
         scores, what = criterion[name], f"criterion[{name!r}]"
     else:
-        raise ConfigError(unknown_name("layer", name, criterion, "criterion: no scores for a"))
+        given = ", ".join(map(str, list(criterion)[:5])) or "none"
+        raise ConfigError(f"criterion: no scores for the layer {name!r} (given for: {given})")
     if hasattr(scores, "detach"):
         scores = scores.detach().cpu()
     try:

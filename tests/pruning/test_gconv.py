@@ -151,7 +151,7 @@ class TestCounts:
             ({"restarts": -1}, "restarts: an integer of at least 0"),
             ({"method": "grps", "num_sort_iters": 1.5}, "num_sort_iters: an integer"),
             ({"criterion": ["l2"]}, "criterion"),
-            ({"criterion": {"3": np.ones((8, 16))}}, "criterion: no scores for a: unknown layer"),
+            ({"criterion": {"3": np.ones((8, 16))}}, r"no scores for the layer '6' .given for: 3"),
             ({"criterion": dict.fromkeys("369", np.ones((8, 8)))}, r"criterion\['3'\]: shape"),
         ],
     )
