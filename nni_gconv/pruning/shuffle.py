@@ -184,7 +184,9 @@ class ShufflePruner(GroupPruner):
         self.decay = _number("decay", decay, 1)
         self.threshold = _number("threshold", threshold, 1)
         self.delta_lambda = delta_lambda and _number("delta_lambda", delta_lambda)
-        self.warmup = int(_number("warmup", warmup))
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise ConfigError(f"warmup: {warmup!r} is not allowed (a whole number from 0)")
+        self.warmup = warmup
         if update_every is not None:
             check_count(update_every, "update_every")
         self.dummy_input = unwrapped_input(model, evaluator, dummy_input)

@@ -286,6 +286,10 @@ class TrainedPruner(Pruner):
         masks : dict of str to dict of str to Tensor
             ``{module: {target: 0/1 tensor}}``.
         """
+        for name, number in (("max_steps", max_steps), ("max_epochs", max_epochs)):
+            whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+            if number is not None and not whole:
+                raise ConfigError(f"compress: {name}: {number!r} is not a whole number from 0")
         if (max_steps is not None or max_epochs is not None) and self.evaluator is None:
             raise ConfigError("compress: max_steps and max_epochs need an evaluator=")
         if max_steps is None and max_epochs is None:
@@ -335,6 +339,9 @@ class TrainedPruner(Pruner):
         self.in_training = False
 
     def _prepare(self) -> None:
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in trained for p in self.bound_model.parameters()):
+            raise ConfigError("evaluator: its optimizer has none of this model's parameters")
         self.optimizer.register_step_pre_hook(self._on_gradients)
         self.prepare_training()
 

@@ -201,6 +201,7 @@ def test_forty_percent_inside_the_blocks_saves_what_is_known():
         ({"epoch_prune": 0, "evaluator": True}, "epoch_prune: 0 is not allowed"),
         ({"distance": "l3"}, "unknown distance 'l3'"),
         ({"norm_ratio": 1.0}, "norm_ratio: 1.0 is not allowed"),
+        ({"norm_ratio": "a"}, "norm_ratio: 'a' is not allowed"),
     ],
 )
 def test_mistakes(tmp_path, options, said):

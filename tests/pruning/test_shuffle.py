@@ -300,6 +300,7 @@ class TestMistakes:
             ({"sharing": "some"}, "sharing"),
             ({"decay": 1.5}, "decay: 1.5 is not allowed"),
             ({"threshold": -0.1}, "threshold: -0.1 is not allowed"),
+            ({"warmup": 1.5}, "warmup: 1.5 is not allowed"),
             ({"delta_lambda": -1.0}, "delta_lambda: -1.0 is not allowed"),
             ({"warmup": -1}, "warmup: -1 is not allowed"),
             ({"update_every": 0}, "update_every: 0 is not allowed"),
