@@ -12,17 +12,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from partition import planted
+from partition import PRETRAINED, planted
 
 from nni_gconv.partitioning import l2, partition
 from nni_gconv.report import plot_blocks
 from nni_gconv.training.zoo import create_model
 
 LAYER, GROUPS = "layer3.4.conv1", 4
-NETWORKS = {
-    "ResNet-56": ("resnet56", "resnet56_cifar10.safetensors"),
-    "group-sparse ResNet-56": ("resnet56b", "cifar10_resnet56b_torchpruning_groupsl_dense.pt"),
-}
 
 
 def main() -> None:
@@ -34,7 +30,7 @@ def main() -> None:
     parser.add_argument("--layer", default=LAYER)
     args = parser.parse_args()
     layers = {}
-    for name, (model, file) in NETWORKS.items():
+    for name, (model, file) in PRETRAINED.items():
         network = create_model(model, num_classes=10, weights=str(args.weights / file))
         layers[name] = l2(network.get_submodule(args.layer).weight)
     layers["hidden blocks"] = planted(0, 64, GROUPS)

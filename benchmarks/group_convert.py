@@ -6,9 +6,10 @@
 Prints Markdown. Every convolution that allows it gets G groups (`GroupConvPruner`); the masks are
 converted by `ModelSpeedup`. "sharing" says which layers split their channels alike, "not folded"
 is the same network with every permutation left as a gather. Latency is the ratio to the dense
-network, run in turn with it. Weights are random (``--weights DEFAULT``: torchvision's own), which
-changes what is retained but neither gathers nor latency. ``retained`` is the mean share of kernel
-L2 norm inside the groups; one network split at random keeps 1 / G.
+network, run in turn with it: median and quartiles of the ratios of neighbouring runs. Weights are
+random (``--weights DEFAULT``: torchvision's own), which changes what is retained but neither
+gathers nor latency. ``retained`` is the mean share of kernel L2 norm inside the groups; one network
+split at random keeps 1 / G.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--groups", type=int, nargs="+", default=[4])
+    parser.add_argument("--sharing", nargs="+", choices=SHARING, default=SHARING)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--weights", help="name of torchvision's weights; default: random")
     parser.add_argument("--device", default="cpu")
@@ -69,7 +71,7 @@ def main() -> None:
         for groups in args.groups:
             models: dict[str, nn.Module] = {"dense": dense}
             rows = []
-            for sharing in SHARING:
+            for sharing in args.sharing:
                 pruner, folded, plain, split, convert = converted(dense, groups, sharing, dummy)
                 kept = [p.fraction for p in pruner.partitions.values()]
                 models[sharing] = folded.model.eval()
@@ -103,8 +105,11 @@ def latency(args: argparse.Namespace, name: str, groups: int, models: dict[str, 
             )  # fmt: skip
             layout = "channels last" if last else "contiguous"
             dense = found.latencies["dense"].median_ms
-            rows.append([batch, layout, f"{dense:.1f} ms",
-                         *(f"{found.ratios[m]:.2f}" for m in models if m != "dense")])  # fmt: skip
+            cells = [
+                f"{found.ratios[m]:.2f} ({low:.2f}, {high:.2f})"
+                for m, (low, high) in found.ratio_quartiles.items() if m != "dense"
+            ]  # fmt: skip
+            rows.append([batch, layout, f"{dense:.1f} ms", *cells])
     heads = [m for m in models if m != "dense"]
     table(f"{name}, G = {groups}: latency over dense", ["batch", "layout", "dense", *heads], rows)
 

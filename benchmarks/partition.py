@@ -3,9 +3,12 @@
     python benchmarks/partition.py                       # every table, about five minutes
     python benchmarks/partition.py --only dense --samples 20
     python benchmarks/partition.py --only resnet50 --workers 2 --weights DEFAULT
+    python benchmarks/partition.py --only pretrained --cifar FOLDER
 
 Prints Markdown. Times are wall time of one call in one thread (set OMP_NUM_THREADS=1 to hold BLAS
-to it too), and compare within a run only; "resnet50" is the wall time of `partition_many`.
+to it too), and compare within a run only; "resnet50" and "pretrained" are the wall time of
+`partition_many`, with the CPU time of all threads beside it, which other work on the machine hardly
+changes.
 "assignment" is the default solver, "no annealing" the same with ``restarts=0``.
 """
 
@@ -28,6 +31,11 @@ METHODS = {
     "GRPS 100": {"method": "grps", "num_sort_iters": 100},
     "no annealing": {"restarts": 0},
     "assignment": {},
+}
+#: An ordinary network, and one trained to have weak channels.
+PRETRAINED = {
+    "ResNet-56": ("resnet56", "resnet56_cifar10.safetensors"),
+    "group-sparse ResNet-56": ("resnet56b", "cifar10_resnet56b_torchpruning_groupsl_dense.pt"),
 }
 
 
@@ -182,27 +190,49 @@ def resnet50(args: argparse.Namespace) -> None:
 
     torch.manual_seed(args.seed)
     model = torchvision.models.resnet50(weights=args.weights)
+    network(f"ResNet-50 ({args.weights or 'random initialisation'})", model, args.workers)
+
+
+def pretrained(args: argparse.Namespace) -> None:
+    if args.cifar is None:
+        print("\npretrained: left out, it needs --cifar")
+        return
+    from nni_gconv.training.zoo import create_model
+
+    for name, (model, file) in PRETRAINED.items():
+        loaded = create_model(model, num_classes=10, weights=str(args.cifar / file))
+        network(f"{name}, pretrained on CIFAR-10", loaded, args.workers)
+
+
+def network(title: str, model, workers: int) -> None:
+    """Retained share of all convolutions that G divides, and the time for all of them."""
+    import torch
+
     scores = [kernel_norms(m.weight).detach() for m in model.modules()
               if isinstance(m, torch.nn.Conv2d) and m.groups == 1]  # fmt: skip
-    rows, seconds = [], dict.fromkeys(METHODS, 0.0)
+    rows, seconds, work = [], dict.fromkeys(METHODS, 0.0), 0.0
     for groups in (2, 4, 8, 16):
         layers = [s for s in scores if not (s.shape[0] % groups or s.shape[1] % groups)]
         share, spent = {}, {}
         for name, options in METHODS.items():
-            start = time.perf_counter()
-            results = partition_many(layers, groups, workers=args.workers, **options)
+            start, used = time.perf_counter(), time.process_time()
+            results = partition_many(layers, groups, workers=workers, **options)
             spent[name] = time.perf_counter() - start
+            cpu = time.process_time() - used  # of all threads: of the last method, ours
             seconds[name] += spent[name]
             share[name] = sum(p.retained for p in results) / sum(p.total for p in results)
-        rows.append([groups, len(layers), *(f"{share[n]:.2%}" for n in METHODS),
-                     *(f"{spent[n]:.1f}" for n in METHODS)])  # fmt: skip
-    rows.append(["all", "", *[""] * len(METHODS), *(f"{seconds[n]:.1f}" for n in METHODS)])
-    title = f"ResNet-50 ({args.weights or 'random initialisation'}), {args.workers} workers"
-    table(title, ["G", "layers", *METHODS, *(f"s {n}" for n in METHODS)], rows)
+        ceiling = sum(p.bound for p in results) / sum(p.total for p in results)
+        rows.append([groups, len(layers), *(f"{share[n]:.2%}" for n in METHODS), f"{ceiling:.2%}",
+                     *(f"{spent[n]:.1f}" for n in METHODS), f"{cpu:.1f}"])  # fmt: skip
+        work += cpu
+    blank = [""] * (len(METHODS) + 2)
+    rows.append(["all", *blank, *(f"{seconds[n]:.1f}" for n in METHODS), f"{work:.1f}"])
+    header = ["G", "layers", *METHODS, "at most", *(f"s {n}" for n in METHODS), "CPU s assignment"]
+    table(f"{title}, {workers} workers", header, rows)
 
 
 TABLES = {"vectors": vectors, "exhaustive": exhaustive, "planted": hidden, "dense": dense,
-          "resnet50": resnet50}  # fmt: skip
+          "resnet50": resnet50, "pretrained": pretrained}  # fmt: skip
 
 
 def processor() -> str:
@@ -227,6 +257,7 @@ def main() -> None:
     parser.add_argument("--bound-steps", type=int, default=400)
     parser.add_argument("--workers", type=int, default=2, help="threads for resnet50")
     parser.add_argument("--weights", default=None, help="torchvision weights, for example DEFAULT")
+    parser.add_argument("--cifar", type=Path, help="folder of the files of `pretrained`")
     parser.add_argument("--seed", type=int, default=0, help="of the random ResNet-50")
     args = parser.parse_args()
     print(f"{machine()}; sample seeds 0..{args.samples - 1}, solver seed 0")

@@ -8,6 +8,7 @@ class              registered name        what it is
 ``BOHB``           (by class only)        NNI's BOHB, mended (needs ``nni-gconv[bohb]``)
 ``TPE``            ``GConvTPE``           NNI's TPE, mended for early stopping
 ``Evolution``      ``GConvEvolution``     NNI's Evolution, mended for early stopping
+``GridSearch``     ``GConvGridSearch``    NNI's GridSearch, mended for ``nnictl resume``
 =================  =====================  ======================================================
 
 Register them once in each environment, then ``tuner: {name: GConvPareto}`` will do::
@@ -23,7 +24,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["BOHB", "TPE", "Evolution", "Hyperband", "ParetoTuner"]
+__all__ = ["BOHB", "TPE", "Evolution", "GridSearch", "Hyperband", "ParetoTuner"]
 
 _PLACES = {
     "ParetoTuner": "nni_gconv.tuning.pareto",
@@ -31,11 +32,13 @@ _PLACES = {
     "BOHB": "nni_gconv.compat.mended_bohb",
     "TPE": "nni_gconv.compat.mended_tuners",
     "Evolution": "nni_gconv.compat.mended_tuners",
+    "GridSearch": "nni_gconv.tuning.grid",
 }
 
 if TYPE_CHECKING:
     from nni_gconv.compat.mended_bohb import BOHB
     from nni_gconv.compat.mended_tuners import TPE, Evolution, Hyperband
+    from nni_gconv.tuning.grid import GridSearch
     from nni_gconv.tuning.pareto import ParetoTuner
 
 

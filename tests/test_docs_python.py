@@ -15,12 +15,18 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 
 
+# NNI's own start gives its manager three seconds, which a busy machine may not.
+PATIENCE = (
+    "import nni.experiment.launcher as own\nown._check_rest_server.__defaults__ = (90, None)\n"
+)
+
+
 def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1200)
 def test_the_page_runs(tmp_path):
     for text in blocks("yaml"):
         name = text.splitlines()[0].removeprefix("# ")
@@ -29,7 +35,7 @@ def test_the_page_runs(tmp_path):
     write_launch_files(tmp_path / "shims")
     script = tmp_path / "page.py"
     code = "\n".join(blocks("python")).replace("18080", str(free_port()))
-    script.write_text(code)
+    script.write_text(PATIENCE + code)
     env = {
         **os.environ,
         "HOME": str(tmp_path / "home"),
@@ -43,7 +49,7 @@ def test_the_page_runs(tmp_path):
     (tmp_path / "home").mkdir()
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script)],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=480, check=False,
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("2 trials succeeded") == 3

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nni_gconv import compat
 from nni_gconv.analysis.criteria import ranked_by
 from nni_gconv.analysis.curves import Sensitivity
 from nni_gconv.analysis.measure import RATIOS, check_points, sensitivity
@@ -43,7 +45,8 @@ def trial_sensitivity(
     """Measure the dense network of a recipe and write what is found.
 
     The ``train`` section is run first where there is one. What is finished, or trained and
-    measured so far, is not done again.
+    measured so far, is not done again. Under NNI the tuner's parameters override the recipe, such
+    as ``prune.config_list.0.op_names``, and the points of the curves are the intermediate results.
 
     Parameters
     ----------
@@ -71,7 +74,8 @@ def trial_sensitivity(
         The recipe is wrong or names no trained network, or the folder holds another run.
     """
     check_points(ratios, tolerance, stop_below)
-    recipe = load_recipe(source, overrides)
+    chosen = {**(overrides or {}), **compat.next_parameters()}
+    recipe = load_recipe(source, chosen)
     if recipe.train is None and recipe.model.weights is None:
         raise ConfigError("nothing to measure: give model.weights or a train section")
     content = recipe.model_dump(mode="json", include=set(_DENSE))
@@ -100,7 +104,24 @@ def trial_sensitivity(
             output=folder / criterion,
             progress=progress,
         )
-        return found, found.save(folder / criterion)
+        files = found.save(folder / criterion)
+        _report(found, tolerance)
+        return found, files
+
+
+def _report(found: Sensitivity, tolerance: float) -> None:
+    """Tell NNI: each point is an intermediate result, the curves' mean height the final one."""
+    points = [point for curve in found.curves for point in curve.points]
+    for point in points:
+        loss = {"loss": point.loss} if math.isfinite(point.loss) else {}
+        compat.report_intermediate({"default": point.accuracy, "ratio": point.ratio, **loss})
+    compat.report_final(
+        {
+            "default": sum(point.accuracy for point in points) / len(points),
+            "ratio": min(curve.ratio(found.dense.accuracy, tolerance) for curve in found.curves),
+            "accuracy_dense": found.dense.accuracy,
+        }
+    )
 
 
 def _selection(recipe: Recipe) -> list[dict[str, Any]] | None:

@@ -109,11 +109,12 @@ def parse_overrides(items: Sequence[str], flag: str = "-o") -> dict[str, Any]:
 
 
 def write_report(rows: Sequence[TrialRow], folder: Path, title: str) -> list[Path]:
-    """Write ``trials.csv``, ``trials.json`` and, where it can be drawn, the picture."""
+    """Write the page, ``trials.csv``, ``trials.json`` and, where it can be drawn, the picture."""
     from nni_gconv.files import write_text
-    from nni_gconv.report import json_rows, plot_trials, write_csv
+    from nni_gconv.report import json_rows, plot_trials, write_csv, write_html
 
-    files = [write_csv(rows, folder / "trials.csv")]
+    files = [write_html(rows, folder / "report.html", title=title)]
+    files.append(write_csv(rows, folder / "trials.csv"))
     text = json.dumps(_finite(json_rows(rows)), indent=2, default=str)
     write_text(folder / "trials.json", text + "\n")
     files.append(folder / "trials.json")

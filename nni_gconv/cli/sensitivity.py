@@ -17,9 +17,10 @@ def sensitivity(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE.yml|MODEL",
+            metavar="RECIPE.yml|MODEL|EXPERIMENT",
             help="A recipe, for its network, weights, data and layers; or a model, with "
-            "-o model.weights=FILE -o data.name=cifar10 -o data.root=FOLDER.",
+            "-o model.weights=FILE -o data.name=cifar10 -o data.root=FOLDER; or the folder or id "
+            "of an NNI experiment whose trials measured a set each: their curves are joined.",
         ),
     ],
     override: Annotated[
@@ -66,6 +67,9 @@ def sensitivity(
     Validation images decide, nothing is fine-tuned. Writes the curves as CSV and picture, and the
     largest harmless ratios as a recipe's prune section. A run that was killed goes on.
     """
+    if _is_experiment(source):
+        _join(source, output, tolerance, as_json)
+        return
     shares, options = parse_ratios(ratios), parse_overrides(option or [], flag="--option")
     recipe, overrides = _recipe(source, parse_overrides(override or []))
 
@@ -94,6 +98,25 @@ def sensitivity(
 
     Console().print(found.table())
     typer.echo(found.summary())
+
+
+def _is_experiment(source: str) -> bool:
+    kept = Path.home() / "nni-experiments" / source
+    return any((place / "db").is_dir() for place in (Path(source).expanduser(), kept))
+
+
+def _join(source: str, output: Path | None, tolerance: float, as_json: bool) -> None:
+    from nni_gconv.analysis.joined import join_curves
+
+    found, files = join_curves(source, output=output, tolerance=tolerance)
+    for file in files:
+        note(f"saved {file}")
+    if as_json:
+        print_json({key: value for key, value in found.to_dict().items() if key != "together"})
+        return
+    from rich.console import Console
+
+    Console().print(found.table())
 
 
 def parse_ratios(text: str) -> list[float]:

@@ -10,6 +10,7 @@ from nni_gconv.compat.nni_compression import (
     has_scale_and_shift,
     is_wrapped,
     learn_optimizer,
+    let_lightning_stop,
     register_pruning_types,
     split_parameter_groups,
     take_over_weights,
@@ -41,7 +42,12 @@ from nni_gconv.compat.nni_trial import (
     running_under_nni,
     trial_folder,
 )
-from nni_gconv.compat.nni_wrapper import lighten_wrappers, trained_weight
+from nni_gconv.compat.nni_wrapper import (
+    lighten_wrappers,
+    parameter_order,
+    restore_parameter_order,
+    trained_weight,
+)
 from nni_gconv.compat.nvml import DriverGpus, driver_gpus
 from nni_gconv.compat.torch_edges import (
     export_onnx,
@@ -78,18 +84,21 @@ __all__ = [
     "is_wrapped",
     "launch_path",
     "learn_optimizer",
+    "let_lightning_stop",
     "lighten_wrappers",
     "link_tensorboard",
     "load_experiment_config",
     "load_exported_program",
     "next_parameters",
     "nni_algorithms",
+    "parameter_order",
     "plain_attention",
     "quiet_nni",
     "reason_of",
     "register_pruning_types",
     "report_final",
     "report_intermediate",
+    "restore_parameter_order",
     "run_onnx",
     "running_under_nni",
     "save_exported_program",

@@ -15,6 +15,7 @@ __all__ = [
     "has_scale_and_shift",
     "is_wrapped",
     "learn_optimizer",
+    "let_lightning_stop",
     "register_pruning_types",
     "split_parameter_groups",
     "take_over_weights",
@@ -29,9 +30,9 @@ def is_wrapped(model: nn.Module) -> bool:
 def evaluator_input(evaluator: Any) -> Any:
     """Return the example input that an NNI evaluator was given, if any.
 
-    NNI keeps a keyword dict or a tuple; a Lightning evaluator may have none.
+    NNI keeps a keyword dict or a tuple; a Lightning evaluator keeps what it was given, elsewhere.
     """
-    return getattr(evaluator, "dummy_input", None)
+    return getattr(evaluator, "dummy_input", getattr(evaluator, "_dummy_input", None))
 
 
 def evaluator_optimizer(evaluator: Any) -> Optimizer | None:
@@ -43,6 +44,22 @@ def evaluator_optimizer(evaluator: Any) -> Optimizer | None:
         _trainer(evaluator), "optimizers", None
     )
     return made[0] if made else None
+
+
+def let_lightning_stop(evaluator: Any) -> None:
+    """Let NNI's Lightning evaluator train a number of steps.
+
+    It sets ``trainer.fit_loop.max_steps``, which can only be read since Lightning 2.
+    """
+    if not hasattr(evaluator, "data_module"):
+        return
+    from pytorch_lightning.loops.fit_loop import _FitLoop
+
+    known = _FitLoop.max_steps
+    if isinstance(known, property) and known.fset is None:
+        _FitLoop.max_steps = property(
+            known.fget, lambda loop, steps: setattr(loop.epoch_loop, "max_steps", steps)
+        )
 
 
 def _trainer(evaluator: Any) -> Any:

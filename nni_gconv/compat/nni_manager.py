@@ -46,7 +46,7 @@ HOST_KEYS = "host_keys.json"
 """File beside those of :func:`write_launch_files`: the SSH host keys that the manager may meet,
 ``{"host:port": {type: SHA-256 in hexadecimal}}``."""
 
-_SCRIPTS = ("parameters.js", "remote.js", "patience.js")
+_SCRIPTS = ("parameters.js", "remote.js", "patience.js", "stopped.js")
 _SHIMS = Path(__file__).parents[1] / "_shims"
 
 
@@ -238,12 +238,15 @@ def experiment_mapping(config: Any) -> dict[str, Any]:
 
     from nni.experiment.config.utils import camel_case
 
-    not_set = (None, MISSING, {"name": "_none_"})  # the last is a tuner nobody chose
+    def is_set(value: Any) -> bool:
+        if isinstance(value, dict):
+            return value.get("name") != "_none_"  # a tuner that nobody chose
+        return value is not None and value is not MISSING
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
             content = {camel_case(f.name): plain(getattr(value, f.name)) for f in fields(value)}
-            return {key: inner for key, inner in content.items() if inner not in not_set}
+            return {key: inner for key, inner in content.items() if is_set(inner)}
         if isinstance(value, list):
             return [plain(one) for one in value]
         return str(value) if isinstance(value, Path) else value

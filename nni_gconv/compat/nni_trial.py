@@ -136,7 +136,8 @@ def _sequence() -> int:
 
 def _database(folder: Path) -> Path:
     """Return where the manager's database is if it runs on this machine."""
-    return folder.absolute().parents[3] / "db" / "nni.sqlite"
+    above = folder.absolute().parents
+    return above[min(3, len(above) - 1)] / "db" / "nni.sqlite"
 
 
 def _told(folder: Path) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["lighten_wrappers", "trained_weight"]
+__all__ = ["lighten_wrappers", "parameter_order", "restore_parameter_order", "trained_weight"]
 
 
 def lighten_wrappers(wrappers: Mapping[str, Any]) -> None:
@@ -37,6 +37,23 @@ def trained_weight(module: nn.Module) -> Tensor | None:
     """Return the weight of a layer that is trained; NNI's wrapper holds it while there is one."""
     holder = module._modules.get("_nni_wrapper") or module
     return holder._parameters.get("weight")
+
+
+def parameter_order(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of each module's parameters in their order."""
+    return {name: list(module._parameters) for name, module in model.named_modules()}
+
+
+def restore_parameter_order(model: nn.Module, order: Mapping[str, list[str]]) -> None:
+    """Put parameters back in order.
+
+    NNI's wrapper takes masked ones out of a module and appends them when it lets go of it: a weight
+    comes to stand behind its bias, and the state of an optimizer would go to the wrong ones.
+    """
+    for name, module in model.named_modules():
+        known = [key for key in order.get(name, ()) if key in module._parameters]
+        for key in [*known, *(key for key in module._parameters if key not in known)]:
+            module._parameters[key] = module._parameters.pop(key)
 
 
 def _forward(wrapper: Any, *args: Any, **kwargs: Any) -> Any:

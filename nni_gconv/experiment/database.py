@@ -1,6 +1,7 @@
 """Reading what NNI's manager wrote down about the trials of an experiment.
 
-Only reading, so that it works beside a running manager as well as long after it.
+Only reading, so that it works beside a running manager as well as long after it. (What a manager
+that was killed left half written is undone first.)
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,8 +84,7 @@ def read_database(folder: Path) -> ExperimentRecord:
     if not file.is_file():
         return record
     try:
-        uri = f"{file.absolute().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+        with _opened(file) as connection:
             events = connection.execute(
                 "select trialJobId, event, timestamp, data, sequenceId from TrialJobEvent"
                 " order by rowid"
@@ -181,10 +182,29 @@ def read_tried(folder: Path) -> list[dict[str, Any]]:
     return [*imported, *chosen.values()]
 
 
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database for reading.
+
+    A manager that was killed while it wrote leaves half a change and a journal to undo it, which
+    SQLite does at the next opening, but not at one that may only read.
+    """
+    for mode in ("ro", "rw"):
+        uri = f"{file.absolute().as_uri()}?mode={mode}"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+            try:
+                connection.execute("select count(*) from sqlite_master").fetchone()
+            except sqlite3.OperationalError:
+                if mode == "rw":
+                    raise
+                continue
+            yield connection
+            return
+
+
 def _rows(file: Path, query: str) -> list[Any]:
     try:
-        uri = f"{file.absolute().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+        with _opened(file) as connection:
             return connection.execute(query).fetchall()
     except sqlite3.Error as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None

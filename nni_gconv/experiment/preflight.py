@@ -103,14 +103,20 @@ class ExperimentPlan:
     def max_trials(self) -> int | None:
         """How many trials there will be at most, where that is known."""
         limits = [self.config.max_trial_number]
-        if (self.config.tuner.name or "").lower() == "gridsearch":
+        if self._grid:
             limits.append(grid_size(self.config.search_space))
         return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def varied(self) -> set[str] | None:
         """Names of the parameters in which trials differ, where that is known."""
-        return None if self.config.tuner.class_name else open_keys(self.config.search_space)
+        known = self._grid or not self.config.tuner.class_name
+        return open_keys(self.config.search_space) if known else None
+
+    @property
+    def _grid(self) -> bool:
+        names = ("gridsearch", "gconvgridsearch", "nni_gconv.tuner.gridsearch")
+        return (self.config.tuner.name or self.config.tuner.class_name or "").lower() in names
 
     @property
     def minimize(self) -> bool:
@@ -386,8 +392,8 @@ def _check_port(port: int) -> int:
 def _notes(config: Any) -> list[str]:
     notes = []
     endless = config.max_trial_number is None and config.max_experiment_duration is None
-    ending = ("gridsearch", "batch", "batchtuner")
-    if endless and (config.tuner.name or "").lower() not in ending:
+    ending = ("gridsearch", "gconvgridsearch", "batch", "batchtuner", "nni_gconv.tuner.gridsearch")
+    if endless and (config.tuner.name or config.tuner.class_name or "").lower() not in ending:
         notes.append("neither maxTrialNumber nor maxExperimentDuration: it runs until Ctrl-C")
     return notes
 

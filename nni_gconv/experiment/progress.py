@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ExperimentView", "tunnel_line"]
 
+#: Parameters that are written out on a line of a trial.
+_SHOWN = 6
+
 
 class ExperimentView:
     """A progress bar on a terminal, one line per ended trial elsewhere.
@@ -128,11 +131,12 @@ class ExperimentView:
     def _trial_line(self, trial: TrialState, count: int) -> str:
         total = f"/{self._total}" if self._total else ""
         # What is the same in all trials, or goes with a choice, tells nothing.
-        chosen = ", ".join(
+        given = [
             f"{key}={value}"
             for key, value in trial.parameters.items()
             if self._varied is None or key in self._varied
-        )
+        ]
+        chosen = ", ".join(given) if len(given) <= _SHOWN else f"{len(given)} parameters"
         score = f" {trial.score:.4f}" if trial.score is not None else ""
         seconds = f" in {trial.seconds:.0f} s" if trial.seconds is not None else ""
         return f"[{count}{total}] {trial.id} {trial.status.lower()}{score}{seconds}  {chosen}"

@@ -106,7 +106,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
     from nni_gconv.compat import EXPERIMENT_MARK
 
-    name, log = folder.name, str(folder.absolute() / "log")
+    name, log = folder.name, os.path.realpath(folder / "log")
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -115,7 +115,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
             # tuner has the folder of its log.
             if (
                 name in (there.get(EXPERIMENT_MARK), there.get("NNI_EXP_ID"))
-                or there.get("NNI_LOG_DIRECTORY") == log
+                or os.path.realpath(there.get("NNI_LOG_DIRECTORY", "/")) == log
             ):
                 found.append(process)
     return found

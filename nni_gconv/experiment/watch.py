@@ -216,8 +216,12 @@ class _Watcher:
                 Ending.TRIALS_FAILED, f"{len(failed)} of {len(self.trials)} trials failed"
             )
         good = sum(trial.status == "SUCCEEDED" for trial in self.trials)
-        others = f", {len(self.trials) - good} cancelled" if good < len(self.trials) else ""
-        return self.end(Ending.SUCCESS, f"{good} trials succeeded{others}")
+        early = sum(trial.status == "EARLY_STOPPED" for trial in self.trials)
+        rest = len(self.trials) - good - early
+        words = [f"{good} trials succeeded"]
+        words += [f"{early} stopped early"] if early else []
+        words += [f"{rest} cancelled"] if rest else []
+        return self.end(Ending.SUCCESS, ", ".join(words))
 
     def end(self, ending: Ending, message: str) -> Outcome:
         return Outcome(

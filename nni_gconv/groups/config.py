@@ -157,10 +157,14 @@ def check_groups(
     >>> check_groups({"module.0": 2}, nn.Sequential(nn.Conv2d(4, 8, 3)))
     {'0': 2}
     """
+    if not isinstance(groups, Mapping):
+        raise ConfigError(f"{where}: layer -> number of groups, not a {type(groups).__name__}")
     layers = dict(model.named_modules())
     found: dict[str, int] = {}
     for key, count in _joined(groups):
         here = f"{where}: {key!r}"
+        if not isinstance(key, str):
+            raise ConfigError(f"{here}: expected the name of a layer")
         name = _name(key, layers, here)
         if name in found:
             raise ConfigError(f"{here}: the layer {name} has an entry already")

@@ -6,6 +6,9 @@ at in processes of their own: a library that crashes is a finding, not the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 from nni_gconv.installation.finding import Finding
 from nni_gconv.installation.machine import MACHINE
 from nni_gconv.installation.software import SOFTWARE
@@ -27,14 +30,16 @@ def examine() -> list[Finding]:
     >>> [one.remedy for one in found if one.state == "error"]  # doctest: +SKIP
     ["pip install 'setuptools>=77.0.3,<81'"]
     """
-    found: list[Finding] = []
-    for check in (*SOFTWARE, *MACHINE):
-        try:
-            found += list(check())
-        except Exception as error:  # a check that breaks must not hide the others
-            what = check.__name__.strip("_")
-            found.append(Finding(what, "warning", f"could not be looked at: {error!r}"))
-    return found
+    with ThreadPoolExecutor() as pool:  # most of the time is spent in processes that import
+        return [one for found in pool.map(_look, (*SOFTWARE, *MACHINE)) for one in found]
+
+
+def _look(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    try:
+        return list(check())
+    except Exception as error:  # a check that breaks must not hide the others
+        what = check.__name__.strip("_")
+        return [Finding(what, "warning", f"could not be looked at: {error!r}")]
 
 
 def blocks(found: list[Finding]) -> bool:

@@ -285,7 +285,8 @@ def _top_down(scores: Floats, counts: Sequence[int]) -> NestedPartition:
     for before, after in pairwise(counts):
         parts = after // before
         inside = [(rows == block, columns == block) for block in range(before)]
-        found = partition_many([scores[np.ix_(*b)] for b in inside], parts, restarts=0)
+        blocks = [scores[np.ix_(*b)] for b in inside]
+        found = partition_many(blocks, parts, restarts=0, bounds=False)
         rows, columns = rows * parts, columns * parts
         for (in_rows, in_columns), part in zip(inside, found, strict=True):
             rows[in_rows] += part.row_groups

@@ -21,7 +21,7 @@ from nni_gconv.partitioning.grps import grps_permutations, match_blocks, sort_pe
 from nni_gconv.partitioning.result import Partition, numbered_by_column
 from nni_gconv.partitioning.spectral import spectral_groups
 
-__all__ = ["METHODS", "Method", "partition", "partition_many"]
+__all__ = ["METHODS", "Method", "checked_count", "partition", "partition_many"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -107,6 +107,7 @@ def partition_many(
     *,
     sweeps: int | None = None,
     workers: int | None = None,
+    bounds: bool = True,
 ) -> list[Partition]:
     """Partition many layers at once: equal shapes together, batches of them in threads.
 
@@ -122,6 +123,9 @@ def partition_many(
         As in :func:`partition`.
     workers : int, optional
         Threads; by default as many as the process has cores.
+    bounds : bool, default True
+        False saves the time of the bounds where annealing does not need them (``restarts=0``):
+        they are infinite, but where the optimum was enumerated.
 
     Returns
     -------
@@ -144,8 +148,8 @@ def partition_many(
     if len(counts) != len(layers):
         raise ConfigError(f"num_groups: {len(counts)} counts for {len(layers)} matrices of scores")
     if workers is not None:
-        workers = _checked_count("workers", workers, 1)
-    options = _Options.checked(method, num_sort_iters, restarts, seed, sweeps)
+        workers = checked_count("workers", workers, 1)
+    options = _Options.checked(method, num_sort_iters, restarts, seed, sweeps, bounds)
     problems = []
     for index, (layer, count) in enumerate(zip(layers, counts, strict=True)):
         try:
@@ -168,17 +172,21 @@ class _Options:
     chains: int
     seed: int
     sweeps: int | None
+    bounds: bool
 
     @classmethod
-    def checked(cls, method: Any, iters: Any, restarts: Any, seed: Any, sweeps: Any) -> _Options:
+    def checked(
+        cls, method: Any, iters: Any, restarts: Any, seed: Any, sweeps: Any, bounds: bool = True
+    ) -> _Options:
         if method not in METHODS:
             raise ConfigError(unknown_name("method", method, METHODS, "partition"))
         return cls(
             method,
-            _checked_count("num_sort_iters", iters, 0),
-            _checked_count("restarts", restarts, 0),
-            _checked_count("seed", seed, 0),
-            None if sweeps is None else _checked_count("sweeps", sweeps, 1),
+            checked_count("num_sort_iters", iters, 0),
+            checked_count("restarts", restarts, 0),
+            checked_count("seed", seed, 0),
+            None if sweeps is None else checked_count("sweeps", sweeps, 1),
+            bounds,
         )
 
 
@@ -197,7 +205,7 @@ class _Problem:
     @classmethod
     def checked(cls, scores: Any, num_groups: Any) -> _Problem:
         matrix = _checked_scores(scores)
-        groups = _checked_count("num_groups", num_groups, 1)
+        groups = checked_count("num_groups", num_groups, 1)
         rows, cols = matrix.shape
         if rows % groups or cols % groups:
             raise ConfigError(
@@ -230,7 +238,8 @@ def _solve(problems: Sequence[_Problem], options: _Options) -> list[Partition]:
         for matrix in scores:
             groups = _heuristic(matrix, num_groups, options.method, options.iters)
             mass = retained_mass(matrix, *groups)
-            found.append(_Found(groups, mass, upper_bound(matrix, num_groups, mass, steps=0)))
+            bound = upper_bound(matrix, num_groups, mass, steps=0) if options.bounds else np.inf
+            found.append(_Found(groups, mass, bound))
     partitions = []
     for problem, result in zip(problems, found, strict=True):
         retained = retained_mass(problem.original, *result.groups)
@@ -279,6 +288,8 @@ def _first(scores: Floats, num_groups: int, options: _Options) -> _Found:
     paper = _heuristic(scores, num_groups, "grps", options.iters)
     starts = [paper[1], spectral_groups(scores, num_groups)]
     best, mass = _finished(scores, num_groups, starts, paper, retained_mass(scores, *paper))
+    if not (options.bounds or options.chains):
+        return _Found(best, mass, np.inf, final=True)
     bound = upper_bound(scores, num_groups, mass, steps=0)
     return _Found(best, mass, bound, final=bound <= mass * (1 + 1e-10) or not options.chains)
 
@@ -344,7 +355,8 @@ def _checked_scores(scores: Any) -> Floats:
     return matrix
 
 
-def _checked_count(name: str, value: Any, least: int) -> int:
+def checked_count(name: str, value: Any, least: int) -> int:
+    """Return a whole number of at least `least`, or raise a ConfigError."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ConfigError(f"{name}: an integer of at least {least}, not {value!r}")
     return int(value)

@@ -33,6 +33,7 @@ from nni_gconv.pruning.sets import (
     agreed,
     check_given,
     check_unmasked,
+    earlier_masks,
     first_reason,
     followers,
     joined_masks,
@@ -89,7 +90,7 @@ class ChannelPruner(ScheduledPruner):
     masks : dict, optional
         Masks that hold already and leave group convolutions, those of
         :class:`nni_gconv.GroupConvPruner`: their groups stay equally wide, budgets count them,
-        and the masks returned are both together.
+        and the masks returned are both together. ``from_compressor`` takes them from there.
 
     Raises
     ------
@@ -132,7 +133,7 @@ class ChannelPruner(ScheduledPruner):
             raise ConfigError("budget: needs dummy_input= to count what the model costs")
         self._check_budget_alone()
         self.dummy_input = example_input(model) if dummy_input is None else dummy_input
-        self._given = masks or {}
+        self._given = masks or earlier_masks(existed_wrappers, grouped=True)
         self.coupling = Coupling.trace(
             model, self.dummy_input, tie=tied_weights(model, self.layers), masks=self._given
         )

@@ -108,7 +108,7 @@ class FPGMPruner(ChannelPruner):
     ) -> None:
         if distance not in DISTANCES:
             raise ConfigError(unknown_name("distance", distance, DISTANCES, "distance"))
-        if not 0 <= norm_ratio < 1:
+        if not isinstance(norm_ratio, int | float) or not 0 <= norm_ratio < 1:
             raise ConfigError(f"norm_ratio: {norm_ratio!r} is not allowed (a number from 0 to 1)")
         if selection not in _SELECTIONS:
             raise ConfigError(unknown_name("selection", selection, _SELECTIONS, "selection"))

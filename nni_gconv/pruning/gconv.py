@@ -28,16 +28,25 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.groups.config import check_groups, read_group_config
-from nni_gconv.partitioning import Partition, l1, l2, partition_joint, partition_many
+from nni_gconv.partitioning import Partition, l2, partition_joint, partition_many
 from nni_gconv.partitioning.patterns import PATTERNS, fixed_pattern
-from nni_gconv.pruning.group_counts import fitting_counts, requested_counts
-from nni_gconv.pruning.group_latency import slower_than_dense
+from nni_gconv.partitioning.solve import checked_count
+from nni_gconv.pruning.group_counts import (
+    SCORE,
+    fitting_counts,
+    named,
+    requested_counts,
+    search_beside_masks,
+    slower_layers,
+)
+from nni_gconv.pruning.group_lasso import not_negative
 from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, unwrapped_input
 from nni_gconv.pruning.group_requests import GroupRequest, group_requests
 from nni_gconv.pruning.group_search import search_groups
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
+from nni_gconv.pruning.group_tables import kernel_scores
 from nni_gconv.pruning.near_limit import CLOSE
-from nni_gconv.pruning.sets import joined_masks
+from nni_gconv.pruning.sets import earlier_masks, joined_masks
 from nni_gconv.pruning.trained import Masks, from_main_process
 from nni_gconv.speedup.coupling import Coupling
 
@@ -77,12 +86,17 @@ class GroupConvPruner(GroupPruner):
         that keep the most score inside it, among those within 1 % of it where there are any.
     group_config : mapping, str or Path, optional
         Layer -> G, or a JSON file of it (see :mod:`nni_gconv.groups.config`).
-    criterion : {"l2", "l1", "taylor"}, default "l2"
-        Score of a kernel: a norm, or the first-order change of the loss, ``|dL/dW * W|`` summed
-        over the kernel and over the steps of the first epoch (needs an evaluator).
+    criterion : {"l2", "l1", "taylor"} or mapping of str to array (F, C), default "l2"
+        Score of a kernel: a norm; the first-order change of the loss, ``|dL/dW * W|`` summed over
+        the kernel and over the steps of the first epoch (needs an evaluator; a budget's group
+        counts are searched by the L2 norm before); or scores of your own for each layer.
     method : {"assignment", "grps", "sort", "same", "shuffle", "random"}, default "assignment"
         How channels are split: see :func:`nni_gconv.partition`. ``"shuffle"`` (the fixed shuffle
         of ShuffleNet) and ``"random"`` look at no weight; they are there for comparison.
+    num_sort_iters : int, default 10
+        N_S of ``"grps"``.
+    restarts : int, default 8
+        Annealing chains of ``"assignment"``; 0 finds nearly as much in a fraction of the time.
     sharing : {"blocks", "streams", "none"}, default "blocks"
         Which layers split the channels they meet in alike (of equal G, for ``"assignment"``).
         ``"none"``: none; each layer keeps the most score, and a gather may be left in front of it
@@ -99,6 +113,7 @@ class GroupConvPruner(GroupPruner):
     masks : dict, optional
         Masks that hold already, of a channel pruner for example. Channels they silence are left
         out, G has to divide what remains, and the masks returned are both together.
+        ``from_compressor`` takes them from there.
     seed : int, default 0
         Of the search for partitions and of ``"random"``.
 
@@ -133,7 +148,7 @@ class GroupConvPruner(GroupPruner):
     (4, 1)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument a choice
         self,
         model: nn.Module,
         config_list: list[dict[str, Any]],
@@ -143,32 +158,35 @@ class GroupConvPruner(GroupPruner):
         dummy_input: Any = None,
         budget: Mapping[str, float] | None = None,
         group_config: Mapping[str, int] | str | Path | None = None,
-        criterion: Literal["l2", "l1", "taylor"] = "l2",
+        criterion: Literal["l2", "l1", "taylor"] | Mapping[str, Any] = "l2",
         method: str = "assignment",
+        num_sort_iters: int = 10,
+        restarts: int = 8,
         sharing: Sharing = "blocks",
         shaping: float = 0.0,
         gate: Literal["measured"] | None = None,
         masks: Mapping[str, Mapping[str, Tensor]] | None = None,
         seed: int = 0,
     ) -> None:
-        check_choice("criterion", criterion, CRITERIA)
+        if not isinstance(criterion, Mapping):
+            check_choice("criterion", criterion, CRITERIA)
         check_choice("method", method, METHODS)
         check_choice("sharing", sharing, SHARING)
         if gate is not None:
             check_choice("gate", gate, ("measured",))
-        if isinstance(shaping, bool) or not isinstance(shaping, int | float) or shaping < 0:
-            raise ConfigError(f"shaping: {shaping!r} is not allowed (a number from 0)")
-        for name, wanted in (
-            ("shaping", shaping > 0),
-            ("criterion: taylor", criterion == "taylor"),
-        ):
-            if wanted and evaluator is None:
-                raise ConfigError(f"{name}: needs an evaluator= to train with")
+        self.shaping = not_negative(shaping, "shaping")
+        self.seed = checked_count("seed", seed, 0)
+        self._iters = checked_count("num_sort_iters", num_sort_iters, 0)
+        self._restarts = checked_count("restarts", restarts, 0)
         self.dummy_input = unwrapped_input(model, evaluator, dummy_input)
         self.criterion, self.method, self.sharing = criterion, method, sharing
-        self.shaping, self.seed = float(shaping), seed
+        if self.needs_epochs and evaluator is None:
+            raise ConfigError(
+                f"{self._trains_for()}: needs an evaluator= to train with (in a recipe: a "
+                "sparsify section)"
+            )
         requests, self.skipped = group_requests(model, config_list)
-        self._given = dict(masks or {})
+        self._given = dict(masks or earlier_masks(existed_wrappers))
         live = LiveLayers(
             model, Coupling.trace(model, self.dummy_input), list(requests), self._given
         )
@@ -179,8 +197,14 @@ class GroupConvPruner(GroupPruner):
         self.groups, skipped = fitting_counts(self._live, asked)
         self.skipped.update(skipped)
         if gate is not None:
-            self._leave_slow(model, live)
+            sides = live.shared(self.groups, sharing)
+            slow = slower_layers(model, self.dummy_input, self.groups, sides, sharing)
+            self.skipped.update(slow)
+            self.groups = {name: g for name, g in self.groups.items() if name not in slow}
         self._sides = live.shared(self.groups, sharing)
+        if not isinstance(criterion, str):
+            for name in self.groups:
+                kernel_scores(name, model.get_submodule(name).weight, criterion)
         super().__init__(model, live.layers, self.groups, self.skipped, evaluator, existed_wrappers)
 
     # -- how many groups --------------------------------------------------------------------------
@@ -197,57 +221,49 @@ class GroupConvPruner(GroupPruner):
         if budget is not None and group_config is not None:
             raise ConfigError("budget and group_config exclude each other")
         if isinstance(group_config, str | Path):
-            return read_group_config(group_config, model)
+            return named("group_config", read_group_config(group_config, model))
         if group_config is not None:
-            return check_groups(group_config, model, "group_config")
+            return named("group_config", check_groups(group_config, model, "group_config"))
         if budget is None:
             counts, skipped = requested_counts(self._live, requests)
             self.skipped.update(skipped)
             return counts
         if self._given:
-            raise ConfigError("budget: cannot be counted with masks=; give a group_config")
-        return dict(
-            search_groups(
+            search = search_beside_masks(
+                model, self.dummy_input, self._live, requests, budget, self._given,
+                self._static_criterion,
+            )  # fmt: skip
+        else:
+            search = search_groups(
                 model,
                 self.dummy_input,
                 config_list,
                 budget,
-                criterion="l1" if self.criterion == "l1" else "l2",
-                # Equal counts spread over all layers, which can then share how they split.
-                score="geometric",
+                criterion=self._static_criterion,
+                score=SCORE,
                 fill=CLOSE,
             )
-        )
-
-    def _leave_slow(self, model: nn.Module, live: LiveLayers) -> None:
-        """Drop groups that cost more time than they save, with the gathers they will need."""
-        sides = live.shared(self.groups, self.sharing)
-        gathers = {
-            name: (into == (name, "in")) + (self.sharing == "none" and out == (name, "out"))
-            for name, (out, into) in sides.items()
-        }
-        gate = slower_than_dense(model, self.dummy_input, self.groups, gathers=gathers)
-        # A measurement differs from process to process.
-        slower = from_main_process({name: row.ratio for name, row in gate.slower.items()})
-        for name, ratio in slower.items():
-            self.skipped[name] = (
-                f"measured: with {self.groups.pop(name)} groups it takes {ratio:.2f} times as long "
-                "as dense"
-            )
+        # Processes may begin with other weights; those of the main one are what is trained.
+        return named("budget", dict(from_main_process(dict(search))))
 
     # -- scores and partitions --------------------------------------------------------------------
 
+    @property
+    def _static_criterion(self) -> str | Mapping[str, Any]:
+        """The criterion, or what stands for it before there are gradients."""
+        return "l2" if self.criterion == "taylor" else self.criterion
+
     def _score(self, name: str) -> np.ndarray:
         """Kernel scores of the filters and channels that masks given leave."""
-        if name in self._sums:
-            scores = self._sums[name]
-        else:
-            weight = self._weight(name)
-            scores = l1(weight) if self.criterion == "l1" else l2(weight)
+        criterion = self._sums if name in self._sums else self._static_criterion
         live = self._live[name]
-        return scores.detach().double().cpu().numpy()[np.ix_(live.rows, live.columns)]
+        return kernel_scores(name, self._weight(name), criterion)[np.ix_(live.rows, live.columns)]
 
-    def _split(self, restarts: int = 8) -> dict[str, Partition]:
+    def _split(self, restarts: int | None = None) -> dict[str, Partition]:
+        """Partition every layer, in every process as the main one does."""
+        return dict(from_main_process(self._split_here(restarts)))
+
+    def _split_here(self, restarts: int | None) -> dict[str, Partition]:
         """Partition every layer, those of one number of groups together."""
         names = list(self.groups)
         if self.method in PATTERNS:
@@ -260,7 +276,12 @@ class GroupConvPruner(GroupPruner):
         scores = {name: self._score(name) for name in names}
         if self.method != "assignment":
             counts = [self.groups[name] for name in names]
-            found = partition_many(list(scores.values()), counts, self.method)  # type: ignore[arg-type]
+            found = partition_many(
+                list(scores.values()),
+                counts,
+                self.method,  # type: ignore[arg-type]
+                self._iters,
+            )
             return dict(zip(names, found, strict=True))
         split: dict[str, Partition] = {}
         for count in sorted(set(self.groups.values())):
@@ -271,7 +292,7 @@ class GroupConvPruner(GroupPruner):
                 rows,
                 columns,
                 count,
-                restarts=restarts,
+                restarts=self._restarts if restarts is None else restarts,
                 seed=self.seed,
             )
             split.update(zip(mine, parts, strict=True))
@@ -294,6 +315,14 @@ class GroupConvPruner(GroupPruner):
     def needs_epochs(self) -> bool:
         """Shaping and Taylor scores end with an epoch."""
         return self.shaping > 0 or self.criterion == "taylor"
+
+    def _trains_for(self) -> str:
+        return "shaping" if self.shaping > 0 else "criterion: taylor"
+
+    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        if self.needs_epochs and max_epochs is None:
+            raise ConfigError(f"{self._trains_for()}: needs compress(max_epochs=...) to train")
+        super()._single_compress(max_steps, max_epochs)
 
     def _shaping_epochs(self) -> int:
         """Epochs before the masks are made."""

@@ -2,14 +2,130 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.groups.choices import groups_for_max_size
+from nni_gconv.profiling import count as costs_of
+from nni_gconv.pruning.cost import parse_budget
+from nni_gconv.pruning.group_budget import Score
+from nni_gconv.pruning.group_latency import slower_than_dense
 from nni_gconv.pruning.group_requests import GroupRequest
-from nni_gconv.pruning.group_sides import LiveLayer
+from nni_gconv.pruning.group_search import GroupSearch, search_groups
+from nni_gconv.pruning.group_sides import LiveLayer, Sharing, Side
+from nni_gconv.pruning.near_limit import CLOSE
+from nni_gconv.pruning.trained import from_main_process
+from nni_gconv.speedup.model_speedup import ModelSpeedup
 
-__all__ = ["fitting_counts", "requested_counts"]
+__all__ = [
+    "SCORE",
+    "fitting_counts",
+    "named",
+    "requested_counts",
+    "search_beside_masks",
+    "slower_layers",
+]
+
+#: Equal counts spread over all layers, which can then share how they split.
+SCORE: Score = "geometric"
+
+
+def named(where: str, counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts, of which one has to be more than 1.
+
+    Examples
+    --------
+    >>> named("group_config", {"conv": 2})
+    {'conv': 2}
+    """
+    if not any(count > 1 for count in counts.values()):
+        why = "the dense network is within it" if where == "budget" else "every layer stays dense"
+        raise ConfigError(f"{where}: {why}, there is nothing to group")
+    return dict(counts)
+
+
+def search_beside_masks(
+    model: nn.Module,
+    dummy_input: Any,
+    layers: Mapping[str, LiveLayer],
+    requests: Mapping[str, GroupRequest],
+    budget: Mapping[str, float],
+    masks: Mapping[str, Mapping[str, Tensor]],
+    criterion: str | Mapping[str, Any],
+) -> GroupSearch:
+    """Search the network that masks leave; fractions are those of the dense one.
+
+    Parameters
+    ----------
+    model, dummy_input, budget
+        As for :func:`nni_gconv.search_groups`.
+    layers : mapping of str to LiveLayer
+        What the masks leave of the layers that `requests` names.
+    requests : mapping of str to GroupRequest
+        Layers to search.
+    masks : mapping
+        NNI's masks that hold already.
+    criterion : str or mapping
+        Norm of the kernels, or scores of the dense layers.
+
+    Raises
+    ------
+    BudgetError
+        The budget cannot be reached.
+    ConfigError
+        The budget names latency, which is not that of the dense network any more.
+    """
+    limits = parse_budget(budget)
+    if "latency" in limits:
+        raise ConfigError("budget.latency: cannot be measured beside masks=; give params or macs")
+    small = copy.deepcopy(model)
+    small = ModelSpeedup(small, dummy_input, masks, verify=False).speedup_model()
+    there = dict(small.named_modules())
+    dense = costs_of(model, dummy_input)._asdict()
+    entries = [
+        {"op_names": [name], **{k: v for k, v in vars(request).items() if v is not None}}
+        for name, request in requests.items()
+        if name in there
+    ]
+    if not isinstance(criterion, str):
+        alive = {n: np.ix_(x.rows, x.columns) for n, x in layers.items() if n in criterion}
+        criterion = {n: np.asarray(criterion[n])[index] for n, index in alive.items()}
+    counts = {m: limit * dense[m] if limit <= 1 else limit for m, limit in limits.items()}
+    return search_groups(
+        small, dummy_input, entries, counts, criterion=criterion, score=SCORE, fill=CLOSE
+    )
+
+
+def slower_layers(
+    model: nn.Module,
+    dummy_input: Any,
+    groups: Mapping[str, int],
+    sides: Mapping[str, tuple[Side, Side]],
+    sharing: Sharing,
+) -> dict[str, str]:
+    """Name the layers whose groups cost more time than they save, with the gathers they will need.
+
+    Returns
+    -------
+    dict of str to str
+        Layer -> what was measured.
+    """
+    gathers = {
+        name: (into == (name, "in")) + (sharing == "none" and out == (name, "out"))
+        for name, (out, into) in sides.items()
+    }
+    gate = slower_than_dense(model, dummy_input, groups, gathers=gathers)
+    # A measurement differs from process to process.
+    slower = from_main_process({name: row.ratio for name, row in gate.slower.items()})
+    return {
+        name: f"measured: with {groups[name]} groups it takes {ratio:.2f} times as long as dense"
+        for name, ratio in slower.items()
+    }
 
 
 def requested_counts(

@@ -17,7 +17,7 @@ from nni_gconv import compat
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.partitioning import Partition, l2
 from nni_gconv.pruning.group_sides import LiveLayer
-from nni_gconv.pruning.sets import check_unmasked, first_reason, skip_lines
+from nni_gconv.pruning.sets import check_unmasked, main_reasons, skip_lines
 from nni_gconv.pruning.trained import Masks, TrainedPruner
 from nni_gconv.speedup.trace import example_input
 
@@ -82,7 +82,8 @@ class GroupPruner(TrainedPruner):
         existed_wrappers: dict[str, ModuleWrapper] | None,
     ) -> None:
         if not groups:
-            raise ConfigError(f"config_list: no layer can be grouped: {first_reason(skipped)}")
+            reasons = main_reasons(skipped) or "none is asked for more than one group"
+            raise ConfigError(f"config_list: no layer can be grouped: {reasons}")
         self.groups, self.skipped = dict(groups), dict(skipped)
         self.partitions: dict[str, Partition] = {}
         self._live = dict(layers)

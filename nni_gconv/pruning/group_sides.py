@@ -20,7 +20,7 @@ from nni_gconv.speedup.masks import read_masks
 from nni_gconv.speedup.order import Segments
 from nni_gconv.speedup.wiring import Wiring
 
-__all__ = ["LiveLayer", "LiveLayers", "Sharing"]
+__all__ = ["LiveLayer", "LiveLayers", "Sharing", "Side"]
 
 Ints = NDArray[np.int64]
 Side = tuple[Hashable, ...]

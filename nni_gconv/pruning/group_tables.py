@@ -17,7 +17,15 @@ from nni_gconv.profiling import Counts, profile
 from nni_gconv.pruning.group_latency import LayerTimer
 from nni_gconv.pruning.group_requests import GroupRequest, group_requests
 
-__all__ = ["CRITERIA", "ChoiceRules", "GroupTables", "LayerTable", "cost_tables", "score_tables"]
+__all__ = [
+    "CRITERIA",
+    "ChoiceRules",
+    "GroupTables",
+    "LayerTable",
+    "cost_tables",
+    "kernel_scores",
+    "score_tables",
+]
 
 #: Criteria by name: weight (F, C, ...) -> scores (F, C).
 CRITERIA: dict[str, Callable[[Any], Any]] = {"l2": l2, "l1": l1}
@@ -241,7 +249,9 @@ def score_tables(
     (1.0, True)
     """
     layers = dict(model.named_modules(remove_duplicate=False))
-    scores = {t.name: _scores(t.name, layers[t.name], criterion) for t in tables.layers}
+    scores = {
+        t.name: kernel_scores(t.name, layers[t.name].weight, criterion) for t in tables.layers
+    }
     choices = {t.name: t.choices for t in tables.layers}
     retained = _retained(scores, choices, restarts, seed, progress)
     scored = (
@@ -272,6 +282,7 @@ def _retained(
             [count for _, count in pairs],
             restarts=restarts,
             seed=seed,
+            bounds=False,
         )
         kept = {pair: result.retained for pair, result in zip(pairs, found, strict=True)}
         retained.update({n: tuple(kept[n, count] for count in choices[n]) for n in names})
@@ -281,20 +292,51 @@ def _retained(
     return retained
 
 
-def _scores(name: str, layer: nn.Module, criterion: str | Mapping[str, Any]) -> NDArray[np.float64]:
+def kernel_scores(
+    name: str, weight: Any, criterion: str | Mapping[str, Any]
+) -> NDArray[np.float64]:
+    """Return the scores of a layer's kernels, shape (F, C), finite and not negative.
+
+    Parameters
+    ----------
+    name : str
+        The layer.
+    weight : Tensor, shape (F, C, ...)
+        Its weight.
+    criterion : {"l2", "l1"} or mapping of str to array (F, C)
+        Norm of the kernels, or scores of each layer.
+
+    Raises
+    ------
+    ConfigError
+        An unknown criterion, or scores that are missing or do not fit; the message names the layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> kernel_scores("conv", torch.ones(1, 2, 3, 3), "l1").tolist()
+    [[9.0, 9.0]]
+    """
     if isinstance(criterion, str):
         if criterion not in CRITERIA:
             raise ConfigError(unknown_name("criterion", criterion, CRITERIA))
-        scores, what = CRITERIA[criterion](layer.weight), f"{criterion} of {name}"
+        scores, what = CRITERIA[criterion](weight), f"{criterion} of {name}"
+    elif not isinstance(criterion, Mapping):
+        kind = type(criterion).__name__
+        raise ConfigError(f"criterion: {', '.join(CRITERIA)} or layer -> scores, not a {kind}")
     elif name in criterion:
         scores, what = criterion[name], f"criterion[{name!r}]"
     else:
-        raise ConfigError(unknown_name("layer", name, criterion, "criterion: no scores for a"))
+        given = ", ".join(map(str, list(criterion)[:5])) or "none"
+        raise ConfigError(f"criterion: no scores for the layer {name!r} (given for: {given})")
     if hasattr(scores, "detach"):
         scores = scores.detach().cpu()
-    matrix = np.asarray(scores, np.float64)
-    if matrix.shape != _sizes(layer):
-        raise ConfigError(f"{what}: shape {matrix.shape} is not (F, C) = {_sizes(layer)}")
+    try:
+        matrix = np.asarray(scores, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{what}: no matrix of numbers ({error})") from None
+    if matrix.shape != tuple(weight.shape[:2]):
+        raise ConfigError(f"{what}: shape {matrix.shape} is not (F, C) = {tuple(weight.shape[:2])}")
     if not (np.isfinite(matrix) & (matrix >= 0)).all():
         raise ConfigError(f"{what}: scores are finite and not negative, some are not")
     return matrix

@@ -168,7 +168,7 @@ class GSparsityPruner(ChannelPruner):
             gain_scale(1, normalization)
         if score not in _SCORES:
             raise ConfigError(unknown_name("score", score, _SCORES, "score"))
-        if not 0 < ramp <= 1:
+        if isinstance(ramp, bool) or not isinstance(ramp, int | float) or not 0 < ramp <= 1:
             raise ConfigError(f"ramp: {ramp!r} is not allowed (a number above 0, up to 1)")
         self.threshold = not_negative(threshold, "threshold")
         self.normalization: Normalization | None = normalization

@@ -22,11 +22,13 @@ __all__ = [
     "agreed",
     "check_given",
     "check_unmasked",
+    "earlier_masks",
     "first_reason",
     "followers",
     "joined_masks",
     "listed",
     "loud",
+    "main_reasons",
     "skip_lines",
     "step_limits",
     "taken_channels",
@@ -44,6 +46,30 @@ def check_unmasked(wrappers: Mapping[str, Any] | None, names: Sequence[str]) -> 
                 f"from_compressor: {name} is masked by the earlier pruner already; unwrap that one "
                 "and make a new pruner for it"
             )
+
+
+def earlier_masks(
+    wrappers: Mapping[str, Any] | None, *, grouped: bool = False
+) -> dict[str, dict[str, Tensor]]:
+    """Masks that a pruner before this one has made, of what it masks at all.
+
+    Parameters
+    ----------
+    wrappers : mapping, optional
+        NNI's, as ``from_compressor`` hands them on.
+    grouped : bool, default False
+        Only those that leave all filters and input channels alive, in groups.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, wrapper in (wrappers or {}).items():
+        for target, space in wrapper.pruning_target_spaces.items():
+            mask = space.mask
+            if mask is None or bool(mask.all()):
+                continue
+            alive = mask.flatten(2).any(2) if mask.dim() > 1 else mask[:, None] != 0
+            if not grouped or bool(alive.any(0).all() and alive.any(1).all()):
+                found.setdefault(name, {})[target] = mask.detach().clone()
+    return found
 
 
 def check_given(
@@ -276,6 +302,21 @@ def first_reason(skipped: Mapping[str, str]) -> str:
     """Say of the first layer why it keeps its channels."""
     name, reason = next(iter(skipped.items()), ("the model", "no layer was selected"))
     return f"{name}: {reason}"
+
+
+def main_reasons(skipped: Mapping[str, str]) -> str:
+    """Say why most layers are left out: the two commonest reasons, each with its layers.
+
+    Examples
+    --------
+    >>> main_reasons({"a": "too small", "b": "too odd", "c": "too odd"})
+    'b, c: too odd; a: too small'
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        by_reason.setdefault(reason, []).append(name)
+    common = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:2]
+    return "; ".join(f"{listed(names)}: {reason}" for reason, names in common)
 
 
 def skip_lines(skipped: Mapping[str, str]) -> list[str]:

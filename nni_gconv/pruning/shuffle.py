@@ -46,6 +46,7 @@ from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, u
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
 from nni_gconv.pruning.hierarchy import next_strength
 from nni_gconv.pruning.kernel_penalty import KernelPenalty
+from nni_gconv.pruning.sets import earlier_masks
 from nni_gconv.pruning.split_budget import SplitBudget
 from nni_gconv.pruning.trained import Masks, from_main_process
 from nni_gconv.speedup.coupling import Coupling
@@ -79,7 +80,7 @@ class ShufflePruner(GroupPruner):
     evaluator : Evaluator, optional
         NNI's evaluator, to train with the penalty; without weight decay in the paper.
     existed_wrappers : dict, optional
-        Has to be empty.
+        Set by ``from_compressor``; no channel of the layers selected may be silenced there.
     dummy_input : Tensor, tuple or dict, optional
         Example arguments of the forward. Without one, common image sizes are tried.
     budget : dict, optional
@@ -183,7 +184,9 @@ class ShufflePruner(GroupPruner):
         self.decay = _number("decay", decay, 1)
         self.threshold = _number("threshold", threshold, 1)
         self.delta_lambda = delta_lambda and _number("delta_lambda", delta_lambda)
-        self.warmup = int(_number("warmup", warmup))
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise ConfigError(f"warmup: {warmup!r} is not allowed (a whole number from 0)")
+        self.warmup = warmup
         if update_every is not None:
             check_count(update_every, "update_every")
         self.dummy_input = unwrapped_input(model, evaluator, dummy_input)
@@ -197,7 +200,15 @@ class ShufflePruner(GroupPruner):
         )
         self._dense = copy.deepcopy(model) if "latency" in (limits or {}) else None
         counts = self._choice.counts
-        live = LiveLayers(model, Coupling.trace(model, self.dummy_input), list(counts), {})
+        coupling, given = Coupling.trace(model, self.dummy_input), earlier_masks(existed_wrappers)
+        live = LiveLayers(model, coupling, list(counts), {})
+        left = LiveLayers(model, coupling, list(counts), given).layers if given else live.layers
+        for name, layer in live.layers.items():
+            if layer.alive != left[name].alive:
+                raise ConfigError(
+                    f"from_compressor: the earlier pruner silences channels of {name}; cut them "
+                    "with ModelSpeedup and begin anew with the small model"
+                )
         most = {name: counts[name][-1] for name in live.layers}
         sides = live.shared(dict.fromkeys(most, 1), sharing)
         self._orders = ChannelOrders(counts, sides, self.decay)
@@ -324,7 +335,7 @@ class ShufflePruner(GroupPruner):
         self._resplit()
         strength = next_strength(
             self.strength, saved=self._saved, before=before, target=1.0, epoch=epoch,
-            epochs=self.clock.epochs or 0, change=self._change, warmup=self.warmup,
+            epochs=max(self.clock.epochs or 0, epoch + 1), change=self._change, warmup=self.warmup,
         )  # fmt: skip
         # What a search aims at is all that is penalised, and goes in the end: never let go of it.
         self.strength = max(strength, self.strength) if self.levels == "search" else strength

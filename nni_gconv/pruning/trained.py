@@ -145,6 +145,7 @@ class TrainedPruner(Pruner):
         self._max_epochs: int | None = None
         self._counts, self._begun = False, False
         self.in_training = False
+        self._parameter_order = compat.parameter_order(model)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         compat.lighten_wrappers(self._module_wrappers)
 
@@ -263,6 +264,11 @@ class TrainedPruner(Pruner):
 
     # -- NNI's hooks ------------------------------------------------------------------------------
 
+    def unwrap_model(self) -> None:
+        """Give the model's modules back as they were, with the weights they have now."""
+        super().unwrap_model()
+        compat.restore_parameter_order(self.bound_model, self._parameter_order)
+
     def compress(
         self, max_steps: int | None = None, max_epochs: int | None = None
     ) -> tuple[nn.Module, Masks]:
@@ -280,6 +286,10 @@ class TrainedPruner(Pruner):
         masks : dict of str to dict of str to Tensor
             ``{module: {target: 0/1 tensor}}``.
         """
+        for name, number in (("max_steps", max_steps), ("max_epochs", max_epochs)):
+            whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+            if number is not None and not whole:
+                raise ConfigError(f"compress: {name}: {number!r} is not a whole number from 0")
         if (max_steps is not None or max_epochs is not None) and self.evaluator is None:
             raise ConfigError("compress: max_steps and max_epochs need an evaluator=")
         if max_steps is None and max_epochs is None:
@@ -306,11 +316,16 @@ class TrainedPruner(Pruner):
                 f"{type(self).__name__}: the evaluator does not say how long an epoch is: set "
                 "evaluator.steps_per_epoch = len(train_loader)"
             )
-        self.clock = Clock(per_epoch, self._max_epochs)
+        epochs = self._max_epochs
+        if epochs is None and per_epoch is not None and self.interval_steps > 0:
+            # Driven by a scheduling pruner of NNI, which does not hand on how long it trains.
+            epochs = -(-self.interval_steps * self.total_times // per_epoch)
+        self.clock = Clock(per_epoch, epochs)
         self._since, self._renewed = 0, 0
         self.in_training = True
         # Our own loop tells when an epoch begins; elsewhere steps are counted.
         self._counts, self._begun = not hasattr(evaluator, "patch_epochs"), False
+        compat.let_lightning_stop(evaluator)
         evaluator.patch_optimizer_step([self._on_step], [self._on_stepped])
         if not self._counts:
             evaluator.patch_epochs(self._on_epoch, self._on_epoch_end)
@@ -324,6 +339,9 @@ class TrainedPruner(Pruner):
         self.in_training = False
 
     def _prepare(self) -> None:
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in trained for p in self.bound_model.parameters()):
+            raise ConfigError("evaluator: its optimizer has none of this model's parameters")
         self.optimizer.register_step_pre_hook(self._on_gradients)
         self.prepare_training()
 

@@ -177,7 +177,7 @@ def _trial_row(key: str, known: TrialRecord | None, folder: Path | None, ended: 
     result, error = _read_result(folder)
     known = known or TrialRecord("SUCCEEDED" if result else "RUNNING")
     status = _WORDS.get(known.status, known.status.lower())
-    if ended and status in ("running", "waiting"):
+    if status in ("running", "waiting") and (ended or _abandoned(folder)):
         status = "stopped"
     if error is not None and status in ("succeeded", "running", "stopped"):
         status = "unreadable"
@@ -195,6 +195,13 @@ def _run_row(folder: Path) -> TrialRow:
     if result is None and error is None:  # not finished yet, or never
         status = "running" if held(folder / ".lock") else "stopped"
     return _make_row(folder.resolve().name, status, result, TrialRecord(), folder, None, error)
+
+
+def _abandoned(folder: Path | None) -> bool:
+    """Tell whether a trial of this machine has begun and nobody runs it: all was killed at once."""
+    if folder is None or not folder.parts[-3].startswith("local"):
+        return False
+    return (folder / ".lock").is_file() and not held(folder / ".lock")
 
 
 def trial_log(folder: Path, lines: int) -> str:

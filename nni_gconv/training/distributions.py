@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_gconv import compat
+from nni_gconv.speedup.gather import gathers_of
 from nni_gconv.training.log import MetricLog
 
 __all__ = ["distributions", "log_distributions"]
@@ -39,8 +40,12 @@ def distributions(model: nn.Module) -> dict[str, Tensor]:
     (['filters/0', 'gamma/1'], tensor([1., 1., 1.]))
     """
     found: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
+    # A layer between gathers has the name it has without them, in every trial alike.
+    wrapped = {f"{name}.conv": name for name, module in modules.items() if gathers_of(module)}
     with torch.no_grad():
-        for name, module in model.named_modules():
+        for full, module in modules.items():
+            name = wrapped.get(full, full)
             if not isinstance(module, _NORMS + _CONVOLUTIONS):
                 continue
             weight = compat.trained_weight(module)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -175,8 +176,17 @@ class ProxSGD(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with settings of their own or the optimizer's."""
-        _check({**self.defaults, **param_group}, f"ProxSGD: group {len(self.param_groups)}")
+        where, group = f"ProxSGD: group {len(self.param_groups)}", {**self.defaults, **param_group}
+        _check(group, where)
         super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if 0 < parameter.dim() <= group["filter_dim"]:
+                self.param_groups.pop()
+                shape = tuple(parameter.shape)
+                raise ConfigError(
+                    f"{where}: filter_dim: {group['filter_dim']} is no dimension of a parameter "
+                    f"of shape {shape}"
+                )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -323,13 +333,22 @@ def _check(group: dict[str, Any], where: str) -> None:
         ("beta", 0, _BELOW_ONE, "a number from 0 to below 1"),
         ("eps", 0, math.inf, "a number from 0"),
     ):
-        if not low <= group[key] <= high:
+        if not (_is_number(group[key]) and low <= group[key] <= high):
             raise ConfigError(f"{where}: {key}: {group[key]!r} is not allowed ({allowed})")
+    for key in ("adaptive", "exact_zeros"):
+        if not isinstance(group[key], bool):
+            raise ConfigError(f"{where}: {key}: {group[key]!r} is not allowed (True or False)")
     gain_scale(1, group["normalization"])
-    mu = group["mu"]
-    if mu is not None and not 0 <= mu < math.inf:
+    mu, dim = group["mu"], group["filter_dim"]
+    if mu is not None and not (_is_number(mu) and 0 <= mu < math.inf):
         raise ConfigError(f"{where}: mu: {mu!r} is not allowed (None or a number from 0)")
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 0:
+        raise ConfigError(f"{where}: filter_dim: {dim!r} is not allowed (a number from 0)")
     if group.get("weight_decay"):
         raise ConfigError(f"{where}: weight_decay: ProxSGD has none, its penalty is mu")
     if group["lr"] > 1 and mu:
         raise ConfigError(f"{where}: lr: {group['lr']!r} steps beyond the proximal point (up to 1)")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -41,6 +41,9 @@ def main() -> None:
     if x == "sleep":
         (output / "sleeping").touch()
         time.sleep(600)
+    if x == "flaky":  # fails, and goes well when it is started again
+        x = 2 if (output / "failed").exists() else "fail"
+        (output / "failed").touch()
     if str(x).startswith("wait"):
         (output / "waiting").touch()
         while not (Path.home() / "go").exists():

@@ -149,3 +149,19 @@ class TestLinkTensorboard:
     def test_a_run_without_nni_has_no_button(self, tmp_path):
         assert link_tensorboard(tmp_path / "run") is None
         assert not (tmp_path / "run").exists()
+
+
+def test_a_tuner_may_take_longer_than_ten_seconds_to_come_up(tmp_path):
+    write_launch_files(tmp_path)
+    script = (
+        "function tuner_command_channel(ms) { const t = setTimeout(() => {}, ms);"
+        "console.log(t._idleTimeout); clearTimeout(t); }"
+        "tuner_command_channel(10000); tuner_command_channel(9000);"
+        "{ const t = setTimeout(() => {}, 10000); console.log(t._idleTimeout); clearTimeout(t); }"
+    )
+    command = [NODE, "--require", str(tmp_path / "patience.js"), "-e", script]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    assert said.split() == ["100000", "9000", "10000"]
+    # The text that the shim goes by.
+    source = Path(nni_node.__path__[0]) / "core" / "tuner_command_channel.js"
+    assert "}, 10000);" in source.read_text()

@@ -38,6 +38,7 @@ def test_done_succeeds_and_standard_output_is_only_json(done):
     (folder,) = workshop.experiments
     assert (folder / "report" / "accuracy_vs_macs.png").stat().st_size > 5000
     assert (folder / "report" / "trials.csv").read_text().count("\n") == 4
+    assert "</html>" in (folder / "report" / "report.html").read_text()
 
 
 def test_nothing_is_left_running(done, still_running):
@@ -188,3 +189,52 @@ def test_a_tuner_that_is_slow_to_start_is_waited_for(workshop):
     finished = workshop.run("create", str(workshop.write(tuner=tuner, maxTrialNumber=1)))
     assert finished.code == 0, finished.err
     assert "ssh -N -L" in finished.err
+
+
+def events(folder):
+    with contextlib.closing(sqlite3.connect(folder / "db" / "nni.sqlite")) as connection:
+        return connection.execute(
+            "select trialJobId, sequenceId, data from TrialJobEvent where data <> ''"
+        ).fetchall()
+
+
+@pytest.mark.timeout(500)
+def test_failed_trials_stay_failed_or_go_on_as_asked_and_more_can_follow(workshop):
+    space = {"x": {"_type": "choice", "_value": ["flaky", 1.0, 3]}}
+    file = workshop.write(searchSpace=space, trialConcurrency=1, maxTrialNumber=2)
+    finished = workshop.run("create", str(file))
+    assert finished.code == 3, finished.err
+    (folder,) = workshop.experiments
+    first = {trial: number for trial, number, _ in events(folder)}
+    assert sorted(first.values()) == [0, 1]
+
+    finished = workshop.run("resume", folder.name, "--max-trials", "3", timeout=150)
+    assert finished.code == 3, finished.err
+    assert "1 of 3 trials failed" in finished.err
+    finished = workshop.run("resume", str(folder), "--retry-failed", "--json", timeout=150)
+    assert finished.code == 0, finished.err
+    rows = json.loads(finished.out)
+    # The grid's third point, and none of the first two again, though NNI writes 1.0 as 1.
+    assert [row["parameters"]["x"] for row in rows] == ["flaky", 1.0, 3]
+    found = {trial: number for trial, number, _ in events(folder)}
+    assert sorted(found.values()) == [0, 1, 2]
+    assert first.items() <= found.items()
+    parameters = {json.loads(data)["parameter_id"] for _, _, data in events(folder)}
+    assert len(parameters) == 3
+
+
+def test_a_running_or_unknown_experiment_is_not_resumed(workshop):
+    space = {"x": {"_type": "choice", "_value": ["sleep"]}}
+    process = workshop.start("create", str(workshop.write(searchSpace=space)))
+    try:
+        folder = workshop.wait_for("[!_]*/environments/*/trials/*/sleeping").parents[4]
+        running = workshop.run("resume", folder.name)
+        wrong = workshop.run("resume", folder.name[:-1] + "_")
+    finally:
+        process.send_signal(signal.SIGINT)
+        workshop.finish(process)
+    assert (running.code, wrong.code) == (2, 2)
+    assert running.err.count("\n") == wrong.err.count("\n") == 1
+    assert f"{folder.name} is still running" in running.err
+    assert f"nnictl stop {folder.name}" in running.err
+    assert f"did you mean '{folder.name}'" in wrong.err

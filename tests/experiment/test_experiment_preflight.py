@@ -43,6 +43,10 @@ def test_a_good_file_gives_a_plan(write, tmp_path):
 def test_the_size_of_a_grid_is_known(write):
     space = {"a": BASE["searchSpace"]["x"], "b": {"_type": "choice", "_value": [1, 2]}}
     assert preflight(write(searchSpace=space)).max_trials == 6
+    ours = {"className": "nni_gconv.tuner.GridSearch", "codeDirectory": "."}
+    plan = preflight(write(searchSpace=space, tuner=ours))
+    assert (plan.max_trials, plan.varied) == (6, {"a", "b"})
+    assert not any("until Ctrl-C" in note for note in plan.notes)
     space["c"] = {"_type": "uniform", "_value": [0, 1]}
     assert preflight(write(searchSpace=space)).max_trials is None
 
@@ -374,3 +378,26 @@ def test_an_unknown_experiment_names_those_there_are():
         experiment_file("quikstart")
     with pytest.raises(ConfigError, match=r"recipe\.yml"):
         experiment_file("quickstart", "recip.yml")
+
+
+def test_a_configuration_made_in_python_is_checked_like_a_file(tmp_path, monkeypatch):
+    from nni.experiment import Experiment
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    config = Experiment("local").config
+    config.trial_command = "python trial.py"
+    config.search_space = BASE["searchSpace"]
+    config.trial_concurrency = 2
+    with pytest.raises(ConfigError, match="tuner is not set"):
+        preflight(config)
+    config.tuner.name = "TPE"
+    config.tuner.class_args = {"optimize_mode": "minimize"}
+    config.max_trial_number = 5
+    plan = preflight(config, concurrency=3)
+    assert (plan.config.trial_concurrency, plan.max_trials, plan.minimize) == (3, 5, True)
+    assert plan.config.training_service.trial_code_directory == str(tmp_path)
+    config.training_service.trial_gpu_number = 1
+    with pytest.raises(ConfigError, match="GPU scheduler"):
+        preflight(config)

@@ -15,7 +15,7 @@ from nni_gconv.compat import write_launch_files
 
 from .conftest import Workshop
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TRIAL = Path(__file__).with_name("front_trial.py")
 HALVES = {"_type": "choice", "_value": [1, 2], "macs": [0.3, 0.15]}
@@ -34,18 +34,22 @@ def prepared(folder, **changes):
     return workshop, workshop.write(**{**settings, **changes})
 
 
-def nnictl(workshop, *args, timeout=120):
+def nnictl(workshop, *args, timeout=120, attempts=1):
     # As it stands NNI listens everywhere; these tests shall stay on this machine.
     launch = workshop.folder / "launch"
     write_launch_files(launch)
-    env = {**workshop.env, "NODE_OPTIONS": f"--require {launch / 'bind.js'}"}
+    shims = " ".join(f"--require {launch / name}" for name in ("bind.js", "patience.js"))
+    env = {**workshop.env, "NODE_OPTIONS": shims}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", NNICTL, *args],
-        env=env, cwd=workshop.folder, capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    for _ in range(attempts):  # nnictl gives its manager few seconds to come up
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", NNICTL, *args], env=env, cwd=workshop.folder,
+            capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        if done.returncode == 0:
+            return done.stdout
+        time.sleep(10)
+    raise AssertionError(done.stdout + done.stderr)
 
 
 def proposals(folder):
@@ -103,7 +107,7 @@ def test_registered_and_resumed_with_nnictl(tmp_path):
         wait_until(lambda: len(proposals(folder)[1]) >= 3)
         nnictl(workshop, "stop", folder.name)
         before = proposals(folder)[1]
-        nnictl(workshop, "resume", folder.name, "--port", str(free_port()))
+        nnictl(workshop, "resume", folder.name, "--port", str(free_port()), attempts=3)
         wait_until(lambda: len(proposals(folder)[1]) >= 8)
     finally:
         nnictl(workshop, "stop", folder.name)
@@ -114,7 +118,7 @@ def test_registered_and_resumed_with_nnictl(tmp_path):
     assert len({json.dumps(g, sort_keys=True) for g in given.values()}) == len(given) == 8
 
 
-def wait_until(holds, timeout=150):
+def wait_until(holds, timeout=240):
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if holds():
@@ -147,6 +151,31 @@ def test_successive_halving_runs_to_its_end(tmp_path, name, args):
     assert finished.code == 0, finished.err
     rows = json.loads(finished.out)
     assert {row["parameters"]["finetune.epochs"] for row in rows} == {1, 3}
+
+
+def test_a_trial_that_an_assessor_stops_is_no_failure(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from nni.assessor import Assessor, AssessResult\n"
+        "class Second(Assessor):\n"
+        "    def assess_trial(self, trial, history):\n"
+        "        bad = history[-1]['default'] < 0.6\n"
+        "        return AssessResult.Bad if bad else AssessResult.Good\n"
+    )
+    workshop, file = prepared(
+        tmp_path,
+        tuner={"className": "nni_gconv.tuner.TPE", "codeDirectory": "."},
+        assessor={"className": "mine.Second", "codeDirectory": "."},
+        searchSpace={"x": {"_type": "choice", "_value": [1, 2]}},
+        trialCommand="python slow.py",
+        maxTrialNumber=2,
+    )
+    (tmp_path / "slow.py").write_text(
+        "import nni, time\nnni.get_next_parameter()\n"
+        "nni.report_intermediate_result({'default': 0.5})\ntime.sleep(300)\n"
+    )
+    finished = workshop.run("create", str(file), "--json", timeout=250)
+    assert finished.code == 0, finished.err
+    assert [row["status"] for row in json.loads(finished.out)] == ["early stopped"] * 2
 
 
 def test_an_exception_in_a_tuner_is_an_end(tmp_path):

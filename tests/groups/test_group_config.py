@@ -141,3 +141,10 @@ def test_examples(module):
     failed, attempted = doctest.testmod(module)
     assert attempted > 0
     assert failed == 0
+
+
+def test_names_may_be_taken_apart_at_their_dots():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)))
+    assert check_groups({"0": {"1": 4}, "0.0": 2}, model) == {"0.1": 4, "0.0": 2}
+    with pytest.raises(ConfigError, match=r"'0\.2'"):
+        check_groups({"0": {"2": 4}}, model)

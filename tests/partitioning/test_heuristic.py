@@ -63,6 +63,30 @@ def test_equals_the_pseudo_code(rows, cols, groups, iters):
         assert np.array_equal(ours[1], theirs[1])
 
 
+@pytest.mark.parametrize(("rows", "cols", "groups"), [(24, 48, 3), (64, 64, 8)])
+def test_the_whole_method_on_scores_without_ties(rows, cols, groups):
+    """Sorting, matching of blocks and numbering, as the paper describes them."""
+    from scipy.optimize import linear_sum_assignment
+
+    a, b = rows // groups, cols // groups
+    for seed in range(5):
+        scores = kernels(seed, rows, cols)
+        po, pi = literal_grps(scores, groups, 10)
+        ordered = scores[np.ix_(po, pi)]
+        blocks = [
+            [ordered[u : u + a, v : v + b].sum() for v in range(0, cols, b)]
+            for u in range(0, rows, a)
+        ]
+        _, match = linear_sum_assignment(-np.array(blocks))
+        pairs = [(po[u * a : (u + 1) * a], pi[v * b : (v + 1) * b]) for u, v in enumerate(match)]
+        pairs.sort(key=lambda pair: pair[1].min())
+        found = partition(scores, groups, "grps", num_sort_iters=10)
+        for group, (mine, channels) in enumerate(pairs):
+            assert sorted(mine) == np.flatnonzero(found.row_groups == group).tolist()
+            assert sorted(channels) == np.flatnonzero(found.col_groups == group).tolist()
+        assert found.retained == pytest.approx(sum(scores[np.ix_(*p)].sum() for p in pairs))
+
+
 def test_no_sorting_is_matching_alone():
     scores = kernels(0, 16, 16)
     assert kept(scores, 4, "grps", 0) == kept(scores, 4, "same")

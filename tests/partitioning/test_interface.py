@@ -230,3 +230,15 @@ def test_needs_neither_torch_nor_nni():
         "sys.exit(bool({'torch', 'nni'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_bounds_the_partition_is_the_same():
+    scores = [kernels(seed, 32, 16) for seed in range(3)]
+    for restarts in (0, 1):
+        plain = partition_many(scores, 4, restarts=restarts)
+        quick = partition_many(scores, 4, restarts=restarts, bounds=False)
+        for with_bound, without in zip(plain, quick, strict=True):
+            assert np.array_equal(with_bound.row_groups, without.row_groups)
+            assert np.array_equal(with_bound.col_groups, without.col_groups)
+            assert np.isfinite(with_bound.bound)
+            assert np.isfinite(without.bound) == (restarts > 0)

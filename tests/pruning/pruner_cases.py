@@ -1,12 +1,14 @@
-"""Every channel pruner; what stands here passes the whole contract."""
+"""Every pruner; what stands here passes the whole contract."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from nni_gconv.pruning.fpgm import FPGMPruner
+from nni_gconv.pruning.gconv import GroupConvPruner
 from nni_gconv.pruning.gsparsity import GSparsityPruner
 from nni_gconv.pruning.nni_methods import NNIMethodPruner
+from nni_gconv.pruning.shuffle import ShufflePruner
 from nni_gconv.pruning.slimming import SlimmingPruner
 
 PRUNERS = {
@@ -20,3 +22,10 @@ PRUNERS = {
 
 #: What goes is decided by their training where the config_list does not say how much.
 HAVE_A_GOAL = (GSparsityPruner,)
+
+#: Those that leave group convolutions instead of fewer channels.
+GROUP_PRUNERS = {
+    "gconv": GroupConvPruner,
+    "gconv-shaping": partial(GroupConvPruner, shaping=1.0),
+    "shuffle": ShufflePruner,
+}

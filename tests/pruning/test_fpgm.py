@@ -8,7 +8,10 @@ from pruning_nets import GroupBlock, loop_evaluator
 from torch import nn
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.profiling import count
 from nni_gconv.pruning.fpgm import FPGMPruner
+from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.training.zoo import create_model
 
 #: Six filters whose two most replaceable are 2 and 0.
 FILTERS = torch.tensor(
@@ -174,6 +177,23 @@ def test_fixed_widths(tmp_path):
     assert kept == {"stem": 11, "conv1": 8, "conv3": 11}
 
 
+def test_forty_percent_inside_the_blocks_saves_what_is_known():
+    """Counted for 10, 20 and 39 of 16, 32 and 64 filters, as the paper's code leaves."""
+    network, image = create_model("resnet20"), torch.zeros(1, 3, 32, 32)
+    dense = count(network, image).macs
+    widths = zip(("1", "2", "3"), (10, 20, 39), strict=True)
+    config = [
+        {"op_names_re": [rf"layer{n}\.\d\.conv1"], "sparse_ratio": 1.0, "min_channels": width}
+        for n, width in widths
+    ]
+    pruner = FPGMPruner(network, config, dummy_input=image)
+    masks = pruner.compress()[1]
+    pruner.unwrap_model()
+    small = ModelSpeedup(network, image, masks, verify=False).speedup_model()
+    assert dense == 40_550_400 + 640  # with the classifier
+    assert 1 - count(small, image).macs / dense == pytest.approx(0.376, abs=5e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -181,6 +201,7 @@ def test_fixed_widths(tmp_path):
         ({"epoch_prune": 0, "evaluator": True}, "epoch_prune: 0 is not allowed"),
         ({"distance": "l3"}, "unknown distance 'l3'"),
         ({"norm_ratio": 1.0}, "norm_ratio: 1.0 is not allowed"),
+        ({"norm_ratio": "a"}, "norm_ratio: 'a' is not allowed"),
     ],
 )
 def test_mistakes(tmp_path, options, said):

@@ -136,6 +136,23 @@ class TestCounts:
             ({"shaping": 1.0}, "shaping: needs an evaluator="),
             ({"criterion": "taylor"}, "taylor: needs an evaluator="),
             ({"budget": {"macs": 0.001}}, "reach"),
+            ({"budget": {"macs": 1.0}}, "budget: the dense network is within it"),
+            ({"group_config": {1: 2}}, "group_config: 1: expected the name of a layer"),
+            ({"group_config": [("6", 2)]}, "group_config: layer -> number of groups, not a list"),
+            ({"group_config": {}}, "group_config: every layer stays dense"),
+            ({"group_config": {"6": 1}}, "group_config: every layer stays dense"),
+            ({"config_list": [{"op_names": ["6"], "num_groups": 1}]}, "none is asked for more"),
+            (
+                {"config_list": [{"op_types": ["Conv2d"], "num_groups": 3}]},
+                "3 groups do not divide 8 filters and 16 input channels",
+            ),
+            ({"shaping": float("nan")}, "shaping: nan is not allowed"),
+            ({"seed": "a"}, "seed: an integer of at least 0, not 'a'"),
+            ({"restarts": -1}, "restarts: an integer of at least 0"),
+            ({"method": "grps", "num_sort_iters": 1.5}, "num_sort_iters: an integer"),
+            ({"criterion": ["l2"]}, "criterion"),
+            ({"criterion": {"3": np.ones((8, 16))}}, r"no scores for the layer '6' .given for: 3"),
+            ({"criterion": dict.fromkeys("369", np.ones((8, 8)))}, r"criterion\['3'\]: shape"),
         ],
     )
     def test_a_mistake_is_one_line_and_leaves_the_model_unwrapped(self, options, message):
@@ -159,6 +176,51 @@ class TestPartitions:
         assert pruner.partitions["6"].retained == pytest.approx(part.retained)
         kept = (masks["6"]["weight"] * l2(weight)[:, :, None, None]).flatten(2).amax(2).sum()
         assert float(kept) == pytest.approx(part.retained, rel=1e-5)
+
+    def test_scores_of_ones_own(self):
+        scores = {n: torch.rand(16 if n == "9" else 8, 16 if n == "3" else 8) for n in "369"}
+        pruner = GroupConvPruner(
+            bottleneck(), ALL_FOUR, dummy_input=DIGIT, criterion=scores, sharing="none"
+        )
+        pruner.compress()
+        for name, matrix in scores.items():
+            assert pruner.partitions[name].retained == pytest.approx(partition(matrix, 4).retained)
+
+    def test_the_papers_heuristic_sorts_as_often_as_it_is_told(self):
+        net = nn.Sequential(nn.Conv2d(64, 64, 1))
+        scores = l2(net[0].weight)
+        kept = []
+        for sorts in (0, 1, 10):
+            pruner = GroupConvPruner(
+                copy.deepcopy(net), [{"op_names": ["0"], "num_groups": 8}], method="grps",
+                num_sort_iters=sorts, dummy_input=torch.zeros(1, 64, 2, 2),
+            )  # fmt: skip
+            pruner.compress()
+            kept.append(pruner.partitions["0"].retained)
+            paper = partition(scores, 8, "grps", num_sort_iters=sorts).retained
+            assert kept[-1] == pytest.approx(paper)
+        assert kept[0] < kept[1] < kept[2]
+
+    def test_restarts_are_passed_on(self):
+        weight = bottleneck()[6].weight
+        pruner = GroupConvPruner(
+            bottleneck(), [{"op_names": ["6"], "num_groups": 4}], dummy_input=DIGIT, restarts=0
+        )
+        pruner.compress()
+        assert pruner.partitions["6"].retained == partition(l2(weight), 4, restarts=0).retained
+
+    @pytest.mark.parametrize("criterion", ["l2", "taylor"])
+    def test_a_weight_that_is_no_number_is_named(self, criterion, tmp_path):
+        net = bottleneck()
+        if criterion == "l2":
+            net[6].weight.data[0, 0, 0, 0] = float("nan")
+            with pytest.raises(ConfigError, match="l2 of 6: scores are finite"):
+                GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT).compress()
+            return
+        pruner = GroupConvPruner(net, ALL_FOUR, loop_evaluator(net, tmp_path), criterion=criterion)
+        pruner._sums["6"] = torch.full((8, 8), float("nan"))
+        with pytest.raises(ConfigError, match=r"\['6'\]: scores are finite"):
+            pruner.generate_masks()
 
     @pytest.mark.parametrize(("sharing", "gathers"), [("none", 3), ("streams", 3), ("blocks", 1)])
     def test_sharing_saves_gathers(self, sharing, gathers):
@@ -280,6 +342,31 @@ class TestTogether:
         kept = {int(g): [i for i in range(8) if groups[i] == g and second[i]] for g in (0, 1)}
         assert kept == {g: [i for i in range(8) if groups[i] == g][2:] for g in (0, 1)}
 
+    @pytest.mark.parametrize("criterion", ["l2", "own"])
+    def test_a_budget_of_a_channel_pruned_network_is_a_share_of_the_dense_one(self, criterion):
+        net = bottleneck()
+        dense = count(net, DIGIT)
+        if criterion == "own":
+            criterion = {n: l2(net.get_submodule(n).weight) for n in "369"}
+        pruner = FPGMPruner(net, [{"op_names": ["3", "6"], "sparse_ratio": 0.5}], dummy_input=DIGIT)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        with pytest.raises(ConfigError, match=r"budget\.latency: cannot be measured beside masks="):
+            GroupConvPruner(
+                net, [{"op_types": ["Conv2d"]}], dummy_input=DIGIT, masks=masks,
+                budget={"latency": 0.5},
+            )  # fmt: skip
+        grouper = GroupConvPruner(
+            net, [{"op_types": ["Conv2d"]}], dummy_input=DIGIT, masks=masks,
+            budget={"macs": 0.32, "params": 0.5}, criterion=criterion,
+        )  # fmt: skip
+        _, both = grouper.compress()
+        grouper.unwrap_model()
+        small, _ = converted(net, both, DIGIT)
+        found = count(small, DIGIT)
+        assert 0.26 * dense.macs < found.macs <= 0.32 * dense.macs
+        assert found.params <= 0.5 * dense.params
+
     def test_masks_of_channels_beside_which_none_can_be_ranked(self):
         net = bottleneck()
         first = FPGMPruner(net, [{"op_names": ["6"], "sparse_ratio": 0.25}], dummy_input=DIGIT)
@@ -362,6 +449,14 @@ class TestTraining:
         assert pruner.partitions["6"].retained == pytest.approx(part.retained, rel=1e-5)
         assert np.array_equal(masks["6"]["weight"][:, :, 0, 0].numpy(), part.mask())
 
+    @pytest.mark.parametrize("options", [{"shaping": 0.5}, {"criterion": "taylor"}])
+    @pytest.mark.parametrize("length", [{}, {"max_steps": 3}])
+    def test_what_needs_training_is_not_left_out_in_silence(self, tmp_path, options, length):
+        net = bottleneck()
+        pruner = GroupConvPruner(net, ALL_FOUR, loop_evaluator(net, tmp_path), **options)
+        with pytest.raises(ConfigError, match=r"needs compress\(max_epochs=...\) to train"):
+            pruner.compress(**length)
+
     @pytest.mark.parametrize(
         "options", [{}, {"shaping": 0.5}, {"criterion": "taylor"}], ids=["mask", "shape", "taylor"]
     )
@@ -396,13 +491,13 @@ class TestTraining:
 
 def test_a_layer_that_is_slower_grouped_stays_dense(monkeypatch):
     # Which one that is depends on the machine: the gate's limit is moved, not its measurement.
-    from nni_gconv.pruning import gconv
+    from nni_gconv.pruning import group_counts
 
-    measured = gconv.slower_than_dense
+    measured = group_counts.slower_than_dense
 
     def judge(limit):
         monkeypatch.setattr(
-            gconv, "slower_than_dense",
+            group_counts, "slower_than_dense",
             lambda *args, **options: measured(*args, **options, limit=limit, min_seconds=0.0),
         )  # fmt: skip
 

@@ -238,6 +238,7 @@ class TestGains:
             ({"normalization": "dvi"}, "unknown normalization 'dvi'; did you mean 'div'"),
             ({"score": "fold"}, "unknown score 'fold'; did you mean 'folded'"),
             ({"ramp": 0}, "ramp: 0 is not allowed"),
+            ({"ramp": "a"}, "ramp: 'a' is not allowed"),
             ({"budget": {"macs": 0.001}}, "macs of 0.001 of dense"),
         ],
     )

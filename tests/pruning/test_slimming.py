@@ -10,6 +10,7 @@ from pruning_nets import conv, loop_evaluator, mobile_net, plain_net, randomised
 from torch import nn
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.profiling import count
 from nni_gconv.pruning.slimming import SlimmingPruner
 from nni_gconv.speedup.model_speedup import ModelSpeedup
 from nni_gconv.training.zoo import create_model
@@ -383,3 +384,26 @@ def test_several_passes(tmp_path):
 def test_mistakes(options, said):
     with pytest.raises(ConfigError, match=said):
         cut(chain(*SCALES), [{**CONVS[0], "sparse_ratio": 0.5}], **options)
+
+
+@pytest.mark.parametrize(
+    ("widths", "params", "macs"),
+    [
+        ([20, 61, 109, 128, 231, 192, 116, 77, *[26] * 5], 1_188_861, 116.41),
+        ([26, 61, 116, 128, 244, 256, 231, 282, 103, 77, 77, 77, 128], 2_708_985, 169.37),
+    ],
+)
+def test_the_published_widths_of_vgg16_have_the_published_size(widths, params, macs):
+    net, image = create_model("vgg16"), torch.zeros(1, 3, 32, 32)
+    assert count(net, image).macs / 1e6 == pytest.approx(313.20, abs=5e-3)
+    convs = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    config = [
+        {"op_names": [name], "sparse_ratio": 1.0, "min_channels": width}
+        for name, width in zip(convs, widths, strict=True)
+    ]
+    pruner = SlimmingPruner(net, config, dummy_input=image)
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+    found = count(ModelSpeedup(net, image, masks, verify=False).speedup_model(), image)
+    assert found.params == params
+    assert found.macs / 1e6 == pytest.approx(macs, abs=5e-3)

@@ -329,6 +329,21 @@ def test_masked_weights_and_their_momentum_are_cleared():
         assert seen[name][~gone].any()
 
 
+def test_an_evaluator_of_another_model_is_refused():
+    """It would train the other one, and prune this one as it was."""
+    pruner = Watched(net(), HALF, torch_evaluator(net()))
+    with pytest.raises(ConfigError, match="its optimizer has none of this model's parameters"):
+        pruner.compress(max_steps=1)
+
+
+@pytest.mark.parametrize("duration", [{"max_epochs": "a"}, {"max_steps": 1.5}, {"max_epochs": -1}])
+def test_a_duration_is_a_whole_number(duration):
+    model = net()
+    pruner = Watched(model, HALF, torch_evaluator(model))
+    with pytest.raises(ConfigError, match=r"compress: max_.*: .* is not a whole number from 0"):
+        pruner.compress(**duration)
+
+
 def test_without_a_training_there_is_no_optimizer():
     pruner = Watched(net(), HALF, dummy_input=torch.zeros(1, 1, 8, 8))
     with pytest.raises(ConfigError, match="no optimizer before the training begins"):

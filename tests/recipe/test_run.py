@@ -65,6 +65,18 @@ def finish(process):
     return process.returncode, said
 
 
+def events(folder):
+    """Tag and step of all that TensorBoard's files of a trial hold, what stands twice twice."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    return sorted(
+        (value.tag, event.step)
+        for file in (folder / "tensorboard").iterdir()
+        for event in LegacyEventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    )
+
+
 def times(folder):
     return {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.suffix == ".safetensors"}
 
@@ -159,6 +171,10 @@ def test_a_killed_trial_goes_on_and_ends_the_same(done, tmp_path):
         theirs = load_file(folder / f"{name}.safetensors")
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    found = events(cut)
+    assert found == events(folder)
+    assert len(set(found)) == len(found)  # nothing stands twice
+    assert {("train/gamma/bn1", 1), ("finetune/filters/conv1", 2)} <= set(found)
 
 
 def test_a_folder_of_another_recipe_is_refused(done):
@@ -303,6 +319,10 @@ def test_a_small_model_is_pruned_further(tmp_path):
     plan = read_plan(tmp_path / "groups" / "compact.safetensors")["plan"]
     groups = {layer["attrs"].get("groups") for layer in plan["modules"].values()}
     assert groups >= {1, 2}
+    drawn = [tag for tag, _ in events(tmp_path / "groups") if tag.startswith("prune/kernel_norms/")]
+    assert len(drawn) == sum(
+        layer["attrs"].get("groups") == 2 for layer in plan["modules"].values()
+    )
 
 
 def test_a_pruner_of_nni_scores_while_it_trains(tmp_path):

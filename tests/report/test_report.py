@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.report import (
@@ -148,6 +149,16 @@ def test_every_status_has_its_word(experiment):
     assert "result.json" in rows["v"].error
     experiment.end()
     assert {row.trial: row.status for row in collect(experiment.folder)}["r"] == "stopped"
+
+
+def test_a_trial_whose_manager_was_killed_with_it_is_not_running(experiment):
+    place = experiment.trial("a", "RUNNING")
+    other = experiment.trial("b", "RUNNING")
+    with FileLock(place / ".lock"), FileLock(other / ".lock"):
+        assert [row.status for row in collect(experiment.folder)] == ["running", "running"]
+    (other / ".lock").unlink(missing_ok=True)  # not ours, or not begun: nothing is known
+    (place / ".lock").touch()
+    assert [row.status for row in collect(experiment.folder)] == ["stopped", "running"]
 
 
 def test_swapped_parameters_are_put_right(experiment):

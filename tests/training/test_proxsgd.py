@@ -412,10 +412,19 @@ class TestOptimizer:
             ({"mu": math.nan}, "mu: nan"),
             ({"weight_decay": 1e-4}, "weight_decay: ProxSGD has none"),
             ({"mu": 0.1, "lr": 1.5}, r"lr: 1\.5 steps beyond the proximal point"),
+            ({"lr": "fast"}, r"lr: 'fast' is not allowed \(a number from 0\)"),
+            ({"momentum": None}, "momentum: None is not allowed"),
+            ({"adaptive": "no"}, r"adaptive: 'no' is not allowed \(True or False\)"),
+            ({"exact_zeros": 1}, "exact_zeros: 1 is not allowed"),
+            ({"mu": "0.1"}, r"mu: '0\.1' is not allowed"),
+            ({"mu": True}, "mu: True is not allowed"),
+            ({"filter_dim": "a"}, "filter_dim: 'a' is not allowed"),
+            ({"filter_dim": 1}, r"filter_dim: 1 is no dimension of a parameter of shape \(1,\)"),
         ],
     )
     def test_what_is_out_of_range_is_said(self, options, said):
-        own = {k: options.pop(k) for k in ("mu", "weight_decay") if k in options}
+        options = dict(options)
+        own = {k: options.pop(k) for k in ("mu", "weight_decay", "filter_dim") if k in options}
         with pytest.raises(ConfigError, match=said):
             ProxSGD([{"params": [parameter([1.0]), parameter([2.0])], **own}], **options)
 

@@ -1,0 +1,65 @@
+"""Curves that several trials measured, joined."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nni_gconv.analysis.curves import Curve, Point, Score, Sensitivity, Together
+from nni_gconv.analysis.joined import join_curves
+from nni_gconv.cli import main
+from nni_gconv.errors import CheckpointError, ConfigError
+
+
+def trial(folder, layer, accuracies, criterion="l1"):
+    points = tuple(Point(a, 1 - a, i / 4, i) for i, a in enumerate(accuracies))
+    found = Sensitivity(
+        criterion,
+        Score(accuracies[0], 0.1),
+        (Curve((layer,), 8, points),),
+        Together(0.9, 0.1, 0.01, 0.9, 0.9),
+        prune={"method": "fpgm"},
+    )
+    found.save(folder / "sensitivity" / criterion)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    for name, layer, accuracies in [
+        ("aaaaa", "first", [0.9, 0.9, 0.5]),
+        ("bbbbb", "second", [0.9, 0.89, 0.89]),
+    ]:
+        trial(tmp_path / "environments/local-env/trials" / name, layer, accuracies)
+    (tmp_path / "db").mkdir()
+    return tmp_path
+
+
+def test_curves_of_all_trials_are_one_picture(experiment, capsys):
+    found, files = join_curves(experiment, tolerance=0.02)
+    assert [curve.layers for curve in found.curves] == [("first",), ("second",)]
+    assert found.ratios(0.02) == {"first": 0.25, "second": 0.5}
+    assert found.dense.accuracy == 0.9
+    assert [file.name for file in files] == ["curves.csv", "curves.png", "prune.yml"]
+    assert files[0].parent == experiment / "report"
+    with pytest.raises(SystemExit) as caught:
+        main(["sensitivity", str(experiment), "--json", "--output", str(experiment / "x")])
+    assert caught.value.code == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [s["layers"] for s in printed["sets"]] == [["first"], ["second"]]
+    assert (experiment / "x" / "curves.png").is_file()
+
+
+def test_what_cannot_be_joined_is_said(experiment, tmp_path):
+    damaged = experiment / "environments/local-env/trials/aaaaa/sensitivity/l1/curves.csv"
+    text = damaged.read_text()
+    damaged.write_text(text.replace("0.25", "quarter"))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        join_curves(experiment)
+    damaged.write_text(text)
+    trial(experiment / "environments/local-env/trials/ccccc", "third", [0.9], "fpgm")
+    with pytest.raises(ConfigError, match="several criteria cannot be joined: fpgm, l1"):
+        join_curves(experiment)
+    (tmp_path / "empty" / "db").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no trial has"):
+        join_curves(tmp_path / "empty")

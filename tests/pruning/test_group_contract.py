@@ -1,0 +1,240 @@
+"""What both group pruners promise beside what the channel pruners do; see pruner_cases.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from nni.compression.pruning import AGPPruner, LinearPruner
+from pruner_cases import GROUP_PRUNERS
+from pruning_nets import GroupBlock, conv, loop_evaluator, mobile_net, plain_net, randomised
+from torch import nn
+
+from nni_gconv.errors import BudgetError, ConfigError
+from nni_gconv.profiling import count
+from nni_gconv.pruning.fpgm import FPGMPruner
+from nni_gconv.pruning.shuffle import ShufflePruner
+from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.training.zoo import create_model
+
+HERE = Path(__file__).parent
+CONVS = [{"op_types": ["Conv2d"]}]
+TWO = [{"op_types": ["Conv2d"], "num_groups": 2}]
+SMALL = torch.zeros(1, 3, 8, 8)
+DIGIT = torch.zeros(1, 1, 8, 8)
+
+
+@pytest.fixture(params=["gconv", "shuffle"])
+def make(request):
+    """The class of a pruner."""
+    return GROUP_PRUNERS[request.param]
+
+
+def seeded(build, seed=0):
+    torch.manual_seed(seed)
+    return build()
+
+
+def chain():
+    return seeded(
+        lambda: nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 16), nn.ReLU())
+    )
+
+
+def groups_of(model):
+    return [m.groups for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+def assert_small_equals_masked(net, pruner, masks, example):
+    x = torch.randn(
+        2, *example.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    net.double().eval()
+    with torch.no_grad():
+        masked = net(x)
+        pruner.unwrap_model()
+        dense = net(x)
+        speedup = ModelSpeedup(net, x, masks)
+        small = speedup.speedup_model()
+        assert torch.allclose(small(x), masked, rtol=1e-9, atol=1e-11)
+        assert not torch.allclose(masked, dense, rtol=1e-2)
+    assert speedup.report().notes == ()
+    return small
+
+
+class TestIdiom:
+    def test_masks_have_the_format_of_nni(self, make):
+        net = chain()
+        pruner = make(net, TWO, dummy_input=SMALL)
+        returned, masks = pruner.compress()
+        assert returned is net
+        assert set(masks) == {"2", "4"} == set(pruner.get_masks())
+        for name, targets in masks.items():
+            mask = targets["weight"]
+            assert mask.shape == pruner._target_spaces[name]["weight"].target.shape
+            assert set(mask.unique().tolist()) == {0.0, 1.0}
+            assert float(mask.mean()) == 0.5
+
+    def test_unwrap_gives_the_model_back(self, make):
+        net = chain()
+        before = copy.deepcopy(net.state_dict())
+        pruner = make(net, TWO, dummy_input=SMALL)
+        pruner.compress()
+        pruner.unwrap_model()
+        assert list(net.state_dict()) == list(before)
+        assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
+
+    def test_from_compressor_adds_layers(self, make):
+        net = chain()
+        first = make(net, [{"op_names": ["2"], "num_groups": 2}], dummy_input=SMALL)
+        first.compress()
+        config = [{"op_names": ["4"], "num_groups": 4}]
+        second = make.from_compressor(first, config, dummy_input=SMALL)
+        masks = second.compress()[1]
+        assert groups_of(assert_small_equals_masked(net, second, masks, SMALL)) == [1, 2, 4]
+
+    def test_from_compressor_refuses_layers_that_are_masked_already(self, make):
+        first = make(chain(), TWO, dummy_input=SMALL)
+        with pytest.raises(ConfigError, match="from_compressor: 4 is masked by the earlier pruner"):
+            make.from_compressor(first, [{"op_names": ["4"], "num_groups": 4}], dummy_input=SMALL)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_channels_pruned_before_are_left_out_of_groups(self, make, seed):
+        torch.manual_seed(seed)
+        net = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 16), nn.ReLU())
+        first = FPGMPruner(net, [{"op_names": ["0"], "sparse_ratio": 0.5}], dummy_input=SMALL)
+        first.compress()
+        config = [{"op_names": ["2", "4"], "num_groups": 2}]
+        if make is ShufflePruner:
+            with pytest.raises(ConfigError, match=r"from_compressor: .* silences channels of 2;"):
+                make.from_compressor(first, config, dummy_input=SMALL)
+            return
+        second = make.from_compressor(first, config, dummy_input=SMALL)
+        small = assert_small_equals_masked(net, second, second.compress()[1], SMALL)
+        assert [small[0].out_channels, *groups_of(small)] == [4, 1, 2, 2]
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_groups_made_before_stay_equally_wide(self, make, seed):
+        torch.manual_seed(seed)
+        net = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 16), nn.ReLU())
+        first = make(net, [{"op_names": ["4"], "num_groups": 2}], dummy_input=SMALL)
+        first.compress()
+        config = [{"op_names": ["2"], "sparse_ratio": 0.5}]
+        second = FPGMPruner.from_compressor(first, config, dummy_input=SMALL)
+        small = assert_small_equals_masked(net, second, second.compress()[1], SMALL)
+        assert [small[2].out_channels, *groups_of(small)] == [4, 1, 1, 2]
+
+    def test_a_wrapped_model_is_refused(self, make):
+        net = chain()
+        make(net, TWO, dummy_input=SMALL)
+        with pytest.raises(ConfigError, match="the model is wrapped by another pruner"):
+            make(net, TWO, dummy_input=SMALL)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("config", "options", "said"),
+        [
+            ([{"op_types": ["Conv2"], "num_groups": 2}], {}, "'Conv2' matches no module type"),
+            ([{"op_names": ["2"], "num_groups": 0}], {}, "num_groups"),
+            ([{"op_names": ["2"], "num_group": 2}], {}, "num_groups"),
+            ([{"op_names": ["0"], "num_groups": 2}], {}, "its 3 input channels are the colours"),
+            (CONVS, {}, "neither num_groups nor max_group_size"),
+            (CONVS, {"budget": {"flops": 0.5}}, "budget: unknown measure 'flops'"),
+            (CONVS, {"budget": {"macs": -1}}, "budget.macs: -1 is not a positive number"),
+            (CONVS, {"budget": {"macs": 0.5}, "sharing": "stream"}, "streams"),
+        ],
+    )
+    def test_a_mistake_is_one_line_and_leaves_the_model_unwrapped(
+        self, make, config, options, said
+    ):
+        net = chain()
+        with pytest.raises(ConfigError, match=said) as caught:
+            make(net, config, dummy_input=SMALL, **options)
+        assert "\n" not in str(caught.value)
+        assert not any("_nni" in name for name in net.state_dict())
+
+    def test_training_without_an_evaluator(self, make):
+        with pytest.raises(ConfigError, match="need an evaluator="):
+            make(chain(), TWO, dummy_input=SMALL).compress(max_epochs=1)
+
+
+@pytest.mark.parametrize("build", [plain_net, mobile_net, GroupBlock, chain])
+def test_the_masked_network_is_the_small_one(make, build):
+    net = randomised(seeded(build))
+    pruner = make(net, TWO, dummy_input=SMALL)
+    small = assert_small_equals_masked(net, pruner, pruner.compress()[1], SMALL)
+    assert max(groups_of(small)) > 1
+
+
+class TestBudget:
+    @pytest.mark.parametrize("budget", [{"params": 0.4}, {"macs": 0.6, "params": 0.5}])
+    def test_it_is_met_within_one_percent(self, make, budget):
+        net = seeded(lambda: create_model("resnet20", in_channels=1, width=0.5), 2)
+        before = count(net, DIGIT)
+        pruner = make(net, CONVS, dummy_input=DIGIT, budget=budget)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        after = count(ModelSpeedup(net, DIGIT, masks, verify=False).speedup_model(), DIGIT)
+        left = {m: getattr(after, m) / getattr(before, m) / share for m, share in budget.items()}
+        assert 0.99 <= max(left.values()) <= 1
+
+    def test_what_cannot_be_reached_is_said_with_what_can(self, make):
+        said = r"budget: macs of 0.010 of dense \([\d,]+\) cannot be reached; .* reach 0\.\d+"
+        with pytest.raises(BudgetError, match=said):
+            make(chain(), CONVS, dummy_input=SMALL, budget={"macs": 0.01})
+
+
+@pytest.mark.parametrize("schedule", [LinearPruner, AGPPruner])
+def test_the_schedules_of_nni_drive_it_to_its_goal(make, tmp_path, schedule):
+    net = seeded(lambda: GroupBlock(channels=1))
+    dense = count(net, DIGIT).macs
+    inner = make(net, CONVS, loop_evaluator(net, tmp_path), budget={"macs": 0.8})
+    seen = []
+    generate = inner.generate_masks
+
+    def watched():
+        made = generate()
+        seen.append(dict(inner.groups))
+        return made
+
+    inner.generate_masks = watched
+    pruner = schedule(inner, interval_steps=1, total_times=4)
+    _, masks = pruner.compress(max_steps=5, max_epochs=None)
+    pruner.unwrap_model()
+    small = ModelSpeedup(net, DIGIT, masks).speedup_model()
+    assert count(small, DIGIT).macs <= 0.8 * dense
+    assert seen
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_masks_of_one(tmp_path):
+    """With batch norm on running statistics, so that two halves of a batch are the batch."""
+    found = {}
+    for processes in (1, 2):
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = server.getsockname()[1]
+        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        torchrun += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+        script = [str(HERE / "group_process.py"), str(tmp_path / str(processes))]
+        done = subprocess.run(
+            [sys.executable, *(torchrun if processes > 1 else []), *script],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[processes] = [
+            json.loads((tmp_path / str(processes) / f"masks-{rank}.json").read_text())
+            for rank in range(processes)
+        ]
+    assert sorted(found[1][0]) == sorted(GROUP_PRUNERS)
+    assert found[2][0] == found[2][1]
+    assert found[2][0] == found[1][0]
