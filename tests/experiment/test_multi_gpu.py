@@ -105,10 +105,11 @@ def test_more_gpus_a_trial_are_as_many_processes(gpu_workshop):
 def test_no_gpu_is_said_at_once_and_the_trial_goes_on(gpu_workshop):
     workshop = gpu_workshop(None)
     shutil.copy(experiment_file("multi-gpu", "recipe.yml"), workshop.folder)
-    refused = workshop.run("run", "recipe.yml", "--gpus", "2", "-o", "device=cuda")
+    refused = workshop.run("run", "recipe.yml", "--gpus", "2", "-o", "device=cuda", timeout=300)
     assert refused.code == 2
     assert "no NVIDIA driver" in refused.err
     command = "nni-gconv run recipe.yml"
-    checked = workshop.run("create", "--check", str(workshop.write(trialCommand=command)))
+    file = workshop.write(trialCommand=command)
+    checked = workshop.run("create", "--check", str(file), timeout=300)
     assert checked.code == 0
     assert "no GPU on this machine (no NVIDIA driver" in checked.err

@@ -320,13 +320,13 @@ def test_doctor_prints_json_and_fails_where_something_is_wrong(check, home):
     workshop = Workshop(home / "workshop")
     shutil.copytree(home / ".ssh", workshop.home / ".ssh")
     file, _ = check({"pythonPath": "/etc"})
-    finished = workshop.run("doctor", str(file), "--json")
+    finished = workshop.run("doctor", str(file), "--json", timeout=_SECONDS)
     assert finished.code == 2
     (row,) = [row for row in json.loads(finished.out) if row["level"] == "error"]
     assert "there is no python in /etc" in row["text"]
     line = file.read_text().splitlines()[row["line"] - 1]
     assert "pythonPath: /etc" in line
-    refused = workshop.run("create", str(file))
+    refused = workshop.run("create", str(file), timeout=_SECONDS)
     assert refused.code == 2
     assert f"experiment.yml:{row['line']}: " in refused.err
     assert refused.err.count("\n") == 1
@@ -386,7 +386,7 @@ def test_nothing_is_left_running_on_the_machines(done):
 def test_what_came_home_can_be_fetched_again_at_no_cost(done):
     workshop, _ = done
     (experiment,) = workshop.experiments
-    again = workshop.run("fetch", experiment.name, "--json")
+    again = workshop.run("fetch", experiment.name, "--json", timeout=_SECONDS)
     assert again.code == 0, again.err
     assert json.loads(again.out)["files"] == 0
     assert len(json.loads(again.out)["trials"]) == 4
@@ -478,7 +478,7 @@ def test_hybrid_runs_here_and_there_and_the_agent_opens_the_key(far, machines, a
             {"platform": "remote", "machineList": [entry]},
         ],
     )
-    finished = far.run("create", str(file), "--json", timeout=300)
+    finished = far.run("create", str(file), "--json", timeout=600)
     assert finished.code == 0, finished.err
     rows = json.loads(finished.out)
     assert sorted(row["parameters"]["x"] for row in rows) == [1, 2, 3]
