@@ -167,6 +167,8 @@ class _Watcher:
     def machines_gone(self) -> Outcome | None:
         # NNI would look for a machine for ever; one that is back within that time is found again.
         links = self.experiment.links
+        if not links.machines:
+            return None
         here = any(one.platform == "local" for one in services_of(self.experiment.plan.config))
         if here or self.status == "DONE" or links.all_lost_for < _MACHINES_SECONDS:
             return None
