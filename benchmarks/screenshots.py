@@ -33,7 +33,9 @@ def web_ui(ui: WebUI, images: Path) -> None:
         ["Trial No.", "Duration", "prune.method (space)", "prune.budget.macs (space)"]
         + [f"{name} (metric)" for name in COLUMNS]
     )
+    ui.driver.set_window_size(1900, 1600)  # all columns and rows
     ui.shot(images / "webui-trials.png", element="//*[@id='tableList']")
+    ui.driver.set_window_size(1500, 1000)
     ui.tab("Hyper-parameter")
     ui.axes()
     ui.shot(images / "webui-hyper-parameters.png", height=590)
@@ -44,7 +46,7 @@ def web_ui(ui: WebUI, images: Path) -> None:
     ui.close_dialog()
     board = ui.tensorboard([k for k, name in trials.items() if name in ("slimming", "shuffle")])
     for view, tag, wanted, name in (
-        ("scalars", "val_accuracy|loss", "finetune/val_accuracy", "scalars"),
+        ("scalars", "/(val_accuracy|loss|sparsity)$", "finetune/val_accuracy", "scalars"),
         ("histograms", "sparsify/gamma/layer2", "sparsify/gamma/layer2", "histograms"),
         ("images", "kernel_norms/layer3", "prune/kernel_norms/layer3", "blocks"),
     ):

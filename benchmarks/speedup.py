@@ -36,7 +36,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from speedup_models import COMPARED, build, difference, half_masks, leaves, mask, model_names
+from speedup_models import (
+    COMPARED,
+    build,
+    difference,
+    enliven,
+    half_masks,
+    leaves,
+    mask,
+    model_names,
+)
 
 #: Above so many parameters NNI, which keeps several copies and masks of each, is not started.
 NNI_PARAMS = 150e6
@@ -147,6 +156,7 @@ def child(name: str, tools: list[str], limit: float) -> None:
     torch.set_num_threads(1)
     model, dummy = build(name)
     masks = half_masks(model, dummy)
+    enliven(model, dummy, masks)
     calls = {
         "ours": lambda: ours(model, dummy, masks),
         "torch_pruning": lambda: torch_pruning(model, dummy),

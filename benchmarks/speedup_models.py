@@ -79,15 +79,8 @@ def randomise(model: Any, dummy: Any) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-
-    def calibrate(norm: Any, given: tuple[Any, ...]) -> None:
-        dims = [d for d in range(given[0].dim()) if d != 1]
-        norm.running_mean.copy_(given[0].mean(dims))
-        norm.running_var.copy_(given[0].var(dims, unbiased=False).clamp_min(1e-2))
-
-    norms = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
     with torch.no_grad():
-        for norm in norms:
+        for norm in norms(model):
             norm.weight.uniform_(0.7, 1.3, generator=generator)
             norm.bias.uniform_(-0.3, 0.5, generator=generator)
         for name, parameter in model.named_parameters():
@@ -95,10 +88,49 @@ def randomise(model: Any, dummy: Any) -> None:
                 parameter.fill_(0.5)
             elif parameter.dim() > 1 and not bool(parameter.any()):
                 parameter.normal_(std=0.05, generator=generator)
-        handles = [norm.register_forward_pre_hook(calibrate) for norm in norms]
+    calibrate(model, dummy, generator)
+
+
+def norms(model: Any) -> list[Any]:
+    """List the norms that have running statistics."""
+    return [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
+
+
+def calibrate(model: Any, dummy: Any, generator: Any) -> None:
+    """Set the statistics of norms to those of their inputs, from the first layer on."""
+    import torch
+
+    def measure(norm: Any, given: tuple[Any, ...]) -> None:
+        dims = [d for d in range(given[0].dim()) if d != 1]
+        norm.running_mean.copy_(given[0].mean(dims))
+        norm.running_var.copy_(given[0].var(dims, unbiased=False).clamp_min(1e-2))
+
+    handles = [norm.register_forward_pre_hook(measure) for norm in norms(model)]
+    with torch.no_grad():
         model(torch.randn(2, *dummy.shape[1:], generator=generator))
-        for handle in handles:
-            handle.remove()
+    for handle in handles:
+        handle.remove()
+
+
+def enliven(model: Any, dummy: Any, masks: dict[str, dict[str, Any]]) -> None:
+    """Give norms the statistics of the masked network where its signals fade otherwise.
+
+    In deep networks with gates, as EfficientNets are, half of the channels leave so little that
+    the outputs would not depend on the input.
+    """
+    import copy
+
+    import torch
+
+    masked = mask(copy.deepcopy(model), masks)
+    with torch.no_grad():
+        pairs = zip(leaves(masked(dummy)), leaves(masked(-dummy)), strict=True)
+        if max(relative(a, b) for a, b in pairs) > 1e-2:
+            return
+    calibrate(masked, dummy, torch.Generator().manual_seed(0))
+    for norm, other in zip(norms(model), norms(masked), strict=True):
+        norm.running_mean.copy_(other.running_mean)
+        norm.running_var.copy_(other.running_var)
 
 
 def half_masks(model: Any, dummy: Any) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+LARGEST = 190_000  # bytes of a picture with all its colours
 SECONDS = 120  # to wait for what a page shows
 
 _OPTIONS = (
@@ -52,6 +53,7 @@ def browser(profile: Path, width: int = 1280, height: int = 1000) -> Iterator[we
     options.binary_location = next(filter(None, map(shutil.which, names)))
     # Both named: else selenium looks for downloads.
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    driver.set_script_timeout(SECONDS)
     try:
         yield driver
     finally:
@@ -115,7 +117,9 @@ class Page:
         if height is not None:
             image = image.crop((0, 0, image.width, min(height, image.height)))
         file.parent.mkdir(parents=True, exist_ok=True)
-        image.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+        image.save(file, optimize=True)
+        if file.stat().st_size > LARGEST:
+            image.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
         return file
 
 

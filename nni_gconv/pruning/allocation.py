@@ -184,7 +184,9 @@ def fit_budget(
     Sets without a global group lose equal shares; sets of one group are ranked by score. After the
     limit is met, single steps are put back wherever they still fit. Where steps are so large that
     more than 1 % of the limit is left, a few steps of some sets are exchanged for steps of others,
-    see :func:`~nni_gconv.pruning.near_limit.nearest_choice`.
+    see :func:`~nni_gconv.pruning.near_limit.nearest_choice`: steps from half to twice the score of
+    the last that had to go, so that nothing dead returns for something strong; of sets without a
+    group any steps if that is not enough, since their scores do not compare.
 
     Parameters
     ----------
@@ -217,10 +219,12 @@ def fit_budget(
         fits = cost(_prefix(floor, queue, middle)) <= limit
         low, high = (low, middle) if fits else (middle, high)
     taken = _put_back(_prefix(floor, queue, high), floor, queue[:high], cost, limit)
-    if cost(taken) < CLOSE * limit:
+    for free in (False, True):
+        if cost(taken) >= CLOSE * limit:
+            break
+        least, most = _movable(requests, floor, taken, queue, high, free=free)
         order = {(i, k): place for place, (_, i, k) in enumerate(queue)}
-        most = [r.most() for r in requests]
-        taken = nearest_choice(taken, most, cost, limit, least=floor, order=order)
+        taken = nearest_choice(taken, most, cost, limit, least=least, order=order)
         taken = _put_back(taken, floor, queue, cost, limit)
     return taken
 
@@ -310,6 +314,28 @@ def _priorities(requests: Sequence[Request], floor: list[int]) -> list[tuple[flo
                 )
             queue.append((highest, i, k))
     return sorted(queue)
+
+
+def _movable(
+    requests: Sequence[Request],
+    floor: list[int],
+    taken: list[int],
+    queue: list[tuple[float, int, int]],
+    length: int,
+    *,
+    free: bool,
+) -> tuple[list[int], list[int]]:
+    """Fewest and most steps that exchanges may leave taken from each set."""
+    border = queue[length - 1][0]
+    least, most = list(floor), list(floor)
+    for value, i, k in queue:
+        least[i] = k + 1 if value < border / 2 else least[i]
+        most[i] = k + 1 if value <= 2 * border else most[i]
+    for i, request in enumerate(requests):
+        if free and request.group is None:
+            least[i], most[i] = floor[i], request.most()
+        least[i], most[i] = min(least[i], taken[i]), max(most[i], taken[i])
+    return least, most
 
 
 def _put_back(

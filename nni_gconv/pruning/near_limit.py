@@ -27,7 +27,7 @@ def nearest_choice(
     *,
     least: Sequence[int] | None = None,
     order: Mapping[tuple[int, int], int] | None = None,
-    calls: int = 3000,
+    calls: int = 2000,
 ) -> list[int]:
     """Find the choice within a limit that is close to it and moves the fewest steps.
 
@@ -46,7 +46,7 @@ def nearest_choice(
     order : mapping, optional
         ``(set, step)`` -> place in the order in which steps should go. Of equally many moves those
         are made that take early steps and put back late ones.
-    calls : int, default 3000
+    calls : int, default 2000
         Costs that are looked at, at most.
 
     Returns

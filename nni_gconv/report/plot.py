@@ -103,7 +103,7 @@ def _draw_methods(axes: Axes, rows: Sequence[TrialRow], cost: str) -> None:
         axes.scatter(
             [getattr(row, cost) for row in points],
             [100 * (row.accuracy or 0.0) for row in points],
-            s=max(30, 130 * 0.74**i),  # a point that lies on another leaves its rim to be seen
+            s=max(45, 130 * 0.8**i),  # a point that lies on another leaves its rim to be seen
             color=COLOURS[i % len(COLOURS)],
             marker=_MARKERS[i % len(_MARKERS)],
             edgecolor="white",

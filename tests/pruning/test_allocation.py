@@ -191,7 +191,7 @@ def test_a_budget_against_brute_force(shapes, share, ranked, data):
     else:
         assert cost([0] * len(requests)) <= limit
     # And where any choice at all is within 1 % of the limit, so is this one.
-    if max(cost(c) for c in feasible) >= 0.99 * limit:
+    if not ranked and max(cost(c) for c in feasible) >= 0.99 * limit:
         assert cost(taken) >= 0.99 * limit
 
 
@@ -200,10 +200,7 @@ def test_no_choice_is_close_where_a_budget_is_not():
     rng = np.random.default_rng(0)
     reachable = 0
     for _ in range(150):
-        requests = [
-            request(rng.random(8 * n), round_to=8, group=None if rng.random() < 0.5 else 0)
-            for n in rng.integers(1, 6, size=4)
-        ]
+        requests = [request(rng.random(8 * n), round_to=8) for n in rng.integers(1, 6, size=4)]
         worth = [np.sort(rng.integers(5, 60, size=5)) for _ in requests]
 
         def cost(steps, worth=worth):
@@ -246,6 +243,18 @@ def test_of_the_exchanges_the_one_that_hurts_scores_least_is_made():
         assert fit_budget([big, *others], cost, 70.5) == expected
 
 
+def test_nothing_dead_returns_for_something_strong():
+    # Only the strong one's step would come close to the limit; it is not what the scores say.
+    dead, strong = request([0.0, 9.0], group=0), request([8.0, 9.0], group=0)
+
+    def cost(steps):
+        return 100 - 40 * steps[0] - 30 * steps[1]
+
+    assert fit_budget([dead, strong], cost, 70.0) == [1, 0]
+    alone = [request(r.scores) for r in (dead, strong)]
+    assert fit_budget(alone, cost, 70.0) == [0, 1]
+
+
 def test_a_search_for_the_nearest_ends_where_nothing_is_near():
     calls = []
 
@@ -255,7 +264,7 @@ def test_a_search_for_the_nearest_ends_where_nothing_is_near():
 
     requests = [request(np.arange(9), round_to=4) for _ in range(40)]
     assert sum(fit_budget(requests, cost, 929.0)) == 3  # 910: nothing lies from 920 to 929
-    assert len(calls) < 3200
+    assert len(calls) < 4200
 
 
 def test_sets_without_a_group_lose_equal_shares():

@@ -429,7 +429,7 @@ def test_a_grouped_copy_computes_in_groups(gathers):
 
 
 @pytest.mark.parametrize(
-    "name", ["group_requests", "group_solve", "group_tables",
+    "name", ["group_counts", "group_requests", "group_solve", "group_tables",
              "group_search", "group_budget", "group_latency", "integer_program"],
 )  # fmt: skip
 def test_examples(name):

@@ -88,7 +88,7 @@ class TestThresholds:
             config = [{**CONVS[0], **({"global_group_id": group} if group else {})}]
             masks = cut(chain(strong, weak), config, budget={"params": 0.5})
             left[group] = [bits(masks, name).count("1") for name in ("1", "4")]
-        assert abs(left[None][0] - left[None][1]) <= 1
+        assert abs(left[None][0] - left[None][1]) <= 2  # to end within 1 % of the budget
         assert left["all"][0] == 8
         assert left["all"][1] < left[None][1]
 
