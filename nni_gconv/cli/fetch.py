@@ -33,7 +33,7 @@ def fetch(
     """
     from nni_gconv.errors import ConfigError
     from nni_gconv.experiment.database import read_config
-    from nni_gconv.experiment.resume import find_experiment
+    from nni_gconv.experiment.locate import find_experiment
     from nni_gconv.remote import FetchReport, RemoteError, connect, fetch_machine, machines_of
 
     folder = find_experiment(experiment)

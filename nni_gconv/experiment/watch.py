@@ -27,6 +27,7 @@ __all__ = ["Ending", "Outcome", "watch"]
 _SILENCE = 60.0  # seconds without an answer of a living manager until it counts as gone
 _SETTLE = 2.0  # seconds that TUNER_NO_MORE_TRIAL must hold with every trial ended
 _MACHINES_SECONDS = 180.0  # without a single machine elsewhere until the experiment is over
+_NOTICE_SECONDS = 60.0  # from a trial's end within which a loss of its machine explains it
 _TAIL_LINES = 6
 
 
@@ -94,6 +95,8 @@ class _Watcher:
         self.errors: list[str] = []
         self.trials: list[TrialState] = []
         self.failures: dict[str, str] = {}
+        self.lost: dict[str, str] = {}
+        self.killed_since: dict[str, float] = {}
         self.last_answer = time.monotonic()
         self.all_ended_since: float | None = None
 
@@ -115,6 +118,7 @@ class _Watcher:
         for trial in self.trials:
             if trial.failed and trial.id not in self.failures:
                 self.failures[trial.id] = failure_words(self.experiment, trial)
+        self.note_lost()
         if self.listener is not None:
             self.listener(self.status, self.trials)
         return self.tuner_dead() or self.machines_gone() or self.hopeless() or self.by_status()
@@ -163,6 +167,8 @@ class _Watcher:
     def machines_gone(self) -> Outcome | None:
         # NNI would look for a machine for ever; one that is back within that time is found again.
         links = self.experiment.links
+        if not links.machines:
+            return None
         here = any(one.platform == "local" for one in services_of(self.experiment.plan.config))
         if here or self.status == "DONE" or links.all_lost_for < _MACHINES_SECONDS:
             return None
@@ -224,26 +230,31 @@ class _Watcher:
         return self.end(Ending.SUCCESS, ", ".join(words))
 
     def end(self, ending: Ending, message: str) -> Outcome:
+        self.note_lost()
         return Outcome(
             ending,
             message,
             self.experiment.id,
             self.experiment.folder,
             tuple(self.trials),
-            self.failures | self.lost_with_machine(),
+            self.failures | self.lost,
         )
 
-    def lost_with_machine(self) -> dict[str, str]:
-        """Return words on the trials that went with their machine: by what to run them again."""
-        words = {}
+    def note_lost(self) -> None:
+        """Note the trials that went with their machine, and by what to run them again.
+
+        The machine may answer again later; and NNI may notice before our own watch on it does.
+        """
         for trial in self.trials:
-            lost = self.experiment.links.lost_host(trial.host) if trial.failed else None
-            if lost is not None and trial.status == "KILLED":
-                words[trial.id] = (
-                    f"{lost} was lost while it ran there; its parameters were "
+            if trial.status != "KILLED" or not trial.host or trial.id in self.lost:
+                continue
+            since = self.killed_since.setdefault(trial.id, time.monotonic())
+            label = self.experiment.links.lost_host(trial.host)
+            if label is not None and time.monotonic() - since < _NOTICE_SECONDS:
+                self.lost[trial.id] = (
+                    f"{label} was lost while it ran there; its parameters were "
                     f"{json.dumps(trial.parameters)}"
                 )
-        return words
 
 
 def watch(

@@ -1,7 +1,8 @@
 """The watcher against a manager that says what a test tells it to."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from nni_gconv.experiment import watch as module
 from nni_gconv.experiment.manager import ManagerError, TrialState, parse_trial
 from nni_gconv.experiment.progress import summary
 from nni_gconv.experiment.watch import Ending, watch
+from nni_gconv.remote import Machine, MachineLinks
 
 
 class Process:
@@ -52,6 +54,8 @@ class Experiment:
     id: str = "abc"
     log_start: int = 0
     ended_before: frozenset = frozenset()
+    links: object = field(default_factory=lambda: MachineLinks([]))
+    plan: object = None
 
     @property
     def log_folder(self):
@@ -67,9 +71,9 @@ def look(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_SETTLE", 0.02)
     (tmp_path / "log").mkdir()
 
-    def look(*states, made=0, code=None, log="", max_failed=5, listener=None):
+    def look(*states, made=0, code=None, log="", max_failed=5, listener=None, **more):
         (tmp_path / "log" / "dispatcher.log").write_text(log)
-        experiment = Experiment(Client(list(states), made), tmp_path, Process(code))
+        experiment = Experiment(Client(list(states), made), tmp_path, Process(code), **more)
         return watch(
             experiment, poll_seconds=0.005, max_failed=max_failed, listener=listener
         ), experiment
@@ -192,3 +196,54 @@ def test_the_best_is_the_smallest_where_that_is_looked_for():
     trials = [trial(0, "SUCCEEDED", default=0.1), trial(1, "SUCCEEDED", default=0.2)]
     assert summary("DONE", trials, 2).endswith("best 0.2000 (t1)")
     assert summary("DONE", trials, 2, minimize=True).endswith("best 0.1000 (t0)")
+
+
+class Links:
+    """Machines of which one is lost, in each look as a test says."""
+
+    machines = (Machine("far", 22, "me"),)
+
+    def __init__(self, *seconds):
+        self.seconds = list(seconds)
+
+    @property
+    def all_lost_for(self):
+        return self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
+
+    def lost(self):
+        return [(self.machines[0], 0.0)]
+
+    def lost_host(self, host):
+        return "me@far" if host == "far" and self.all_lost_for else None
+
+
+def plan(*platforms):
+    services = [SimpleNamespace(platform=name) for name in platforms]
+    return SimpleNamespace(config=SimpleNamespace(training_service=services))
+
+
+def test_an_experiment_without_a_machine_ends_after_a_while():
+    look = [("RUNNING", [trial(0, "RUNNING")]), ("DONE", [trial(0, "SUCCEEDED")])]
+    experiment = Experiment(Client(look), Path(), links=Links(181.0), plan=plan("remote"))
+    outcome = watch(experiment, poll_seconds=0.005)
+    assert outcome.ending is Ending.BROKEN
+    assert "no machine is left: me@far lost" in outcome.message
+    # It may be back before that, and this machine may be one of them.
+    for links, platforms in ((Links(100.0), ["remote"]), (Links(181.0), ["local", "remote"])):
+        experiment = Experiment(Client(look), Path(), links=links, plan=plan(*platforms))
+        assert watch(experiment, poll_seconds=0.005).ok
+
+
+def test_a_trial_that_went_with_its_machine_is_told_so_when_the_machine_is_back(look):
+    gone = replace(trial(0, "KILLED"), place="far:~/nni-experiments/a", parameters={"x": 3})
+    # Told apart by the database else, which this manager has not.
+    outcome, _ = look(
+        ("RUNNING", [gone]),
+        ("RUNNING", [gone]),
+        ("DONE", [gone, trial(1, "SUCCEEDED")]),
+        links=Links(0.0, 0.0, 9.0, 9.0, 0.0),
+        plan=plan("remote"),
+    )
+    assert outcome.ending is Ending.TRIALS_FAILED
+    words = 'me@far was lost while it ran there; its parameters were {"x": 3}'
+    assert outcome.failures["t0"] == words
