@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from nni_gconv.errors import ConfigError, nearest
+from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.database import read_config, read_database, read_tried
 from nni_gconv.experiment.launch import run_experiment
+from nni_gconv.experiment.locate import find_experiment
 from nni_gconv.experiment.manager import ENDED, FAILED
 from nni_gconv.experiment.preflight import ExperimentPlan, Resumption, preflight
 from nni_gconv.experiment.running import end_processes
@@ -24,56 +25,7 @@ if TYPE_CHECKING:
     from nni_gconv.experiment.progress import ExperimentView
     from nni_gconv.experiment.watch import Outcome
 
-__all__ = ["find_experiment", "resume_experiment", "resume_plan"]
-
-
-def find_experiment(experiment: str | Path) -> Path:
-    """Return the folder of an experiment.
-
-    Parameters
-    ----------
-    experiment : str or Path
-        Its folder, or its id: looked up in the list that ``nnictl`` keeps, and in
-        ``~/nni-experiments``.
-
-    Returns
-    -------
-    Path
-        Absolute; it has a database.
-
-    Raises
-    ------
-    ConfigError
-        There is none; the nearest id is named.
-
-    Examples
-    --------
-    >>> find_experiment("no-such-experiment")
-    Traceback (most recent call last):
-        ...
-    nni_gconv.errors.ConfigError: no-such-experiment: neither an experiment's folder nor its id...
-    """
-    path = Path(experiment).expanduser()
-    home = Path.home() / "nni-experiments"
-    known = _registry(home)
-    places = [path]
-    if len(path.parts) == 1:
-        places += [Path(known.get(str(experiment), home)) / path, home / path]
-    for place in places:
-        if (place / "db" / "nni.sqlite").is_file():
-            return place.resolve()
-    ids = {*known, *(file.parent.parent.name for file in home.glob("[!_]*/db/nni.sqlite"))}
-    close = nearest(str(experiment), ids, count=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{experiment}: neither an experiment's folder nor its id{hint}")
-
-
-def _registry(home: Path) -> dict[str, str]:
-    try:
-        entries = json.loads((home / ".experiment").read_text(encoding="utf-8"))
-        return {key: str(entry.get("logDir") or home) for key, entry in entries.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
+__all__ = ["resume_experiment", "resume_plan"]
 
 
 def resume_experiment(
