@@ -17,9 +17,29 @@ from nni_gconv.remote.yaml_lines import line_of
 if TYPE_CHECKING:
     from nni_gconv.experiment.preflight import ExperimentPlan
 
-__all__ = ["check_machine_list", "open_links", "remote_notes", "where", "with_tunnel_end"]
+__all__ = [
+    "check_machine_list",
+    "open_links",
+    "platform_of",
+    "remote_notes",
+    "services_of",
+    "where",
+    "with_tunnel_end",
+]
 
 _LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def platform_of(config: Any) -> str:
+    """Return the training service's name, ``hybrid`` for a list of them."""
+    service = config.training_service
+    return "hybrid" if isinstance(service, list) else str(service.platform)
+
+
+def services_of(config: Any) -> list[Any]:
+    """Return the training services: one, or the several of a hybrid experiment."""
+    service = config.training_service
+    return list(service) if isinstance(service, list) else [service]
 
 
 def with_tunnel_end(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,8 +115,7 @@ def remote_notes(config: Any, *, loopback: bool) -> list[str]:
     ConfigError
         Machines could never reach the manager, or the services cannot be combined.
     """
-    listed = config.training_service
-    services = listed if isinstance(listed, list) else [listed]
+    services = services_of(config)
     platforms = [str(service.platform) for service in services]
     foreign = sorted({name for name in platforms if name not in ("local", "remote")})
     if foreign and loopback:
@@ -121,7 +140,7 @@ def remote_notes(config: Any, *, loopback: bool) -> list[str]:
                 "127.0.0.1; leave nniManagerIp out, and machines come back through SSH tunnels, or "
                 "pass --all-interfaces on a network you trust"
             )
-    for machine in machines_of(listed):
+    for machine in machines_of(config.training_service):
         for key, value in (("password", machine.password), ("sshPassphrase", machine.passphrase)):
             if value:
                 place = f"{machine.place_text}.{key}"

@@ -24,7 +24,13 @@ import yaml
 from nni_gconv.compat import experiment_mapping
 from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.algorithms import check_algorithms
-from nni_gconv.experiment.elsewhere import check_machine_list, remote_notes, with_tunnel_end
+from nni_gconv.experiment.elsewhere import (
+    check_machine_list,
+    platform_of,
+    remote_notes,
+    services_of,
+    with_tunnel_end,
+)
 from nni_gconv.experiment.gpus import give_gpus, gpu_notes
 from nni_gconv.experiment.space import check_space, grid_size, open_keys
 from nni_gconv.remote.machines import Machine, machines_of
@@ -202,18 +208,6 @@ def preflight(
         raise ConfigError(f"{file}: {error}") from None
     checked_port = free_port() if port is None else _check_port(port)
     return ExperimentPlan(file, config, checked_port, loopback, tuple(notes))
-
-
-def platform_of(config: Any) -> str:
-    """Return the training service's name, ``hybrid`` for a list of them."""
-    service = config.training_service
-    return "hybrid" if isinstance(service, list) else str(service.platform)
-
-
-def services_of(config: Any) -> list[Any]:
-    """Return the training services: one, or the several of a hybrid experiment."""
-    service = config.training_service
-    return list(service) if isinstance(service, list) else [service]
 
 
 def free_port() -> int:
