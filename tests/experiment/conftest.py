@@ -66,10 +66,10 @@ class Workshop:
             text=True,
         )
 
-    def run(self, *args: str, timeout: float = 90) -> Finished:
+    def run(self, *args: str, timeout: float = 240) -> Finished:
         return self.finish(self.start(*args), timeout)
 
-    def finish(self, process: subprocess.Popen, timeout: float = 90) -> Finished:
+    def finish(self, process: subprocess.Popen, timeout: float = 240) -> Finished:
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -83,7 +83,7 @@ class Workshop:
         kept = self.home / "nni-experiments"
         return sorted(path.parent for path in kept.glob("*/db") if not path.parent.is_symlink())
 
-    def wait_for(self, pattern: str, timeout: float = 60) -> Path:
+    def wait_for(self, pattern: str, timeout: float = 180) -> Path:
         """Wait until a trial has written a file."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
