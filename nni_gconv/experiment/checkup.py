@@ -15,7 +15,8 @@ from nni_gconv._version import __version__
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.elsewhere import services_of
 from nni_gconv.experiment.gpus import gpu_wish
-from nni_gconv.experiment.preflight import ExperimentPlan, preflight
+from nni_gconv.experiment.plan import ExperimentPlan
+from nni_gconv.experiment.preflight import preflight
 from nni_gconv.remote.check import (
     ERROR,
     OK,

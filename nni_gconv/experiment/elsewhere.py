@@ -15,7 +15,7 @@ from nni_gconv.remote.ssh import RemoteError, known_host_keys
 from nni_gconv.remote.yaml_lines import line_of
 
 if TYPE_CHECKING:
-    from nni_gconv.experiment.preflight import ExperimentPlan
+    from nni_gconv.experiment.plan import ExperimentPlan
 
 __all__ = [
     "check_machine_list",

@@ -15,7 +15,8 @@ from nni_gconv.experiment.checkup import made_ready
 from nni_gconv.experiment.courier import Courier
 from nni_gconv.experiment.elsewhere import open_links
 from nni_gconv.experiment.manager import ManagerClient, ManagerError, TrialState
-from nni_gconv.experiment.preflight import ExperimentPlan, as_json, preflight
+from nni_gconv.experiment.plan import ExperimentPlan
+from nni_gconv.experiment.preflight import as_json, preflight
 from nni_gconv.experiment.running import RunningExperiment
 from nni_gconv.experiment.watch import Outcome, last_lines, watch
 
