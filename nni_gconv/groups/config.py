@@ -172,13 +172,14 @@ def check_groups(
     return found
 
 
-def _joined(groups: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _joined(groups: Mapping[Any, Any], outer: Any = None) -> Iterator[tuple[Any, Any]]:
     """Join the names of nested mappings by dots."""
     for key, value in groups.items():
+        name = key if outer is None else f"{outer}.{key}"
         if isinstance(value, Mapping):
-            yield from _joined(value, f"{prefix}{key}.")
+            yield from _joined(value, name)
         else:
-            yield f"{prefix}{key}", value
+            yield name, value
 
 
 class _Pairs(list[tuple[str, Any]]):
