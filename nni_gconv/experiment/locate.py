@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nni_gconv.errors import ConfigError, nearest
 
-__all__ = ["find_experiment"]
+__all__ = ["find_experiment", "folder_of", "hint_of_id"]
 
 
 def find_experiment(source: str | Path) -> Path:
@@ -28,20 +28,34 @@ def find_experiment(source: str | Path) -> Path:
     ConfigError
         There is no such experiment.
     """
-    path = Path(source).expanduser()
-    home = Path.home() / "nni-experiments"
-    known = _registry(home)
-    if not path.is_dir() and len(path.parts) == 1:
-        path = Path(known.get(str(source), home)) / str(source)
+    path = folder_of(source)
     if (path / "db").is_dir():
         return path.resolve()
-    close = nearest(str(source), [*known, *(entry.name for entry in home.glob("*/"))], count=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{source}: neither an experiment's folder nor its id{hint}")
+    raise ConfigError(f"{source}: neither an experiment's folder nor its id{hint_of_id(source)}")
 
 
-def _registry(home: Path) -> dict[str, str]:
+def folder_of(source: str | Path) -> Path:
+    """Return the folder that a path, or an experiment's id, names; it need not exist."""
+    path = Path(source).expanduser()
+    if not path.is_dir() and len(path.parts) == 1:
+        return Path(_registry().get(str(source), _home())) / str(source)
+    return path
+
+
+def hint_of_id(source: str | Path) -> str:
+    """Return the end of a message about an unknown id: the nearest that is known, or nothing."""
+    known = [*_registry(), *(entry.name for entry in _home().glob("*/"))]
+    close = nearest(str(source), known, count=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _home() -> Path:
+    return Path.home() / "nni-experiments"
+
+
+def _registry() -> dict[str, str]:
     """Return nnictl's list of experiments: id -> folder they are kept in."""
+    home = _home()
     try:
         entries = json.loads((home / ".experiment").read_text(encoding="utf-8"))
         return {key: str(entry.get("logDir") or home) for key, entry in entries.items()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from nni_gconv.errors import ConfigError, nearest
+from nni_gconv.errors import ConfigError
+from nni_gconv.experiment.locate import folder_of, hint_of_id
 
 __all__ = ["COMPACT", "is_experiment", "is_run", "locate", "trial_file", "trial_folders"]
 
@@ -38,15 +38,10 @@ def locate(source: str | Path) -> Path:
     ConfigError
         It is none of these; names the nearest id.
     """
-    path = Path(source).expanduser()
-    home = Path.home() / "nni-experiments"
-    if not path.is_dir() and len(path.parts) == 1:
-        known = _registry(home)
-        path = Path(known.get(str(source), home)) / str(source)
-        if not path.is_dir():
-            close = nearest(str(source), [*known, *(p.name for p in home.glob("*/"))], count=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{source}: neither a folder nor an experiment's id{hint}")
+    path = folder_of(source)
+    if not path.is_dir() and len(Path(source).parts) == 1:
+        hint = hint_of_id(source)
+        raise ConfigError(f"{source}: neither a folder nor an experiment's id{hint}")
     if not path.is_dir():
         raise ConfigError(f"{source}: no such folder")
     if not (is_experiment(path) or is_run(path) or any(is_run(p) for p in path.glob("*/"))):
@@ -54,15 +49,6 @@ def locate(source: str | Path) -> Path:
             f"{source}: neither an experiment's folder (with db/) nor one with a result.json"
         )
     return path
-
-
-def _registry(home: Path) -> dict[str, str]:
-    """Return nnictl's list of experiments: id -> folder they are kept in."""
-    try:
-        entries = json.loads((home / ".experiment").read_text(encoding="utf-8"))
-        return {key: str(entry.get("logDir") or home) for key, entry in entries.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
 
 
 def trial_folders(experiment: Path) -> dict[str, Path]:
