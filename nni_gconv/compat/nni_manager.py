@@ -177,7 +177,8 @@ def start_manager(
             command, stdout=out, stderr=err, stdin=subprocess.DEVNULL,
             cwd=node, env=env, start_new_session=True,
         )  # fmt: skip
-    Experiments().add_experiment(
+    # Not its default, which is the home folder that there was at the import.
+    Experiments(str(Path.home() / "nni-experiments")).add_experiment(
         experiment_id, port, int(time.time() * 1000), args.mode, config.experiment_name,
         pid=process.pid, logDir=str(working),
     )  # fmt: skip

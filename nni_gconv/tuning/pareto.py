@@ -182,7 +182,10 @@ class ParetoTuner(Tuner):
     ) -> None:
         """Learn from a finished trial."""
         with self._lock:
-            self._running.pop(parameter_id, None)
+            choice = self._running.pop(parameter_id, None)
+            if not isinstance(parameters, Mapping) and choice is not None:
+                # Of several asked for at once NNI forgets the first when there are too few.
+                parameters = self._ready().options.parameters(choice)
             self._learn(parameters, value)
             self._save()
 

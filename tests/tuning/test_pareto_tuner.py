@@ -46,6 +46,15 @@ def test_everything_is_tried_once_and_then_there_is_no_more():
     assert [cost for cost, _ in tuner.front] == pytest.approx([0.55, 0.7, 0.85, 1.0])
 
 
+def test_a_result_counts_although_nni_forgot_the_parameters():
+    # It does so with the first of several that it asked for when there are fewer left.
+    tuner = made(warmup=3)
+    play(tuner, 0, 7)
+    (_,) = tuner.generate_multiple_parameters([7, 8])
+    tuner.receive_trial_result(7, "", {"default": 2.0})
+    assert 2.0 in [score for _, score in tuner.front]
+
+
 def test_only_budgets_between_low_and_high_are_tried():
     tuner = made(low=0.6, high=0.9)
     costs = [1 - sum(0.15 * (v - 1) for v in g.values()) for g in play(tuner, 0, 6)]
