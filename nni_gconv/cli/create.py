@@ -28,6 +28,12 @@ Output = Annotated[
     ),
 ]
 Concurrency = Annotated[int | None, typer.Option("--concurrency", min=1, help="Trials at a time.")]
+MaxFailed = Annotated[
+    int,
+    typer.Option(
+        "--max-failed", min=1, help="Give up when the first so many trials have all failed."
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the trials as JSON; progress is on stderr.")
 ]
@@ -66,12 +72,7 @@ def create(
     ] = None,
     as_json: AsJson = False,
     check: Annotated[bool, typer.Option("--check", help="Only check; start nothing.")] = False,
-    max_failed: Annotated[
-        int,
-        typer.Option(
-            "--max-failed", min=1, help="Give up when the first so many trials have all failed."
-        ),
-    ] = 5,
+    max_failed: MaxFailed = 5,
     all_interfaces: Annotated[
         bool,
         typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nni_gconv.cli.create import AsJson, Concurrency, KeepUI, Port, report_outcome
+from nni_gconv.cli.create import AsJson, Concurrency, KeepUI, MaxFailed, Port, report_outcome
 
 __all__ = ["resume"]
 
@@ -34,12 +34,7 @@ def resume(
         ),
     ] = False,
     as_json: AsJson = False,
-    max_failed: Annotated[
-        int,
-        typer.Option(
-            "--max-failed", min=1, help="Give up when the first so many trials have all failed."
-        ),
-    ] = 5,
+    max_failed: MaxFailed = 5,
     all_interfaces: Annotated[
         bool,
         typer.Option(

@@ -33,6 +33,7 @@ from nni_gconv.experiment.elsewhere import (
 from nni_gconv.experiment.gpus import give_gpus, gpu_notes
 from nni_gconv.experiment.plan import ExperimentPlan
 from nni_gconv.experiment.space import check_space
+from nni_gconv.remote.yaml_lines import plain_key
 
 if TYPE_CHECKING:
     from nni.experiment import ExperimentConfig
@@ -98,10 +99,10 @@ def preflight(
     if loopback:
         data = with_tunnel_end(data)
     if concurrency is not None:
-        data = {k: v for k, v in data.items() if _plain(k) != "trialconcurrency"}
+        data = {k: v for k, v in data.items() if plain_key(k) != "trialconcurrency"}
         data["trialConcurrency"] = concurrency
     if output is not None:
-        data = {k: v for k, v in data.items() if _plain(k) != "experimentworkingdirectory"}
+        data = {k: v for k, v in data.items() if plain_key(k) != "experimentworkingdirectory"}
         data["experimentWorkingDirectory"] = str(output.expanduser().absolute())
     try:
         config = _configure(file, data)
@@ -128,10 +129,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _plain(key: object) -> str:
-    return str(key).lower().replace("_", "")  # NNI takes keys in any case, with and without _
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -172,11 +169,11 @@ def _configure(file: Path, data: dict[str, Any]) -> Any:
             f"{old[0]} belongs to NNI 1; this is NNI 3: trainingService: {{platform: local}}, "
             "trialCommand, searchSpaceFile"
         )
-    known = {_plain(field.name): camel_case(field.name) for field in fields(ExperimentConfig)}
-    unknown = next((key for key in data if _plain(key) not in known), None)
+    known = {plain_key(field.name): camel_case(field.name) for field in fields(ExperimentConfig)}
+    unknown = next((key for key in data if plain_key(key) not in known), None)
     if unknown is not None:
         raise ConfigError(unknown_name("key", unknown, _near_first(str(unknown), known.values())))
-    given = {known[_plain(key)]: value for key, value in data.items() if value is not None}
+    given = {known[plain_key(key)]: value for key, value in data.items() if value is not None}
     _check_given(given)
     space_file = given.get("searchSpaceFile")
     if space_file is not None:
@@ -206,11 +203,11 @@ def _check_given(given: Mapping[str, Any]) -> None:
             raise ConfigError(unknown_name("platform", one.get("platform"), _PLATFORMS, where))
         check_machine_list(one, place)
         for key, value in one.items():
-            if _plain(key) == "trialgpunumber" and value:
+            if plain_key(key) == "trialgpunumber" and value:
                 raise ConfigError(_gpu_words(f"trainingService.{key}"))
     if given.get("trialGpuNumber"):
         raise ConfigError(_gpu_words("trialGpuNumber"))
-    inner = [{_plain(key) for key in one} for one in services]
+    inner = [{plain_key(key) for key in one} for one in services]
     if "trialCommand" not in given and not all("trialcommand" in keys for keys in inner):
         raise ConfigError("trialCommand is not set; for example: nni-gconv run recipe.yml")
     if "trialConcurrency" not in given:
@@ -226,7 +223,9 @@ def _check_given(given: Mapping[str, Any]) -> None:
 
 def _check_class_names(given: Mapping[str, Any]) -> None:
     for kind in ("tuner", "assessor"):
-        keys = {_plain(key) for key in given[kind]} if isinstance(given.get(kind), dict) else set()
+        keys = (
+            {plain_key(key) for key in given[kind]} if isinstance(given.get(kind), dict) else set()
+        )
         if "classname" in keys and "codedirectory" not in keys:
             raise ConfigError(
                 f"{kind}.codeDirectory is not set; NNI asks for one beside className, even of an "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-__all__ = ["line_of"]
+__all__ = ["line_of", "plain_key"]
 
 
 def line_of(file: Path, place: Sequence[str | int]) -> int | None:
@@ -43,7 +43,7 @@ def line_of(file: Path, place: Sequence[str | int]) -> int | None:
         found = None
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                if _plain(key.value) == _plain(step):
+                if plain_key(key.value) == plain_key(step):
                     found, line = value, key.start_mark.line + 1
         elif isinstance(node, yaml.SequenceNode) and step in range(len(node.value)):
             found = node.value[int(step)]
@@ -54,5 +54,6 @@ def line_of(file: Path, place: Sequence[str | int]) -> int | None:
     return line
 
 
-def _plain(key: object) -> str:
+def plain_key(key: object) -> str:
+    """Return a key as NNI compares it: in any case, with and without _."""
     return str(key).lower().replace("_", "")

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from nni.compression.pruning import AGPPruner, LinearPruner
-from pruner_cases import GROUP_PRUNERS
+from pruner_cases import GROUP_PRUNERS, masks_of_processes
 from pruning_nets import GroupBlock, conv, loop_evaluator, mobile_net, plain_net, randomised
 from torch import nn
 
@@ -24,7 +18,6 @@ from nni_gconv.pruning.shuffle import ShufflePruner
 from nni_gconv.speedup.model_speedup import ModelSpeedup
 from nni_gconv.training.zoo import create_model
 
-HERE = Path(__file__).parent
 CONVS = [{"op_types": ["Conv2d"]}]
 TWO = [{"op_types": ["Conv2d"], "num_groups": 2}]
 SMALL = torch.zeros(1, 3, 8, 8)
@@ -217,24 +210,10 @@ def test_the_schedules_of_nni_drive_it_to_its_goal(make, tmp_path, schedule):
 @pytest.mark.slow
 def test_two_processes_make_the_masks_of_one(tmp_path):
     """With batch norm on running statistics, so that two halves of a batch are the batch."""
-    found = {}
-    for processes in (1, 2):
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = server.getsockname()[1]
-        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        torchrun += ["--master_addr=127.0.0.1", f"--master_port={port}"]
-        script = [str(HERE / "group_process.py"), str(tmp_path / str(processes))]
-        done = subprocess.run(
-            [sys.executable, *(torchrun if processes > 1 else []), *script],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found[processes] = [
-            json.loads((tmp_path / str(processes) / f"masks-{rank}.json").read_text())
-            for rank in range(processes)
-        ]
+    found = {
+        processes: masks_of_processes("group_process.py", tmp_path / str(processes), processes)
+        for processes in (1, 2)
+    }
     assert sorted(found[1][0]) == sorted(GROUP_PRUNERS)
     assert found[2][0] == found[2][1]
     assert found[2][0] == found[1][0]

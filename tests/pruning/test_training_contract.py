@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from nni.compression.pruning import AGPPruner, LinearPruner
-from pruner_cases import PRUNERS
+from pruner_cases import PRUNERS, masks_of_processes
 from pruning_nets import GroupBlock, conv, loop_evaluator, plain_net, randomised
 from torch import nn
 
@@ -21,7 +15,6 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.pruning.nni_methods import NNIMethodPruner
 from nni_gconv.speedup.model_speedup import ModelSpeedup
 
-HERE = Path(__file__).parent
 HALF = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
 SMALL = torch.zeros(1, 3, 8, 8)
 DIGIT = torch.zeros(1, 1, 8, 8)
@@ -126,24 +119,10 @@ class TestSparsify:
 @pytest.mark.slow
 def test_two_processes_make_the_masks_of_one(tmp_path):
     """With batch norm on running statistics, so that two halves of a batch are the batch."""
-    found = {}
-    for processes in (1, 2):
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = server.getsockname()[1]
-        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        torchrun += ["--master_addr=127.0.0.1", f"--master_port={port}"]
-        script = [str(HERE / "sparsify_process.py"), str(tmp_path / str(processes))]
-        done = subprocess.run(
-            [sys.executable, *(torchrun if processes > 1 else []), *script],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found[processes] = [
-            json.loads((tmp_path / str(processes) / f"masks-{rank}.json").read_text())
-            for rank in range(processes)
-        ]
+    found = {
+        processes: masks_of_processes("sparsify_process.py", tmp_path / str(processes), processes)
+        for processes in (1, 2)
+    }
     assert sorted(found[1][0]) == sorted([*PRUNERS, "disagreeing"])
     assert found[2][0] == found[2][1]
     assert found[2][0] == found[1][0]
