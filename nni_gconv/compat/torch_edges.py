@@ -1,4 +1,4 @@
-"""Rough edges of torch: tracing, counting, exporting."""
+"""Rough edges of torch: fake tensors, counting, exporting."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_gconv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = [
     "export_onnx",
-    "export_program",
+    "fake_tensors",
     "flop_formulas",
+    "is_fake",
     "is_torch_file",
     "load_exported_program",
     "plain_attention",
+    "real_tensors",
     "reason_of",
     "run_onnx",
     "save_exported_program",
@@ -56,16 +58,32 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run ``torch.export`` without its output; modules keep their own training flags.
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[Callable[[Tensor], Tensor]]:
+    """Let operators run on fake tensors for a while, silently; yields what makes one of a tensor.
 
-    ``strict=False`` follows ordinary Python and needs no bytecode analysis, which is what makes
-    it work on every Python version and in about a second on a large network.
+    Fake tensors have shape, type and device and no numbers.
     """
-    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with _quiet(), torch.no_grad():
-        return torch.export.export(model, args, kwargs or None, strict=False)
+    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode.from_tensor
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Tell a fake tensor from a real one."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+@contextlib.contextmanager
+def real_tensors() -> Iterator[None]:
+    """Run operators for real inside :func:`fake_tensors`."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():
+        yield
 
 
 def reason_of(error: BaseException) -> str:
@@ -73,8 +91,11 @@ def reason_of(error: BaseException) -> str:
 
     Of a branch on the values of a tensor it says pages of symbols.
     """
-    if type(error).__name__ == "GuardOnDataDependentSymNode":
+    kind = type(error).__name__
+    if kind == "DataDependentOutputException":
         return "what is run next depends on the values of a tensor"
+    if kind == "DynamicOutputShapeException":
+        return f"the shape of what {error} returns depends on the values of a tensor"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -84,7 +84,7 @@ class CostModel:
         self._grouped = {
             r.weight: (channels.of(r.labels), r.groups) for r in channels.reads if r.groups > 1
         }
-        batch = _batch(graph.nodes)
+        batch = _batch(graph.inputs)
         positions: dict[str, int] = {}
         for node in graph.nodes:
             name, per_sample = _positions(node, graph.tensors, batch)
@@ -142,12 +142,9 @@ class CostModel:
         return params, macs
 
 
-def _batch(nodes: tuple[Node, ...]) -> int:
-    for node in nodes:
-        if node.op == "placeholder" and not str(node.name).startswith(("p_", "b_", "c_")):
-            shape = shape_of(node)
-            return shape[0] if shape else 1
-    return 1
+def _batch(inputs: tuple[Node, ...]) -> int:
+    shape = shape_of(inputs[0]) if inputs else ()
+    return shape[0] if shape else 1
 
 
 def _positions(node: Node, tensors: dict[str, str], batch: int) -> tuple[str | None, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +33,26 @@ class Replaced:
 
 
 def apply_plan(
-    model: nn.Module, graph: Graph, plan: Plan, kept: Mapping[str, Tensor]
+    model: nn.Module,
+    graph: Graph,
+    plan: Plan,
+    kept: Mapping[str, Tensor],
+    ready: Iterable[Replaced] = (),
 ) -> list[Replaced]:
     """Cut a model in place: masked weights, fewer channels, plain torch modules.
 
     The model's class and forward stay; only parameters, buffers and the width attributes of its
     layers change.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model that was traced, or a copy of it.
+    graph, plan, kept
+        The trace, what to cut, and the masks by parameter name.
+    ready : iterable of Replaced
+        What the same plan made of a copy. Tensors that the copy shared with `model` are taken from
+        there; the copy must not be used any more.
 
     Returns
     -------
@@ -47,6 +61,7 @@ def apply_plan(
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     # Both tensors of a pair stay alive here: another one in their memory would look like them.
+    finished = {id(replaced.old): replaced for replaced in ready}
     by_old: dict[int, Replaced] = {}
     by_new: dict[int, Replaced] = {}
     for name in sorted({*plan.tensors, *kept}):
@@ -57,7 +72,9 @@ def apply_plan(
             if id(old) in by_new:  # the module has several names and was met under another
                 continue
             if id(old) not in by_old:  # else it is tied to a tensor that is cut already
-                made = _replacement(old, plan.tensors.get(name), kept.get(name))
+                made = finished.get(id(old)) or _replacement(
+                    old, plan.tensors.get(name), kept.get(name)
+                )
                 by_old[id(old)] = by_new[id(made.new)] = made
             _assign(module, attribute, by_old[id(old)].new)
     for layer, shift in plan.shifts.items():
@@ -96,24 +113,30 @@ def _assign(module: nn.Module, attribute: str, tensor: Tensor) -> None:
 
 def cut_tensor(tensor: Tensor, edit: TensorEdit | None, kept: Tensor | None = None) -> Tensor:
     """Mask a tensor and apply one edit to it."""
-    cut = _selected(tensor, edit)
+    select = _selection(edit, tensor.device)
     if kept is None:
-        return cut
+        return select(tensor)
     # What goes need not be masked first: of a large layer it is the larger part.
-    return cut.masked_fill(~_selected(kept.to(tensor.device), edit), 0)
+    return select(tensor).masked_fill(~select(kept.to(tensor.device)), 0)
 
 
-def _selected(tensor: Tensor, edit: TensorEdit | None) -> Tensor:
+def _selection(edit: TensorEdit | None, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what picks the positions that stay; the lists are turned into tensors once."""
     if edit is None:
+        return lambda tensor: tensor
+    stays = {dim: torch.tensor(keep, device=device) for dim, keep in edit.keep.items()}
+    columns = None if edit.columns is None else torch.tensor(edit.columns, device=device)
+
+    def select(tensor: Tensor) -> Tensor:
+        for dim, index in stays.items():
+            tensor = tensor.index_select(dim, index)
+        if columns is not None:
+            index = columns.repeat_interleave(tensor.shape[0] // len(columns), dim=0)
+            view = (*index.shape, *[1] * (tensor.dim() - 2))
+            tensor = tensor.gather(1, index.view(view).expand(-1, -1, *tensor.shape[2:]))
         return tensor
-    for dim, keep in edit.keep.items():
-        tensor = tensor.index_select(dim, torch.tensor(keep, device=tensor.device))
-    if edit.columns is not None:
-        rows = tensor.shape[0] // len(edit.columns)
-        index = torch.tensor(edit.columns, device=tensor.device).repeat_interleave(rows, dim=0)
-        view = (*index.shape, *[1] * (tensor.dim() - 2))
-        tensor = tensor.gather(1, index.view(view).expand(-1, -1, *tensor.shape[2:]))
-    return tensor
+
+    return select
 
 
 def _set_widths(module: nn.Module) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +24,9 @@ from nni_gconv.speedup.masks import Masks, load_masks, read_masks
 from nni_gconv.speedup.operators import map_channels
 from nni_gconv.speedup.optimizer import rebind
 from nni_gconv.speedup.plan import Plan, make_plan
+from nni_gconv.speedup.record import module_calls
 from nni_gconv.speedup.summary import SpeedupReport, layer_changes, speedup_notes, weight_shapes
-from nni_gconv.speedup.trace import Graph, as_inputs, frames, location, trace
+from nni_gconv.speedup.trace import Graph, as_inputs, location, trace
 from nni_gconv.speedup.verify import (
     mask_parameters,
     precise_copy,
@@ -140,7 +139,7 @@ class ModelSpeedup:
             )
             plan = make_plan(graph, channels, kept, decision, order, groups)
             small = sharing_copy(self.model)
-            apply_plan(small, graph, plan, kept)
+            ready = apply_plan(small, graph, plan, kept)
             blocked = self._try_forward(small, graph, pins)
             if blocked is None and channels.halvings:
                 blocked = uneven_part(small, self.dummy_input, graph, channels, decision.removed)
@@ -167,7 +166,7 @@ class ModelSpeedup:
                 seed=self.seed,
             )
         before = weight_shapes(self.model)
-        self._replaced = apply_plan(self.model, graph, plan, kept)
+        self._replaced = apply_plan(self.model, graph, plan, kept, ready)
         self.plan = plan
         notes = (*speedup_notes(channels, masks, silenced, decision), *dense, *graph.notes)
         changes = layer_changes(self.model, before)
@@ -229,7 +228,7 @@ class ModelSpeedup:
         ]
         for mode, nodes in forwards if graph.training else forwards[:1]:
             try:
-                with mode(small), torch.no_grad(), _calls(small) as running:
+                with mode(small), torch.no_grad(), module_calls(small) as running:
                     result = small(*args, **kwargs)
             except Exception as error:
                 node = _culprit(graph, pins, running)
@@ -248,30 +247,6 @@ class ModelSpeedup:
         return None
 
 
-@contextmanager
-def _calls(model: nn.Module) -> Iterator[list[str]]:
-    """Keep the names of the modules that are being called, outermost first.
-
-    An exception leaves the list as it was when it was raised.
-    """
-    running: list[str] = []
-    handles = []
-    for name, module in model.named_modules():
-
-        def enter(_: nn.Module, __: Any, name: str = name) -> None:
-            running.append(name)
-
-        def leave(_: nn.Module, __: Any, ___: Any) -> None:
-            running.pop()
-
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        yield running
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _culprit(graph: Graph, pins: dict[Node, str], running: list[str]) -> Node | None:
     """Find the traced operator at which the small model's forward just failed."""
     walk = sys.exc_info()[2]
@@ -286,8 +261,8 @@ def _culprit(graph: Graph, pins: dict[Node, str], running: list[str]) -> Node | 
     for place in reversed(lines):
         for nodes in (inside, free):
             for node in nodes:
-                stack = frames(node.meta.get("stack_trace") or "")
-                if place in {(file, line) for file, line, _ in stack}:
+                frames = node.meta.get("frames", ())
+                if place in {(file, line) for file, line, _ in frames}:
                     return node
     return inside[0] if inside else None
 

@@ -1,18 +1,16 @@
 """A model as a graph of torch operators.
 
-``torch.export`` runs the forward once on fake tensors and records every ATen operator it meets,
-with the shape of each value, the module it was called from and the line of the user's code. All
-that follows (channels, constants, slicing) reads this graph and nothing else, so it knows
-operators, not module types.
+The forward runs once on fake tensors (:mod:`nni_gconv.speedup.record`), and every ATen operator it
+meets is written down with the shape of each value, the module it was called from and the line of
+the user's code. All that follows (channels, constants, slicing) reads this graph and nothing else,
+so it knows operators, not module types.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +20,11 @@ from torch.fx import Node
 from nni_gconv import compat
 from nni_gconv.errors import TraceError
 from nni_gconv.modes import evaluating, forward_of_training
+from nni_gconv.speedup.record import is_users, record
 from nni_gconv.speedup.sizes import Call, SizeLog, watch_sizes
 
-__all__ = ["Graph", "as_inputs", "example_input", "frames", "location", "trace"]
+__all__ = ["Graph", "as_inputs", "example_input", "location", "trace"]
 
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 #: Image sizes tried, in this order, for a model whose input nobody described.
 _GUESSED_SIZES = (32, 224, 28, 64, 96, 128, 299, 256, 8, 16)
 
@@ -44,6 +42,8 @@ class Graph:
         first of its names.
     buffers : frozenset of str
         The dotted names in `tensors` that are buffers.
+    inputs : tuple of torch.fx.Node
+        The placeholders that stand for tensors among the arguments, in order.
     aliases : dict of str to tuple of str
         Dotted name -> all dotted names under which the same tensor is registered.
     modules : dict of str to nn.Module
@@ -65,6 +65,7 @@ class Graph:
     nodes: tuple[Node, ...]
     tensors: dict[str, str]
     buffers: frozenset[str]
+    inputs: tuple[Node, ...]
     aliases: dict[str, tuple[str, ...]]
     modules: dict[str, nn.Module] = field(repr=False)
     training: tuple[Node, ...] = ()
@@ -94,10 +95,7 @@ class Graph:
 
     def owner(self, node: Node) -> str:
         """Return the dotted name of the innermost module that called the operator."""
-        stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed(list(stack.values())), ("", None))[0]
-        # A module called a second time is recorded as "name@1".
-        return str(path).split("@")[0]
+        return str(node.meta.get("owner", ""))
 
 
 def as_inputs(dummy_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -115,7 +113,7 @@ def trace(model: nn.Module, dummy_input: Any) -> Graph:
     Parameters
     ----------
     model : nn.Module
-        Any module that ``torch.export`` can follow without graph breaks.
+        Any module whose operators do not depend on the values of tensors.
     dummy_input : Tensor, tuple or dict
         One example of the forward's arguments, on the model's device.
 
@@ -150,6 +148,7 @@ def trace(model: nn.Module, dummy_input: Any) -> Graph:
         nodes=forward.nodes,
         tensors=forward.tensors,
         buffers=forward.buffers,
+        inputs=forward.inputs,
         aliases=aliases,
         modules=dict(model.named_modules(remove_duplicate=False)),
         training=training.nodes if training else (),
@@ -167,6 +166,7 @@ class _Forward:
     nodes: tuple[Node, ...]
     tensors: dict[str, str]
     buffers: frozenset[str]
+    inputs: tuple[Node, ...]
     unused: tuple[str, ...]
     called: dict[Node, Call]
     calls: tuple[str, ...]
@@ -178,27 +178,24 @@ def _follow(
     kwargs: dict[str, Any],
     aliases: Mapping[str, tuple[str, ...]],
 ) -> _Forward:
-    log = SizeLog()
+    # The first of the names of each tensor.
+    names = {name: tensor for name, tensor in _tensors(model) if aliases[name][0] == name}
     try:
         with watch_sizes(model) as log:
-            program = compat.export_program(model, args, kwargs)
+            recorder = record(model, args, kwargs, names)
     except Exception:  # perhaps a forward that does not take such integers
         log = SizeLog()
-        program = compat.export_program(model, args, kwargs)
-
-    def first_names(names: Mapping[str, str]) -> dict[str, str]:
-        return {node: aliases.get(name, (name,))[0] for node, name in names.items()}
-
-    nodes, signature = tuple(program.graph.nodes), program.graph_signature
-    buffers = first_names(signature.inputs_to_buffers)
-    tensors = {**first_names(signature.inputs_to_parameters), **buffers}
+        recorder = record(model, args, kwargs, names)
+    nodes, tensors = tuple(recorder.graph.nodes), recorder.parameters
+    buffers = frozenset(name for name in names if not isinstance(names[name], nn.Parameter))
     used = {tensors.get(n.name) for n in nodes if n.op == "placeholder" and n.users}
-    used.update(buffers.values())  # only what is learnt is of interest
+    used.update(buffers)  # only what is learnt is of interest
     return _Forward(
         nodes=nodes,
         tensors=tensors,
-        buffers=frozenset(buffers.values()),
-        unused=tuple(dict.fromkeys(t for t in tensors.values() if t not in used)),
+        buffers=buffers,
+        inputs=tuple(recorder.inputs),
+        unused=tuple(t for t in tensors.values() if t not in used),
         called=log.match(nodes),
         calls=tuple(call.name for call in log.calls),
     )
@@ -224,29 +221,26 @@ def _follow_training(
     return training, None
 
 
-def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in [
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
-    ]:
+    ]
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in _tensors(model):
         names[id(tensor)].append(name)
     return {name: tuple(group) for group in names.values() for name in group}
 
 
-def frames(text: str) -> list[tuple[str, int, str]]:
-    """Return ``(file, line, function)`` of each frame in a stack trace, outermost first."""
-    return [(m["file"], int(m["line"]), m["function"]) for m in _FRAME.finditer(text)]
-
-
 def location(node: Node) -> str:
     """Say where the user's code called an operator: ``model.py:41 in forward``."""
-    found = [
-        f for f in frames(node.meta.get("stack_trace") or "") if not compat.is_torch_file(f[0])
-    ]
-    if not found:
+    frames = node.meta.get("frames")
+    if not frames:
         return str(node.target)
-    file, line, function = found[-1]
+    file, line, function = frames[-1]
     return f"{file}:{line} in {function}"
 
 
@@ -259,13 +253,12 @@ def _explain(model: nn.Module, error: Exception) -> str:
     where = ""
     walk = inner.__traceback__
     while walk is not None:
-        file = walk.tb_frame.f_code.co_filename
-        if not compat.is_torch_file(file) and not file.startswith("<") and file != __file__:
-            where = f"{file}:{walk.tb_lineno} in {walk.tb_frame.f_code.co_name}"
+        code = walk.tb_frame.f_code
+        if is_users(code) and not code.co_filename.startswith("<"):
+            where = f"{code.co_filename}:{walk.tb_lineno} in {code.co_name}"
         walk = walk.tb_next
     first = compat.reason_of(inner)
-    ours = where.startswith(str(Path(compat.__file__).parent))
-    place = f" at {where}" if where and not ours else ""
+    place = f" at {where}" if where else ""
     return f"cannot trace {name}{place}: {first}"
 
 
