@@ -29,23 +29,23 @@ from torch import Tensor, nn
 from nni_gconv.errors import ConfigError
 from nni_gconv.groups.config import check_groups, read_group_config
 from nni_gconv.partitioning import Partition, l2, partition_joint, partition_many
+from nni_gconv.partitioning.nested import nested_counts
 from nni_gconv.partitioning.patterns import PATTERNS, fixed_pattern
 from nni_gconv.partitioning.solve import checked_count
 from nni_gconv.pruning.group_counts import (
-    SCORE,
     fitting_counts,
     named,
     requested_counts,
-    search_beside_masks,
+    searched_counts,
     slower_layers,
 )
 from nni_gconv.pruning.group_lasso import not_negative
 from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, unwrapped_input
 from nni_gconv.pruning.group_requests import GroupRequest, group_requests
-from nni_gconv.pruning.group_search import search_groups
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
 from nni_gconv.pruning.group_tables import kernel_scores
-from nni_gconv.pruning.near_limit import CLOSE
+from nni_gconv.pruning.kernel_penalty import shrink_outside_
+from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.sets import earlier_masks, joined_masks
 from nni_gconv.pruning.trained import Masks, from_main_process
 from nni_gconv.speedup.coupling import Coupling
@@ -107,6 +107,11 @@ class GroupConvPruner(GroupPruner):
         With an evaluator: group lasso on the kernels outside the groups while it trains. 1 takes
         from each of them, over the whole training, as much norm as kernels of the layer have on
         average when it begins; 0 masks at once.
+    schedule : str or dict, default "one-shot"
+        With an evaluator: when masks are made, see :mod:`nni_gconv.pruning.schedule`. On a ramp
+        each layer has fewer groups first, divisors of its G, and with ``"taylor"`` the scores
+        are those of the steps since the last masks. ``"one-shot"``: before the training. Not
+        together with `shaping`, which has a course of its own.
     gate : {"measured"}, optional
         Leave layers dense whose grouped form is measured to be slower on this machine, with the
         batch of `dummy_input`; :attr:`skipped` says so.
@@ -164,6 +169,7 @@ class GroupConvPruner(GroupPruner):
         restarts: int = 8,
         sharing: Sharing = "blocks",
         shaping: float = 0.0,
+        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
         gate: Literal["measured"] | None = None,
         masks: Mapping[str, Mapping[str, Tensor]] | None = None,
         seed: int = 0,
@@ -175,12 +181,15 @@ class GroupConvPruner(GroupPruner):
         if gate is not None:
             check_choice("gate", gate, ("measured",))
         self.shaping = not_negative(shaping, "shaping")
+        schedule = Schedule.parse(schedule)
+        if self.shaping > 0 and schedule.name != "one-shot":
+            raise ConfigError("shaping and schedule exclude each other: masks follow the shaping")
         self.seed = checked_count("seed", seed, 0)
         self._iters = checked_count("num_sort_iters", num_sort_iters, 0)
         self._restarts = checked_count("restarts", restarts, 0)
         self.dummy_input = unwrapped_input(model, evaluator, dummy_input)
         self.criterion, self.method, self.sharing = criterion, method, sharing
-        if self.needs_epochs and evaluator is None:
+        if (self.shaping > 0 or self.criterion == "taylor") and evaluator is None:
             raise ConfigError(
                 f"{self._trains_for()}: needs an evaluator= to train with (in a recipe: a "
                 "sparsify section)"
@@ -205,7 +214,9 @@ class GroupConvPruner(GroupPruner):
         if not isinstance(criterion, str):
             for name in self.groups:
                 kernel_scores(name, model.get_submodule(name).weight, criterion)
-        super().__init__(model, live.layers, self.groups, self.skipped, evaluator, existed_wrappers)
+        super().__init__(
+            model, live.layers, self.groups, self.skipped, evaluator, existed_wrappers, schedule
+        )
 
     # -- how many groups --------------------------------------------------------------------------
 
@@ -228,23 +239,10 @@ class GroupConvPruner(GroupPruner):
             counts, skipped = requested_counts(self._live, requests)
             self.skipped.update(skipped)
             return counts
-        if self._given:
-            search = search_beside_masks(
-                model, self.dummy_input, self._live, requests, budget, self._given,
-                self._static_criterion,
-            )  # fmt: skip
-        else:
-            search = search_groups(
-                model,
-                self.dummy_input,
-                config_list,
-                budget,
-                criterion=self._static_criterion,
-                score=SCORE,
-                fill=CLOSE,
-            )
-        # Processes may begin with other weights; those of the main one are what is trained.
-        return named("budget", dict(from_main_process(dict(search))))
+        return searched_counts(
+            model, self.dummy_input, config_list, self._live, requests, budget, self._given,
+            self._static_criterion,
+        )  # fmt: skip
 
     # -- scores and partitions --------------------------------------------------------------------
 
@@ -265,27 +263,26 @@ class GroupConvPruner(GroupPruner):
 
     def _split_here(self, restarts: int | None) -> dict[str, Partition]:
         """Partition every layer, those of one number of groups together."""
-        names = list(self.groups)
+        counts = {
+            name: self._so_far(name, nested_counts(goal)) for name, goal in self.groups.items()
+        }
         if self.method in PATTERNS:
             return {
-                name: fixed_pattern(
-                    *self._live[name].alive, self.groups[name], self.method, self.seed + index
-                )
-                for index, name in enumerate(names)
+                name: fixed_pattern(*self._live[name].alive, count, self.method, self.seed + index)
+                for index, (name, count) in enumerate(counts.items())
             }
-        scores = {name: self._score(name) for name in names}
+        scores = {name: self._score(name) for name in counts}
         if self.method != "assignment":
-            counts = [self.groups[name] for name in names]
             found = partition_many(
                 list(scores.values()),
-                counts,
+                list(counts.values()),
                 self.method,  # type: ignore[arg-type]
                 self._iters,
             )
-            return dict(zip(names, found, strict=True))
+            return dict(zip(counts, found, strict=True))
         split: dict[str, Partition] = {}
-        for count in sorted(set(self.groups.values())):
-            mine = [name for name in names if self.groups[name] == count]
+        for count in sorted(set(counts.values())):
+            mine = [name for name in counts if counts[name] == count]
             rows, columns = ([self._sides[name][side] for name in mine] for side in (0, 1))
             parts = partition_joint(
                 [scores[name] for name in mine],
@@ -296,13 +293,15 @@ class GroupConvPruner(GroupPruner):
                 seed=self.seed,
             )
             split.update(zip(mine, parts, strict=True))
-        return {name: split[name] for name in names}
+        return {name: split[name] for name in counts}
 
     # -- NNI's hooks ------------------------------------------------------------------------------
 
     def generate_masks(self) -> Masks:
         """Split the channels and write the masks."""
         self.partitions = self._split()
+        if self.scheduled:
+            self._sums = {}
         return self._masks()
 
     def get_masks(self) -> Masks:
@@ -313,11 +312,13 @@ class GroupConvPruner(GroupPruner):
 
     @property
     def needs_epochs(self) -> bool:
-        """Shaping and Taylor scores end with an epoch."""
-        return self.shaping > 0 or self.criterion == "taylor"
+        """Shaping, Taylor scores and schedules are in epochs."""
+        return super().needs_epochs or self.shaping > 0 or self.criterion == "taylor"
 
     def _trains_for(self) -> str:
-        return "shaping" if self.shaping > 0 else "criterion: taylor"
+        if self.shaping > 0:
+            return "shaping"
+        return "criterion: taylor" if self.criterion == "taylor" else "schedule"
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         if self.needs_epochs and max_epochs is None:
@@ -326,12 +327,15 @@ class GroupConvPruner(GroupPruner):
 
     def _shaping_epochs(self) -> int:
         """Epochs before the masks are made."""
+        if self.scheduled:
+            return 0
         if self.shaping > 0:
             return self.clock.epochs or 0
         return 1 if self.criterion == "taylor" else 0
 
     def begin_training(self) -> None:
-        """Mask at once, unless training has to come first."""
+        """Mask at once, unless training has to come first or a schedule says when."""
+        super().begin_training()
         if not self.needs_epochs:
             self.renew_masks()
         if self.shaping > 0:
@@ -343,7 +347,8 @@ class GroupConvPruner(GroupPruner):
 
     def before_step(self) -> None:
         """Gather Taylor scores."""
-        if self.criterion != "taylor" or self.clock.epoch >= self._shaping_epochs():
+        gathering = self.scheduled or self.clock.epoch < self._shaping_epochs()
+        if self.criterion != "taylor" or not gathering:
             return
         for name in self.groups:
             weight = self._weight(name)
@@ -365,21 +370,21 @@ class GroupConvPruner(GroupPruner):
         """Soft-threshold the norm of every kernel outside the groups."""
         for name in self.groups:
             weight = self._weight(name)
-            norms = l2(weight)
-            inside = self._live[name].mask(self.partitions[name]).to(norms.device)
-            left = (1 - self._threshold[name] / norms.clamp_min(1e-30)).clamp_min(0)
-            factor = torch.where(inside.bool(), 1.0, left)
-            weight.mul_(factor.view(*factor.shape, *[1] * (weight.dim() - 2)).to(weight))
+            inside = self._live[name].mask(self.partitions[name]).bool()
+            shrink_outside_(weight, inside.to(weight.device), self._threshold[name])
 
     def after_epoch(self, epoch: int) -> None:
         """Split anew while the weights are being shaped; mask when that is over."""
+        super().after_epoch(epoch)
         if epoch + 1 == self._shaping_epochs():
             self.renew_masks()
         elif epoch + 1 < self._shaping_epochs():
             self.partitions = self._split(restarts=0)
 
     def finish_training(self) -> None:
-        """Masks are made by now."""
+        """Masks are made by now, unless a schedule has not come to its end."""
+        if self.scheduled:
+            super().finish_training()
 
     def state_dict(self) -> dict[str, Any]:
         """Return partitions, thresholds and gathered scores beside what the base keeps."""

@@ -23,16 +23,15 @@ from nni_gconv.pruning.trained import from_main_process
 from nni_gconv.speedup.model_speedup import ModelSpeedup
 
 __all__ = [
-    "SCORE",
     "fitting_counts",
     "named",
     "requested_counts",
-    "search_beside_masks",
+    "searched_counts",
     "slower_layers",
 ]
 
 #: Equal counts spread over all layers, which can then share how they split.
-SCORE: Score = "geometric"
+_SCORE: Score = "geometric"
 
 
 def named(where: str, counts: Mapping[str, int]) -> dict[str, int]:
@@ -49,7 +48,44 @@ def named(where: str, counts: Mapping[str, int]) -> dict[str, int]:
     return dict(counts)
 
 
-def search_beside_masks(
+def searched_counts(
+    model: nn.Module,
+    dummy_input: Any,
+    config_list: list[dict[str, Any]],
+    layers: Mapping[str, LiveLayer],
+    requests: Mapping[str, GroupRequest],
+    budget: Mapping[str, float],
+    masks: Mapping[str, Mapping[str, Tensor]],
+    criterion: str | Mapping[str, Any],
+) -> dict[str, int]:
+    """Search the group counts that keep the most score inside a budget, masks that hold counted.
+
+    Parameters
+    ----------
+    model, dummy_input
+        The dense model, and example arguments.
+    config_list, requests
+        What is asked of which layers, and the same read.
+    layers : mapping of str to LiveLayer
+        What masks leave of the layers.
+    budget : mapping of str to float
+        ``params``, ``macs``, ``latency``.
+    masks : mapping
+        Those that hold already; may be empty.
+    criterion
+        As in :func:`nni_gconv.search_groups`.
+    """
+    if masks:
+        search = _search_beside(model, dummy_input, layers, requests, budget, masks, criterion)
+    else:
+        search = search_groups(
+            model, dummy_input, config_list, budget, criterion=criterion, score=_SCORE, fill=CLOSE
+        )
+    # Processes may begin with other weights; those of the main one are what is trained.
+    return named("budget", dict(from_main_process(dict(search))))
+
+
+def _search_beside(
     model: nn.Module,
     dummy_input: Any,
     layers: Mapping[str, LiveLayer],
@@ -97,7 +133,7 @@ def search_beside_masks(
         criterion = {n: np.asarray(criterion[n])[index] for n, index in alive.items()}
     counts = {m: limit * dense[m] if limit <= 1 else limit for m, limit in limits.items()}
     return search_groups(
-        small, dummy_input, entries, counts, criterion=criterion, score=SCORE, fill=CLOSE
+        small, dummy_input, entries, counts, criterion=criterion, score=_SCORE, fill=CLOSE
     )
 
 

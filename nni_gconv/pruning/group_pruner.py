@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ from nni_gconv import compat
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.partitioning import Partition, l2
 from nni_gconv.pruning.group_sides import LiveLayer
+from nni_gconv.pruning.schedule import Schedule
+from nni_gconv.pruning.scheduled import ScheduledPruner
 from nni_gconv.pruning.sets import check_unmasked, main_reasons, skip_lines
-from nni_gconv.pruning.trained import Masks, TrainedPruner
+from nni_gconv.pruning.trained import Masks
 from nni_gconv.speedup.trace import example_input
 
-__all__ = ["SHARING", "GroupPruner", "check_choice", "unwrapped_input"]
+__all__ = ["SHARING", "GroupPruner", "check_choice", "count_on_the_way", "unwrapped_input"]
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +45,29 @@ def unwrapped_input(model: nn.Module, evaluator: Evaluator | None, dummy_input: 
     return example_input(model) if dummy_input is None else dummy_input
 
 
-class GroupPruner(TrainedPruner):
+def count_on_the_way(counts: Sequence[int], share: float) -> int:
+    """Return the group count that a layer has while its goal is approached.
+
+    Of G groups one G-th of the kernels is left: the most groups that remove at most the share
+    asked for of what the goal removes.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        Group counts on the way, ascending from 1; the last is the goal.
+    share : float
+        From 0 to 1.
+
+    Examples
+    --------
+    >>> [count_on_the_way((1, 2, 4, 8), share) for share in (0, 0.5, 0.6, 0.9, 1)]
+    [1, 1, 2, 4, 8]
+    """
+    most = share * (1 - 1 / counts[-1]) + 1e-9
+    return max(count for count in counts if 1 - 1 / count <= most)
+
+
+class GroupPruner(ScheduledPruner):
     """Base of pruners whose masks leave groups of filters and input channels.
 
     Parameters
@@ -56,6 +80,8 @@ class GroupPruner(TrainedPruner):
         Number of groups of those that are grouped, or the largest it may become.
     skipped : mapping of str to str
         Layers that were selected and stay dense, each with the reason.
+    schedule : Schedule, str or mapping
+        When masks are made; group counts rise with it, see :func:`count_on_the_way`.
 
     Attributes
     ----------
@@ -80,6 +106,7 @@ class GroupPruner(TrainedPruner):
         skipped: Mapping[str, str],
         evaluator: Evaluator | None,
         existed_wrappers: dict[str, ModuleWrapper] | None,
+        schedule: Schedule | Mapping[str, Any] | str,
     ) -> None:
         if not groups:
             reasons = main_reasons(skipped) or "none is asked for more than one group"
@@ -91,11 +118,18 @@ class GroupPruner(TrainedPruner):
             _logger.warning(line)
         check_unmasked(existed_wrappers, list(groups))
         compat.register_pruning_types(model, list(groups))
+        self._ratios = {name: 1 - 1 / count for name, count in groups.items()}
         entries = [
-            {"op_names": [name], "target_names": ["weight"], "sparse_ratio": 1 - 1 / count}
-            for name, count in groups.items()
+            {"op_names": [name], "target_names": ["weight"], "sparse_ratio": ratio}
+            for name, ratio in self._ratios.items()
         ]
-        super().__init__(model, entries, evaluator, existed_wrappers)
+        super().__init__(model, entries, evaluator, existed_wrappers, schedule=schedule)
+
+    def _so_far(self, name: str, counts: Sequence[int]) -> int:
+        """Group count of a layer now, by our schedule or one of NNI's, which move the ratios."""
+        goal, ratio = self._ratios[name], self._target_spaces[name]["weight"].sparse_ratio
+        share = ratio / goal if goal and ratio is not None else 1.0
+        return count_on_the_way(counts, self.share * share)
 
     def _weight(self, name: str) -> nn.Parameter:
         """Return the weight that is trained; NNI holds it while the model is wrapped."""

@@ -46,6 +46,7 @@ from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, u
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
 from nni_gconv.pruning.hierarchy import next_strength
 from nni_gconv.pruning.kernel_penalty import KernelPenalty
+from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.sets import earlier_masks
 from nni_gconv.pruning.split_budget import SplitBudget
 from nni_gconv.pruning.trained import Masks, from_main_process
@@ -116,6 +117,10 @@ class ShufflePruner(GroupPruner):
         :class:`~nni_gconv.GroupConvPruner`; ``"none"`` is the paper's.
     max_groups : int, default 64
         No layer is split further.
+    schedule : str or dict, default "one-shot"
+        When masks are made, see :mod:`nni_gconv.pruning.schedule`: once after the training, or
+        on the way, where each layer has fewer groups first. What is masked stays zero, and the
+        penalty acts on the rest.
 
     Attributes
     ----------
@@ -177,6 +182,7 @@ class ShufflePruner(GroupPruner):
         levels: Levels = "search",
         sharing: Sharing = "blocks",
         max_groups: int = 64,
+        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
     ) -> None:
         check_choice("penalty", penalty, ("proximal", "subgradient"))
         check_choice("levels", levels, ("search", "threshold"))
@@ -216,7 +222,7 @@ class ShufflePruner(GroupPruner):
         self.strength, self._change, self._saved = 0.0, 0.0, 0.0
         self._active = KernelPenalty([], [], [])
         super().__init__(
-            model, live.layers, most, self._choice.skipped, evaluator, existed_wrappers
+            model, live.layers, most, self._choice.skipped, evaluator, existed_wrappers, schedule
         )
 
     # -- orders and levels ------------------------------------------------------------------------
@@ -259,7 +265,10 @@ class ShufflePruner(GroupPruner):
             self._orders.nested, self._depths = {}, {}
         self._reorder()
         aims = from_main_process(self._aims())
-        self.groups = {name: aims[name] for name in self.groups}
+        for name in self.groups:
+            counts = self._choice.counts[name]
+            way = counts[: counts.index(aims[name]) + 1]
+            self.groups[name] = self._so_far(name, way)
         self.partitions = from_main_process(self._orders.partitions(self.groups))
         return self._masks()
 
@@ -271,7 +280,8 @@ class ShufflePruner(GroupPruner):
         return True
 
     def check_training(self, epochs: int) -> None:
-        """Refuse a warmup that leaves nothing of the training."""
+        """Refuse a warmup that leaves nothing of the training, and a schedule that is longer."""
+        super().check_training(epochs)
         if epochs and self.warmup >= epochs:
             raise ConfigError(f"warmup: {self.warmup} epochs of {epochs} leave none to sparsify")
 
@@ -284,6 +294,7 @@ class ShufflePruner(GroupPruner):
         self._resplit()
         self._change = self._first_strength() if self.delta_lambda is None else self.delta_lambda
         self.strength = self._change
+        super().begin_training()
 
     def _first_strength(self) -> float:
         epochs = (self.clock.epochs or 1) - self.warmup
@@ -323,6 +334,8 @@ class ShufflePruner(GroupPruner):
         super().after_step()
         if self.penalty == "proximal":
             self._active.shrink(self.optimizer.param_groups, self.step_size)
+        if self.scheduled:
+            self.clear_masked()
         if self.update_every and self.clock.step % self.update_every == 0:
             self._reorder()
             self.before_epoch(self.clock.epoch)

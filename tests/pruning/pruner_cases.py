@@ -33,7 +33,9 @@ HAVE_A_GOAL = (GSparsityPruner,)
 GROUP_PRUNERS = {
     "gconv": GroupConvPruner,
     "gconv-shaping": partial(GroupConvPruner, shaping=1.0),
+    "gconv-ramp": partial(GroupConvPruner, schedule="cubic"),
     "shuffle": ShufflePruner,
+    "shuffle-ramp": partial(ShufflePruner, schedule={"name": "linear", "end": 2}),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def groups_of(model):
     return [m.groups for m in model.modules() if isinstance(m, nn.Conv2d)]
 
 
-def assert_small_equals_masked(net, pruner, masks, example):
+def assert_small_equals_masked(net, pruner, masks, example, *, zeroed=False):
+    """`zeroed`: the weights that are masked are zero already, by training with the masks."""
     x = torch.randn(
         2, *example.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
@@ -57,7 +59,7 @@ def assert_small_equals_masked(net, pruner, masks, example):
         speedup = ModelSpeedup(net, x, masks)
         small = speedup.speedup_model()
         assert torch.allclose(small(x), masked, rtol=1e-9, atol=1e-11)
-        assert not torch.allclose(masked, dense, rtol=1e-2)
+        assert torch.allclose(masked, dense, rtol=1e-2) == zeroed
     assert speedup.report().notes == ()
     return small
 
@@ -185,6 +187,125 @@ class TestBudget:
             make(chain(), CONVS, dummy_input=SMALL, budget={"macs": 0.01})
 
 
+class Stop(Exception):
+    pass
+
+
+def ramp(make, folder, *, stop_at=None, resume=False, seed=0, epochs=4, **options):
+    """Train while groups grow; returns the pruner, its masks, and the groups on the way."""
+    net = seeded(lambda: GroupBlock(channels=1), seed)
+    options = {"schedule": {"name": "cubic", "end": 3}, **options}
+    evaluator = loop_evaluator(net, folder, epochs, resume=resume)
+    config = [{"op_names": ["conv1", "conv3"], "num_groups": 4}]
+    pruner = make(net, config, evaluator, **options)
+    seen, after_step, generate = [], pruner.after_step, pruner.generate_masks
+
+    def stopping():
+        after_step()
+        if pruner.clock.step == stop_at:
+            raise Stop
+
+    def watched():
+        made = generate()
+        seen.append({name: part.num_groups for name, part in pruner.partitions.items()})
+        return made
+
+    pruner.after_step, pruner.generate_masks = stopping, watched
+    masks = pruner.compress(max_epochs=epochs)[1]
+    return pruner, masks, [found["conv3"] for found in seen]
+
+
+class TestSchedule:
+    @pytest.mark.parametrize(
+        ("schedule", "expected"),
+        [
+            ({"name": "cubic", "end": 3}, [1, 2, 2, 4]),
+            ({"name": "linear", "end": 4, "every": 2}, [1, 1, 4]),
+            ({"name": "linear", "end": 3, "initial": 0.7}, [2, 2, 2, 4]),
+            ({"name": "iterative", "rounds": 2}, [1, 4]),
+            ({"name": "constant", "every": 2}, [4, 4, 4]),
+        ],
+    )
+    def test_groups_grow_to_the_goal(self, make, tmp_path, schedule, expected):
+        pruner, masks, seen = ramp(make, tmp_path, schedule=schedule)
+        assert seen == expected
+        net = pruner.bound_model
+        zeroed = schedule.get("end") != 4  # else no step follows the last masks
+        small = assert_small_equals_masked(net, pruner, masks, DIGIT, zeroed=zeroed)
+        assert groups_of(small).count(4) >= 2
+
+    def test_what_is_masked_stays_zero(self, make, tmp_path):
+        """Each split is one of the groups before it, since what those cost is gone."""
+        masks = []
+
+        def keeping(*args, **kwargs):
+            pruner = make(*args, **kwargs)
+            update = pruner.update_masks
+
+            def remembered(made):
+                masks.append({n: t["weight"].clone() for n, t in made.items()})
+                update(made)
+
+            pruner.update_masks = remembered
+            return pruner
+
+        pruner, _, _ = ramp(keeping, tmp_path)
+        weight = pruner._target_spaces["conv3"]["weight"].target
+        assert not weight[masks[-1]["conv3"] == 0].any()
+        for before, after in pairwise(masks):
+            assert all((after[name] <= before[name]).all() for name in after)
+        assert len(masks) == 4
+
+    @pytest.mark.parametrize("stop_at", [7, 16])
+    def test_killed_and_resumed_it_ends_the_same(self, make, tmp_path, stop_at):
+        whole, masks, _ = ramp(make, tmp_path / "whole")
+        with pytest.raises(Stop):
+            ramp(make, tmp_path / "cut", stop_at=stop_at)
+        again, resumed, _ = ramp(make, tmp_path / "cut", resume=True, seed=5)
+        assert all(torch.equal(masks[n]["weight"], resumed[n]["weight"]) for n in masks)
+        for name in masks:
+            mine, other = (p._target_spaces[name]["weight"].target for p in (whole, again))
+            assert torch.equal(mine, other)
+
+    def test_a_budget_is_met_at_its_end(self, make, tmp_path):
+        net = seeded(lambda: GroupBlock(channels=1))
+        dense = count(net, DIGIT).macs
+        evaluator = loop_evaluator(net, tmp_path, 3)
+        pruner = make(net, CONVS, evaluator, budget={"macs": 0.7}, schedule="linear")
+        _, masks = pruner.compress(max_epochs=3)
+        pruner.unwrap_model()
+        assert count(ModelSpeedup(net, DIGIT, masks).speedup_model(), DIGIT).macs <= 0.7 * dense
+
+    def test_mistakes(self, make, tmp_path):
+        with pytest.raises(ConfigError, match="did you mean 'cubic'"):
+            make(chain(), TWO, dummy_input=SMALL, schedule="cubik")
+        with pytest.raises(ConfigError, match=r"schedule.end: 9 is too late"):
+            ramp(make, tmp_path, schedule={"name": "linear", "end": 9})
+        if make is not ShufflePruner:
+            with pytest.raises(ConfigError, match="shaping and schedule exclude each other"):
+                make(chain(), TWO, dummy_input=SMALL, schedule="cubic", shaping=1)
+
+    def test_scores_of_taylor_are_those_since_the_last_masks(self, tmp_path):
+        scores = []
+
+        def watching(*args, **kwargs):
+            pruner = GROUP_PRUNERS["gconv"](*args, criterion="taylor", **kwargs)
+            split = pruner._split
+
+            def seeing(restarts=None):
+                scores.append({name: s.clone() for name, s in pruner._sums.items()})
+                return split(restarts)
+
+            pruner._split = seeing
+            return pruner
+
+        _, _, seen = ramp(watching, tmp_path)
+        assert seen == [1, 2, 2, 4]
+        assert [len(s) for s in scores] == [0, 2, 2, 2]
+        last = scores[-1]["conv3"]
+        assert int((last == 0).sum()) == last.numel() // 2  # of two groups
+
+
 @pytest.mark.parametrize("schedule", [LinearPruner, AGPPruner])
 def test_the_schedules_of_nni_drive_it_to_its_goal(make, tmp_path, schedule):
     net = seeded(lambda: GroupBlock(channels=1))
@@ -195,7 +316,7 @@ def test_the_schedules_of_nni_drive_it_to_its_goal(make, tmp_path, schedule):
 
     def watched():
         made = generate()
-        seen.append(dict(inner.groups))
+        seen.append(sum(part.num_groups for part in inner.partitions.values()))
         return made
 
     inner.generate_masks = watched
@@ -204,7 +325,8 @@ def test_the_schedules_of_nni_drive_it_to_its_goal(make, tmp_path, schedule):
     pruner.unwrap_model()
     small = ModelSpeedup(net, DIGIT, masks).speedup_model()
     assert count(small, DIGIT).macs <= 0.8 * dense
-    assert seen
+    assert seen == sorted(seen)
+    assert seen[0] < seen[-1]
 
 
 @pytest.mark.slow
