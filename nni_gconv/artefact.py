@@ -23,6 +23,7 @@ from nni_gconv._version import __version__
 from nni_gconv.errors import CheckpointError
 from nni_gconv.files import atomic_path
 from nni_gconv.speedup.gather import gathers_of, wrap_gathers
+from nni_gconv.speedup.remains import steps_of, take_out
 
 __all__ = [
     "FORMAT",
@@ -61,8 +62,10 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     -------
     dict
         ``{"format": 1, "model": class name, "modules": {name: {"type", "attrs", "tensors"}},
-        "gathers": {name: {"in": index, "out": index}}}``; the last only where permutations of
-        channels are left around a layer, which is then called ``name.conv``.
+        "gathers": {name: {"in": index, "out": index}}, "blocks": {name: [step, ...]}}``. The last
+        two only where needed: permutations of channels around a layer, which is then called
+        ``name.conv``, and residual blocks that became a sequence of some of their modules and of
+        activations.
 
     Examples
     --------
@@ -71,7 +74,10 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     """
     modules: dict[str, Any] = {}
     gathers: dict[str, Any] = {}
+    blocks: dict[str, Any] = {}
     for name, module in model.named_modules():
+        if (steps := steps_of(module)) is not None:
+            blocks[name] = steps
         if indices := gathers_of(module):
             gathers[name] = indices
         tensors = {n: list(t.shape) for n, t in _own_tensors(module).items()}
@@ -83,7 +89,8 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
                 "tensors": tensors,
             }
     plan = {"format": FORMAT, "model": type(model).__name__, "modules": modules}
-    return {**plan, "gathers": gathers} if gathers else plan
+    more = {"gathers": gathers, "blocks": blocks}
+    return {**plan, **{key: value for key, value in more.items() if value}}
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -327,6 +334,14 @@ def rebuild(
       (1): Linear(in_features=3, out_features=1, bias=True)
     )
     """
+    for name, steps in plan.get("blocks", {}).items():
+        try:
+            take_out(model, name, steps)
+        except AttributeError:
+            raise CheckpointError(
+                f"{where} is of another architecture: {type(model).__name__} has no block {name!r} "
+                f"with {', '.join(steps) or 'anything'}"
+            ) from None
     for name, indices in plan.get("gathers", {}).items():
         try:
             wrap_gathers(model, name, indices.get("in"), indices.get("out"))

@@ -31,7 +31,7 @@ from nni_gconv.speedup.storage import follow_storage
 from nni_gconv.speedup.trace import Graph
 from nni_gconv.speedup.wiring import Wiring
 
-__all__ = ["given_values", "has_padding", "known_values"]
+__all__ = ["given_values", "has_padding", "known_operands", "known_values"]
 
 #: Handled as moves here, though channels need a rule of their own there.
 _MOVED = frozenset({"pad", "constant_pad_nd", "channel_shuffle", "native_channel_shuffle"})
@@ -78,10 +78,20 @@ def given_values(
     return _run(graph, kept, wiring).given
 
 
+def known_operands(graph: Graph, kept: Mapping[str, Tensor]) -> dict[Node, tuple[Value, ...]]:
+    """Find what is known of both operands of each addition, at the moment they are added.
+
+    Parameters and returned values as for :func:`known_values`.
+    """
+    return _run(graph, kept).added
+
+
 def _run(graph: Graph, kept: Mapping[str, Tensor], wiring: Wiring | None = None) -> State:
     state = State(graph, kept, wiring)
     for node in graph.all_nodes:
         if node.op == "call_function":
+            if op_name(node) == "add":
+                state.added[node] = tuple(state.get(operand) for operand in node.args[:2])
             state.values[node] = _evaluate(state, node)
             follow_storage(node, state.values, state.storage, state.same, state.sharing)
     return state

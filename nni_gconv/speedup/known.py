@@ -47,6 +47,7 @@ class State:
         self.wiring = wiring or Wiring(graph, kept)
         self.values: dict[Any, Any] = {}
         self.given: dict[Node, Tensor] = {}
+        self.added: dict[Node, tuple[Value, ...]] = {}
         #: Value -> the one whose memory it shares, and the one that is the very same tensor.
         self.storage: dict[Any, Any] = {}
         self.same: dict[Any, Any] = {}

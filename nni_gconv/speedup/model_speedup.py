@@ -25,12 +25,13 @@ from nni_gconv.speedup.operators import map_channels
 from nni_gconv.speedup.optimizer import rebind
 from nni_gconv.speedup.plan import Plan, make_plan
 from nni_gconv.speedup.record import module_calls
+from nni_gconv.speedup.remains import take_out
 from nni_gconv.speedup.summary import SpeedupReport, layer_changes, speedup_notes, weight_shapes
+from nni_gconv.speedup.thin import without_dead_blocks
 from nni_gconv.speedup.trace import Graph, as_inputs, location, trace
 from nni_gconv.speedup.verify import (
     mask_parameters,
     precise_copy,
-    sharing_copy,
     verify_equal,
 )
 from nni_gconv.speedup.wiring import Wiring
@@ -46,7 +47,8 @@ class ModelSpeedup:
 
     Everything is read from the masks: channels whose filters, or all whose readers, are masked are
     removed together with what is coupled to them; what cannot go because of a sum, a group or a
-    literal width in the forward stays as zeros. The model's class and forward are kept; its layers
+    literal width in the forward stays as zeros. A residual block whose branch is masked altogether
+    is exchanged for what lies beside the branch. The model's class and forward are kept; its layers
     stay plain torch modules with smaller tensors. The model given is changed in place, as NNI's
     class of this name does, but only after a copy has passed verification.
 
@@ -116,11 +118,16 @@ class ModelSpeedup:
         self._report: SpeedupReport | None = None
         self.plan: Plan | None = None
         self._replaced: list[Replaced] = []
+        self._before: list[Tensor] = []
 
     def speedup_model(self) -> nn.Module:
         """Make the model small, in place, and return it."""
-        graph = trace(self.model, self.dummy_input)
-        masks = read_masks(self.model, self._masks, graph.aliases)
+        dense = trace(self.model, self.dummy_input)
+        asked = read_masks(self.model, self._masks, dense.aliases)
+        thinned = without_dead_blocks(
+            self.model, self.dummy_input, dense, asked, silently=self.constants == "silence"
+        )
+        graph, masks = thinned.graph, thinned.masks
         wiring = Wiring(graph, masks)  # silence adds nothing to weights: it serves throughout
         pins: dict[Node, str] = {}
         no_change: dict[str, Tensor] = {}
@@ -134,11 +141,11 @@ class ModelSpeedup:
                 channels, balances=(*channels.balances, *balances(channels, grouped))
             )
             decision = decide(graph, balanced, kept, wiring, fold=self.constants == "fold")
-            groups, order, dense = group_layers(
+            groups, order, left = group_layers(
                 channels, decision.removed, grouped, fold=self.fold_permutations
             )
             plan = make_plan(graph, channels, kept, decision, order, groups)
-            small = sharing_copy(self.model)
+            small = thinned.copy_of(self.model)
             ready = apply_plan(small, graph, plan, kept)
             blocked = self._try_forward(small, graph, pins)
             if blocked is None and channels.halvings:
@@ -152,10 +159,10 @@ class ModelSpeedup:
         if self.verify:
             # Cut anew in float64: constants folded into biases are rounded in the model's own.
             masked = precise_copy(self.model)
-            small = sharing_copy(masked)
+            small = thinned.copy_of(masked)
             apply_plan(small, graph, plan, kept)
             # Only now: the small model has to be masked by the plan, not by what it is cut from.
-            mask_parameters(masked, kept, graph.aliases)
+            mask_parameters(masked, {**thinned.gone, **kept}, dense.aliases)
             difference = verify_equal(
                 masked,
                 small,
@@ -165,10 +172,15 @@ class ModelSpeedup:
                 order=order,
                 seed=self.seed,
             )
-        before = weight_shapes(self.model)
+        before, self._before = weight_shapes(self.model), list(self.model.parameters())
+        for block, steps in thinned.blocks.items():
+            take_out(self.model, block, steps)
         self._replaced = apply_plan(self.model, graph, plan, kept, ready)
         self.plan = plan
-        notes = (*speedup_notes(channels, masks, silenced, decision), *dense, *graph.notes)
+        notes = (
+            *thinned.notes, *speedup_notes(channels, masks, silenced, decision), *left,
+            *graph.notes,
+        )  # fmt: skip
         changes = layer_changes(self.model, before)
         gathers = sum(change.gathers for change in changes)
         self._report = SpeedupReport(changes, notes, gathers, difference)
@@ -216,7 +228,7 @@ class ModelSpeedup:
         torch.Size([6, 3, 3, 3])
         """
         self.report()
-        rebind(optimizer, self._replaced, self.model)
+        rebind(optimizer, self._replaced, self.model, self._before)
         return optimizer
 
     def _try_forward(self, small: nn.Module, graph: Graph, pins: dict[Node, str]) -> Node | None:

@@ -24,7 +24,10 @@ __all__ = ["rebind"]
 
 
 def rebind(
-    optimizer: torch.optim.Optimizer, replaced: Sequence[Replaced], model: nn.Module
+    optimizer: torch.optim.Optimizer,
+    replaced: Sequence[Replaced],
+    model: nn.Module,
+    gone: Sequence[Tensor] = (),
 ) -> None:
     """Exchange an optimizer's parameters and cut what it remembers of them.
 
@@ -36,6 +39,8 @@ def rebind(
         What took whose place.
     model : nn.Module
         The small model.
+    gone : sequence of Tensor
+        What the model has no longer; it is forgotten.
 
     Raises
     ------
@@ -44,15 +49,22 @@ def rebind(
     """
     change = {id(r.old): r for r in replaced}
     present = {id(p) for p in model.parameters()}
+    left = {id(p) for p in gone} - present - set(change)
     for number, group in enumerate(optimizer.param_groups):
         for old in group["params"]:
-            if id(old) not in change and id(old) not in present:
+            if id(old) not in present and id(old) not in change and id(old) not in left:
                 raise SpeedupError(
                     f"the optimizer's group {number} holds a parameter of shape {tuple(old.shape)} "
                     "that the model did not have: make it from the unwrapped model's parameters"
                 )
     for group in optimizer.param_groups:
-        group["params"] = [change[id(p)].new if id(p) in change else p for p in group["params"]]
+        group["params"] = [
+            change[id(p)].new if id(p) in change else p
+            for p in group["params"]
+            if id(p) not in left
+        ]
+    for old in [p for p in optimizer.state if id(p) in left]:
+        del optimizer.state[old]
     for old in [p for p in optimizer.state if id(p) in change]:
         made = change[id(old)]
         state = optimizer.state.pop(old)

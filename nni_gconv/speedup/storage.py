@@ -9,7 +9,7 @@ from torch.fx import Node
 from nni_gconv.speedup.channels import op_name
 from nni_gconv.speedup.rules import PASSES
 
-__all__ = ["follow_storage"]
+__all__ = ["follow_storage", "written_by"]
 
 
 def follow_storage(
@@ -36,23 +36,29 @@ def follow_storage(
     schema = getattr(node.target, "_schema", None)
     source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
     arguments = schema.arguments if schema is not None else []
-    written = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
     shares = any(a.alias_info is not None for a in arguments)
     if source is not None and (shares or op_name(node) in PASSES or op_name(node) == "getitem"):
         storage[node] = storage.get(source, source)
         sharing.setdefault(storage[node], []).append(node)
-        if any(written) or op_name(node) in PASSES:
+        if written_by(node) or op_name(node) in PASSES:
             same[node] = same.get(source, source)
-    given = [x for x, w in zip(node.args, written, strict=False) if w]
-    given += [
-        node.kwargs[a.name]
-        for a, w in zip(arguments, written, strict=True)
-        if w and a.name in node.kwargs
-    ]
-    for target in given:
+    for target in written_by(node):
         memory, tensor = storage.get(target, target), same.get(target, target)
         renewed = values.get(node)
         for other in (memory, *sharing.get(memory, ())):
             # Part of it was written, or it is a part of what was: not known any more.
             whole = same.get(other, other) is tensor
             values[other] = renewed if whole else None
+
+
+def written_by(node: Node) -> list[Any]:
+    """Return the arguments that an operator writes to."""
+    schema = getattr(node.target, "_schema", None)
+    found = []
+    for position, argument in enumerate(schema.arguments if schema is not None else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            if position < len(node.args):
+                found.append(node.args[position])
+            elif argument.name in node.kwargs:
+                found.append(node.kwargs[argument.name])
+    return found

@@ -24,7 +24,8 @@ class LayerChange:
     name, type : str
         Dotted name and class.
     before, after : tuple of int
-        Shape of the weight: filters, and input channels of each group.
+        Shape of the weight: filters, and input channels of each group; zeros of a layer that went
+        with its block.
     groups : int
         Groups after; 1 for a dense layer.
     removed : int
@@ -79,32 +80,35 @@ def _widths(shape: tuple[int, ...]) -> str:
     return " × ".join(str(s) for s in shape)
 
 
-def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the first two dimensions of every layer's weight, by the layer's name."""
+def weight_shapes(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the class and the first two dimensions of every layer's weight, by its name."""
     shapes = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor):
-            shapes[name] = tuple(weight.shape[:2])
+            shapes[name] = type(module).__name__, tuple(weight.shape[:2])
     return shapes
 
 
-def layer_changes(model: nn.Module, before: dict[str, tuple[int, ...]]) -> tuple[LayerChange, ...]:
+def layer_changes(
+    model: nn.Module, before: dict[str, tuple[str, tuple[int, ...]]]
+) -> tuple[LayerChange, ...]:
     """Compare a small model with the :func:`weight_shapes` of the dense one."""
     modules = dict(model.named_modules(remove_duplicate=False))
     changes = []
-    for name, shape in before.items():
-        layer: Any = unwrapped(modules[name])
-        after = tuple(layer.weight.shape[:2])
+    for name, (kind, shape) in before.items():
+        there = modules.get(name)
+        layer: Any = None if there is None else unwrapped(there)
+        after = (0,) * len(shape) if layer is None else tuple(layer.weight.shape[:2])
         changes.append(
             LayerChange(
                 name=name,
-                type=type(layer).__name__,
+                type=kind,
                 before=shape,
                 after=after,
                 groups=int(getattr(layer, "groups", 1)),
                 removed=shape[0] - after[0],
-                gathers=len(gathers_of(modules[name])),
+                gathers=0 if there is None else len(gathers_of(there)),
             )
         )
     return tuple(changes)
