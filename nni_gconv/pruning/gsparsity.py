@@ -17,8 +17,11 @@ the end of an epoch is silenced from then on, with the shift of the norm behind 
 makes of a zero filter is a constant, and a network that trains with it misses it when it is cut.
 And one training meets a `budget`, because the gain follows what it has brought so far.
 
-At least one channel stays on every axis: a block whose branch has died altogether keeps one dead
-channel in each layer of it, which costs next to no parameters but a little time.
+Whole blocks may vanish: where all channels are dead that some layer in the branch of a residual
+block makes, the branch adds a constant at most. It is masked as a whole then, and the speedup
+leaves of the block what lies beside the branch, layers that were not selected included. Blocks stay
+where the config_list excludes a layer of the branch, and where it keeps channels of the dead one
+(``min_channels`` above 1, a ratio, ``max_sparse_ratio``). Elsewhere each layer keeps a channel.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
@@ -38,6 +42,7 @@ from nni_gconv.pruning.allocation import Request, removal_steps, take
 from nni_gconv.pruning.base import ChannelPruner, Metrics, Rule
 from nni_gconv.pruning.budget import fit
 from nni_gconv.pruning.cost import parse_budget
+from nni_gconv.pruning.dead_blocks import DeadBlocks
 from nni_gconv.pruning.group_lasso import (
     NormSpread,
     gain_factor,
@@ -53,7 +58,7 @@ from nni_gconv.pruning.group_lasso import (
 from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.scores import filter_norms
 from nni_gconv.pruning.sets import taken_channels
-from nni_gconv.pruning.trained import from_main_process
+from nni_gconv.pruning.trained import Masks, from_main_process
 from nni_gconv.speedup.coupling import CoupledSet, Member
 from nni_gconv.training.proxsgd import Normalization, ProxSGD, gain_scale
 
@@ -174,6 +179,7 @@ class GSparsityPruner(ChannelPruner):
         self.normalization: Normalization | None = normalization
         self.score, self.silence, self.ramp = score, silence, ramp
         self.settled = False
+        self._taken: set[int] = set()
         self._goal: Mapping[str, float] = {} if budget is None else parse_budget(budget)
         self._before: list[np.ndarray] = []
         self.gains, config_list = layer_gains(model, config_list, gain)
@@ -240,9 +246,55 @@ class GSparsityPruner(ChannelPruner):
 
     def _request(self, coupled: CoupledSet, metrics: Metrics | None, voter: str) -> Request:
         request = super()._request(coupled, metrics, voter)
+        if any(self.sets[index] is coupled for index in self._taken):
+            every = np.arange(coupled.size)
+            request = replace(request, scores=np.full(coupled.size, -1.0), steps=[every])
         if self.budget is not None and request.group is None:
             return replace(request, group=_ALL)
         return request
+
+    def _follower_entries(self) -> list[dict[str, Any]]:
+        """Add the layers that have to be masked for a block to vanish."""
+        entries = super()._follower_entries()
+        known = {name for entry in entries for name in entry["op_names"]} | set(self.layers)
+        self._blocks = DeadBlocks(self.coupling, self.sets, self._excluded)
+        ends = [name for name in self._blocks.ends if name not in known]
+        return [*entries, *({"op_names": [n], "target_names": ["weight", "bias"]} for n in ends)]
+
+    def _died(self, metrics: Metrics, removed: np.ndarray | None = None) -> set[int]:
+        """Sets of which every channel is dead, and as good as removed where `removed` is given."""
+        found = set()
+        norms = self._largest_norms(metrics)
+        for index, (coupled, norm) in enumerate(zip(self.sets, norms, strict=True)):
+            asked = self._request(coupled, metrics, "")
+            free = asked.ratio is None and asked.high == 1
+            floor = self._limits(coupled, coupled.members)["min_channels"]
+            threshold = self.threshold if asked.threshold is None else asked.threshold
+            left = 0 if removed is None else int((~removed[coupled.classes]).sum())
+            least = coupled.size - sum(map(len, asked.steps))
+            if free and floor <= 1 and left <= least and norm.max(initial=0) <= threshold:
+                found.add(index)
+        return found
+
+    def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
+        """Let what is in a dead block go first, since none of it costs anything any more."""
+        self._taken = self._blocks.taken_by(self._died(metrics))[0]
+        try:
+            return super()._generate_sparsity(metrics)
+        finally:
+            self._taken = set()
+
+    def _masks(self, removed: np.ndarray) -> Masks:
+        """Complete what takes a block with it."""
+        died = from_main_process(self._died(self._metrics(), removed))
+        taken, ends = self._blocks.taken_by(died)
+        removed = removed.copy()
+        for index in taken:
+            removed[self.sets[index].classes] = True
+        masks = super()._masks(removed)
+        for name in ends:
+            masks[name] = {target: torch.zeros_like(mask) for target, mask in masks[name].items()}
+        return masks
 
     def _settle(self, requests: list[Request]) -> list[Request]:
         """A filter lives if its norm is above the threshold, not if it reaches it."""

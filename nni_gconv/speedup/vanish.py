@@ -32,8 +32,8 @@ class Branch:
     ----------
     block : str
         Dotted name of the module whose forward holds the addition.
-    value : Node
-        The branch's result.
+    addition, value : Node
+        The addition, and which of its operands the branch makes.
     layers : tuple of str
         Dotted names of the modules that make it, in the order they run.
     end : str
@@ -44,6 +44,7 @@ class Branch:
     """
 
     block: str
+    addition: Node
     value: Node
     layers: tuple[str, ...]
     end: str
@@ -71,7 +72,7 @@ def find_branches(graph: Graph) -> list[Branch]:
                 steps = block.remaining({addition: alive}.get) if end else None
                 layers = block.layers(dead)
                 if steps is not None and end in layers:
-                    found.append(Branch(block.name, dead, layers, end, steps))
+                    found.append(Branch(block.name, addition, dead, layers, end, steps))
     return found
 
 
