@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nni_gconv._version import __version__
-from nni_gconv.errors import CheckpointError
+from nni_gconv.errors import CheckpointError, check_model
 from nni_gconv.files import atomic_path
 from nni_gconv.speedup.gather import gathers_of, wrap_gathers
 from nni_gconv.speedup.remains import steps_of, take_out
@@ -143,6 +143,7 @@ def save_compact(
     >>> load_compact(file, lambda: nn.Sequential(nn.Conv2d(3, 8, 3)))[0].out_channels
     5
     """
+    check_model(model)
     path = Path(path)
     plan = json.dumps(plan_of(model))
     metadata = {

@@ -17,6 +17,7 @@ __all__ = [
     "NniGconvError",
     "SpeedupError",
     "TraceError",
+    "check_model",
     "nearest",
     "unknown_name",
 ]
@@ -48,6 +49,20 @@ class BudgetError(NniGconvError, ValueError):
 
 class DataError(NniGconvError):
     """A data set is missing or damaged; the message says what was expected where."""
+
+
+def check_model(model: object) -> None:
+    """Raise a ConfigError if something is no ``torch.nn.Module``; torch is not needed for that.
+
+    Examples
+    --------
+    >>> check_model("resnet18")
+    Traceback (most recent call last):
+    ...
+    nni_gconv.errors.ConfigError: model: expected a torch.nn.Module, got str
+    """
+    if not callable(getattr(model, "named_modules", None)):
+        raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:

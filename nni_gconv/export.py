@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils import _pytree as pytree
 
 from nni_gconv import compat
-from nni_gconv.errors import CheckpointError, ConfigError, NniGconvError
+from nni_gconv.errors import CheckpointError, ConfigError, NniGconvError, check_model
 from nni_gconv.files import atomic_path
 from nni_gconv.profiling.forward import DummyInput, evaluating, run, with_batch
 from nni_gconv.speedup.channels import op_name
@@ -73,6 +73,7 @@ def export_model(
     >>> export_model(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8), file).name
     'net.pt2'
     """
+    check_model(model)
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"export: {path.name} has no known suffix (allowed: .onnx, .pt2)")

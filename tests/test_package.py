@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import nni_gconv
+from nni_gconv.errors import ConfigError
 
 
 def fresh(code):
@@ -48,3 +50,18 @@ def test_what_is_public():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'FPGMPrunr'"):
         nni_gconv.FPGMPrunr  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, path: nni_gconv.ModelSpeedup(None, x, {}),
+        lambda x, path: nni_gconv.save_compact(None, path),
+        lambda x, path: nni_gconv.export_model(None, x, path),
+        lambda x, path: nni_gconv.profile(None, x),
+    ],
+)
+def test_what_is_no_model_is_said(call, tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        call(torch.zeros(1, 3, 8, 8), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nni_gconv.errors import ConfigError
+from nni_gconv.errors import ConfigError, check_model
 
 __all__ = ["batch_of", "device_of", "evaluating", "run", "to_device", "with_batch"]
 
@@ -29,6 +29,7 @@ def run(model: Callable[..., Any], dummy_input: DummyInput) -> Any:
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter or buffer, the CPU if it has none."""
+    check_model(model)
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from nni_gconv import compat
-from nni_gconv.errors import ConfigError
+from nni_gconv.errors import ConfigError, check_model
 from nni_gconv.pruning.allocation import Request, removal_steps, take
 from nni_gconv.pruning.budget import check_reachable, fit
 from nni_gconv.pruning.config_list import nni_entries, resolve
@@ -122,6 +122,7 @@ class ChannelPruner(ScheduledPruner):
             raise ConfigError(
                 f"coupling: {coupling!r} is not allowed (allowed: {', '.join(_RULES)})"
             )
+        check_model(model)
         if compat.is_wrapped(model):
             raise ConfigError("the model is wrapped by another pruner: use from_compressor()")
         self.rule = coupling

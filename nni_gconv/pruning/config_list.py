@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from nni_gconv.errors import ConfigError, nearest, unknown_name
+from nni_gconv.errors import ConfigError, check_model, nearest, unknown_name
 
 __all__ = ["SELECT_KEYS", "SETTING_KEYS", "LayerConfig", "nni_entries", "resolve"]
 
@@ -111,6 +111,7 @@ def resolve(
     ConfigError
         A wrong key, value or pattern; the message says which entry.
     """
+    check_model(model)
     if isinstance(config_list, Mapping | str) or not isinstance(config_list, Sequence):
         raise ConfigError(
             f"config_list: expected a list of entries, got {type(config_list).__name__}"

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from nni_gconv import compat
-from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.errors import ConfigError, check_model, unknown_name
 from nni_gconv.partitioning import Partition, l2
 from nni_gconv.pruning.group_sides import LiveLayer
 from nni_gconv.pruning.schedule import Schedule
@@ -38,6 +38,7 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def unwrapped_input(model: nn.Module, evaluator: Evaluator | None, dummy_input: Any) -> Any:
     """Return an example input of a model, which has to be unwrapped."""
+    check_model(model)
     if compat.is_wrapped(model):
         raise ConfigError("the model is wrapped by another pruner: unwrap it and pass masks=")
     if dummy_input is None and evaluator is not None:

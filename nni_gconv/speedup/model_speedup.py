@@ -13,7 +13,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from nni_gconv import compat
-from nni_gconv.errors import ConfigError, SpeedupError
+from nni_gconv.errors import ConfigError, SpeedupError, check_model
 from nni_gconv.modes import evaluating, forward_of_training
 from nni_gconv.speedup.channels import shape_of
 from nni_gconv.speedup.confirm import uneven_part
@@ -104,6 +104,7 @@ class ModelSpeedup:
     ) -> None:
         if constants not in ("silence", "fold"):
             raise ConfigError(f"constants: {constants!r} is not allowed (allowed: fold, silence)")
+        check_model(model)
         if compat.is_wrapped(model):
             raise SpeedupError("the model is still wrapped by a pruner: call pruner.unwrap_model()")
         self.model = model

@@ -37,6 +37,14 @@ __all__ = ["NORMALIZATIONS", "Normalization", "ProxSGD", "gain_scale", "group_so
 
 Normalization = Literal["none", "mul", "div"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "mul", "div")
+#: What others call their settings; a group may hold any other key, as in torch.
+_MISNAMED = {
+    "weight_decay": "ProxSGD has none, its penalty is mu",
+    "gain": "the gain of a group is called mu",
+    "nesterov": "ProxSGD has none",
+    "dampening": "ProxSGD has none, its momentum weighs the new gradient",
+    "betas": "ProxSGD has momentum and beta",
+}
 _ABOVE_ZERO, _BELOW_ONE = math.nextafter(0, 1), math.nextafter(1, 0)
 
 
@@ -230,6 +238,8 @@ class ProxSGD(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(parameter)
                 if group["adaptive"]:
                     state["square"] = torch.zeros_like(parameter)
+            if group["adaptive"] and "square" not in state:
+                raise ConfigError("ProxSGD: adaptive: cannot be switched on after the first step")
             state["step"] += 1
             grads.append(grad)
             momenta.append(state["momentum_buffer"])
@@ -327,6 +337,9 @@ def _unrolled(matrix: Tensor, members: Sequence[_Member]) -> list[Tensor]:
 
 
 def _check(group: dict[str, Any], where: str) -> None:
+    for key, instead in _MISNAMED.items():
+        if group.get(key):
+            raise ConfigError(f"{where}: {key}: {instead}")
     for key, low, high, allowed in (
         ("lr", 0, math.inf, "a number from 0"),
         ("momentum", _ABOVE_ZERO, 1, "a number above 0, up to 1"),
@@ -344,8 +357,6 @@ def _check(group: dict[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: mu: {mu!r} is not allowed (None or a number from 0)")
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 0:
         raise ConfigError(f"{where}: filter_dim: {dim!r} is not allowed (a number from 0)")
-    if group.get("weight_decay"):
-        raise ConfigError(f"{where}: weight_decay: ProxSGD has none, its penalty is mu")
     if group["lr"] > 1 and mu:
         raise ConfigError(f"{where}: lr: {group['lr']!r} steps beyond the proximal point (up to 1)")
 

@@ -156,6 +156,10 @@ class TestErrors:
         assert "\n" not in str(caught.value)
         assert not any("_nni" in name for name in net.state_dict())
 
+    def test_what_is_no_model(self, make):
+        with pytest.raises(ConfigError, match=r"model: expected a torch\.nn\.Module, got N"):
+            make(None, TWO)
+
     def test_training_without_an_evaluator(self, make):
         with pytest.raises(ConfigError, match="need an evaluator="):
             make(chain(), TWO, dummy_input=SMALL).compress(max_epochs=1)

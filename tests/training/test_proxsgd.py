@@ -411,6 +411,8 @@ class TestOptimizer:
             ({"mu": -0.1}, r"group 0: mu: -0\.1"),
             ({"mu": math.nan}, "mu: nan"),
             ({"weight_decay": 1e-4}, "weight_decay: ProxSGD has none"),
+            ({"gain": 0.1}, "group 0: gain: the gain of a group is called mu"),
+            ({"betas": (0.9, 0.999)}, "betas: ProxSGD has momentum and beta"),
             ({"mu": 0.1, "lr": 1.5}, r"lr: 1\.5 steps beyond the proximal point"),
             ({"lr": "fast"}, r"lr: 'fast' is not allowed \(a number from 0\)"),
             ({"momentum": None}, "momentum: None is not allowed"),
@@ -424,9 +426,23 @@ class TestOptimizer:
     )
     def test_what_is_out_of_range_is_said(self, options, said):
         options = dict(options)
-        own = {k: options.pop(k) for k in ("mu", "weight_decay", "filter_dim") if k in options}
+        keys = ("mu", "weight_decay", "filter_dim", "gain", "betas")
+        own = {k: options.pop(k) for k in keys if k in options}
         with pytest.raises(ConfigError, match=said):
             ProxSGD([{"params": [parameter([1.0]), parameter([2.0])], **own}], **options)
+
+    def test_other_keys_of_a_group_are_its_own(self):
+        groups = [{"params": [parameter([1.0])], "name": "stem", "lr_scale": 0.5}]
+        assert ProxSGD(groups).param_groups[0]["name"] == "stem"
+
+    def test_adaptive_from_the_middle_on_is_said(self):
+        weight = parameter([1.0])
+        optimizer = ProxSGD([weight], adaptive=False)
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        optimizer.param_groups[0]["adaptive"] = True
+        with pytest.raises(ConfigError, match="adaptive: cannot be switched on after the first"):
+            optimizer.step()
 
     def test_a_refused_group_is_not_added(self):
         optimizer = ProxSGD([parameter([1.0])])
