@@ -50,6 +50,7 @@ from nni_gconv.compat.nni_wrapper import (
 )
 from nni_gconv.compat.nvml import DriverGpus, driver_gpus
 from nni_gconv.compat.torch_edges import (
+    end_process_group,
     export_onnx,
     fake_tensors,
     flop_formulas,
@@ -73,6 +74,7 @@ __all__ = [
     "dispatcher_folder",
     "driver_gpus",
     "end_leftovers",
+    "end_process_group",
     "evaluator_input",
     "evaluator_optimizer",
     "experiment_folder",

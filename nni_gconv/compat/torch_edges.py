@@ -7,6 +7,7 @@ import importlib.util
 import io
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "end_process_group",
     "export_onnx",
     "fake_tensors",
     "flop_formulas",
@@ -84,6 +86,18 @@ def real_tensors() -> Iterator[None]:
 
     with unset_fake_temporarily():
         yield
+
+
+def end_process_group() -> None:
+    """End the group of processes that train together.
+
+    Until torch 2.8 that waits, with the interpreter's lock held, for gloo's threads, which need the
+    lock to let go of the tensors of the last reduction.
+    """
+    import torch.distributed as dist
+
+    time.sleep(0.2)  # gives the lock away
+    dist.destroy_process_group()
 
 
 def reason_of(error: BaseException) -> str:

@@ -113,7 +113,7 @@ def _probed(config: Any, kind: str, class_name: str, algorithm: Any) -> list[str
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         raise ConfigError(
-            f"{where}: could not be loaded in {_PROBE_SECONDS} s; it has {_CONNECT_SECONDS} to connect"
+            f"{where}: not loaded in {_PROBE_SECONDS} s; it has {_CONNECT_SECONDS} to connect"
         ) from None
     except ValueError:
         words = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nni_gconv import compat
 from nni_gconv.errors import ConfigError
 
 __all__ = ["Distributed"]
@@ -83,7 +84,7 @@ class Distributed:
     def close(self) -> None:
         """End the process group if this object began it."""
         if self.owns_group and dist.is_initialized():
-            dist.destroy_process_group()
+            compat.end_process_group()
 
     def device(self, kind: str | None = None) -> torch.device:
         """Return where this process trains.
