@@ -16,7 +16,7 @@ from nni_gconv.pruning.group_latency import LayerTimer
 from nni_gconv.pruning.group_requests import GroupRequest, group_requests
 from nni_gconv.pruning.group_tables import ChoiceRules, GroupTables, LayerTable, cost_tables
 from nni_gconv.pruning.hierarchy import bisect_threshold, deepest, saved_share
-from nni_gconv.pruning.near_limit import CLOSE
+from nni_gconv.pruning.near_limit import CLOSE, nearest_choice
 
 __all__ = ["NestedRules", "SplitBudget"]
 
@@ -167,18 +167,23 @@ class SplitBudget:
 
         Latency is that of the layers one by one.
         """
-        shares = [1.0] if not self._wanted else []
+        return min(self._saved_of_wanted(splits).values(), default=1.0)
+
+    def _saved_of_wanted(self, splits: Mapping[str, int]) -> dict[str, float]:
+        shares = {}
         for measure, wanted in self._wanted.items():
             field = "milliseconds" if measure == "latency" else measure
             costs = [getattr(table, field) for table in self._tables.layers]
             chosen = [splits[table.name] for table in self._tables.layers]
-            shares.append(saved_share(wanted, costs, chosen))
-        return min(shares)
+            shares[measure] = saved_share(wanted, costs, chosen)
+        return shares
 
     def by_threshold(self, kept: Kept) -> dict[str, int]:
         """Group counts by one loss that every layer may suffer, the least that meets the budget.
 
         What it saves beyond the budget undoes last splits, of the layers that lose most first.
+        Where more than 1 % of the budget is left over, a few splits of some layers are exchanged
+        for splits of others, see :func:`~nni_gconv.pruning.near_limit.nearest_choice`.
         """
         if self._budget is None:
             return self._most()
@@ -199,7 +204,37 @@ class SplitBudget:
             fewer = [c for c in self._allowed[name] if c < found[name]]
             if fewer and saved({**found, name: fewer[-1]}) >= 1:
                 found[name] = fewer[-1]
-        return found
+        return self._nearer(found, kept)
+
+    def _nearer(self, found: dict[str, int], kept: Kept) -> dict[str, int]:
+        """Exchange splits for others that leave less of the budget over."""
+        names = list(found)
+        choices = [self._allowed[name] for name in names]
+        lost = [
+            (1 - kept[name][self.counts[name].index(count)], i, k)
+            for i, name in enumerate(names)
+            for k, count in enumerate(choices[i][1:])
+        ]
+        dense = {m: getattr(self._tables.dense, m) for m in self._wanted}
+
+        def groups(taken: Sequence[int]) -> dict[str, int]:
+            return {n: choices[i][k] for i, (n, k) in enumerate(zip(names, taken, strict=True))}
+
+        def cost(taken: Sequence[int]) -> float:
+            """Cost over the budget's, of the measure that is worst off."""
+            splits = {n: self.counts[n].index(count) for n, count in groups(taken).items()}
+            shares = self._saved_of_wanted(splits)
+            return max(
+                (dense[m] - share * self._wanted[m]) / (dense[m] - self._wanted[m])
+                for m, share in shares.items()
+            )
+
+        start = [choices[i].index(found[name]) for i, name in enumerate(names)]
+        if not self._wanted or cost(start) > 1:
+            return found
+        order = {(i, k): place for place, (_, i, k) in enumerate(sorted(lost))}
+        most = [len(allowed) - 1 for allowed in choices]
+        return groups(nearest_choice(start, most, cost, 1.0, order=order))
 
     def by_search(
         self, kept: Kept, totals: Mapping[str, float], model: nn.Module | None, dummy_input: Any
