@@ -67,7 +67,12 @@ def record(
     Exception
         Whatever the forward raises.
     """
-    with torch.inference_mode(), compat.fake_tensors() as fake, compat.plain_attention():
+    with (
+        torch.inference_mode(),
+        torch.compiler.set_stance("force_eager"),
+        compat.fake_tensors() as fake,
+        compat.plain_attention(),
+    ):
         recorder = Recorder(fake)
         recorder.parameters = {
             recorder.placeholder(name.replace(".", "_"), tensor).name: name
@@ -89,9 +94,9 @@ class Recorder(TorchDispatchMode):
     ----------
     graph : torch.fx.Graph
         What ran so far. ``node.meta`` holds ``val``, a fake tensor or a list of them, which a
-        tensor from outside has only if an operator took it; of operators
-        also ``owner``, the dotted name of the innermost module that was running, and ``frames``,
-        the lines of the user's code that led there, outermost first.
+        tensor from outside has only if an operator took it; of operators also ``owner``, the
+        dotted name of the innermost module that was running, and ``frames``, the lines of the
+        user's code that led there, outermost first.
     parameters : dict of str to str
         Name of a placeholder -> dotted name of the parameter or buffer it stands for.
     inputs : list of Node
@@ -111,7 +116,9 @@ class Recorder(TorchDispatchMode):
         self._nodes: dict[int, Node] = {}
         self._fakes: dict[int, Tensor] = {}  # made when an operator first asks for one
         self._kept: list[Tensor] = []
+        self._reals: dict[int, Tensor] = {}  # what a fake tensor stands for
         self._certain: dict[int, Tensor] = {}
+        self._written: set[int] = set()  # real tensors that the forward would have changed
 
     # -- what a graph begins and ends with --------------------------------------------------------
 
@@ -184,6 +191,8 @@ class Recorder(TorchDispatchMode):
     def _know(self, tensor: Tensor, node: Node) -> None:
         self._nodes[id(tensor)] = node
         self._kept.append(tensor)
+        if id(tensor) in self._reals:
+            self._nodes[id(self._reals[id(tensor)])] = node
 
     def _node(self, tensor: Tensor) -> Node:
         """Find the node of a tensor."""
@@ -201,6 +210,7 @@ class Recorder(TorchDispatchMode):
             found = self._fakes[id(tensor)] = self._to_fake(tensor)
             node = self._node(tensor)
             node.meta["val"] = found
+            self._reals[id(found)] = tensor
             self._know(found, node)
         return found
 
@@ -209,7 +219,8 @@ class Recorder(TorchDispatchMode):
     def _is_certain(self, tensor: Tensor) -> bool:
         if compat.is_fake(tensor):
             return id(tensor) in self._certain
-        return not isinstance(tensor, nn.Parameter) and tensor.numel() <= _FEW
+        known = not isinstance(tensor, nn.Parameter) and id(tensor) not in self._written
+        return known and tensor.numel() <= _FEW
 
     def _real(self, tensor: Tensor) -> Tensor:
         return self._certain.get(id(tensor), tensor)
@@ -218,6 +229,7 @@ class Recorder(TorchDispatchMode):
         """Work out the result of an operator on constants, if it is small."""
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if func._schema.is_mutable:
+            self._written.update(id(self._reals.get(id(x), x)) for x in tensors)
             if any(id(x) in self._certain for x in tensors):
                 self._certain.clear()  # others may be views of what is written
             return
@@ -236,8 +248,10 @@ class Recorder(TorchDispatchMode):
     def _number(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Turn a tensor into a Python number, if it depends on nothing that changes."""
         tensor = args[0]
-        if compat.is_fake(tensor) and id(tensor) not in self._certain:
-            return func(*args, **kwargs)  # fails and says why
+        if id(tensor) in self._written or (
+            compat.is_fake(tensor) and id(tensor) not in self._certain
+        ):
+            return func(self._fake(tensor), *args[1:], **kwargs)  # fails and says why
         # A number that the model holds is the same in the small model, a parameter's too.
         with compat.real_tensors():
             return func(self._real(tensor), *args[1:], **kwargs)

@@ -132,6 +132,36 @@ def test_a_constant_that_was_written_is_none():
         trace(Net(), X)
 
 
+class Counting(nn.Module):
+    """Changes a buffer, and reads it."""
+
+    def __init__(self, *, branch):
+        super().__init__()
+        self.branch = branch
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count.add_(1)
+        return -x if self.branch and self.count > 3 else x * self.count
+
+
+def test_a_buffer_that_the_forward_writes():
+    net = Counting(branch=False)
+    graph = trace(net, X)
+    (mul,) = named(graph, "mul")
+    assert op_name(mul.args[1]) == "add"
+    assert int(net.count) == 0
+    with pytest.raises(TraceError, match="depends on the values of a tensor"):
+        trace(Counting(branch=True), X)
+
+
+def test_a_compiled_module_is_followed_as_it_is_written():
+    net = nn.Sequential(torch.compile(Block()))
+    graph = trace(net, X)
+    assert operators(graph) == ["conv2d", "batch_norm", "relu", "mean", "linear"]
+    assert "0._orig_mod.conv.weight" in graph.tensors.values()
+
+
 class Swish(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
