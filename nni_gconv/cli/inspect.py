@@ -32,6 +32,10 @@ def inspect(
         table.add_row(name, layer["type"], _attributes(layer["attrs"]), _shapes(layer["tensors"]))
     console = Console()
     console.print(table)
+    for block, steps in plan.get("blocks", {}).items():
+        console.print(
+            f"{block}: without its branch, what is left is {', '.join(steps) or 'its input'}"
+        )
     made = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
     console.print(f"written with {made}")
     recipe = found["recipe"]

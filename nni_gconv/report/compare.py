@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.report.layers import LayerSize, Network, total_macs
+from nni_gconv.report.layers import LayerSize, Network, total_macs, went
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,6 +99,8 @@ class Comparison:
                 now, base = found[letter.lower()][key], (found["dense"] or {}).get(key)
                 if now is not None and base:
                     parts.append(f"{what} {now / base:.3f} of dense")
+            if network.blocks:
+                parts.append(f"without {len(network.blocks)} blocks")
             if network.gathers:
                 parts.append(f"{network.gathers} gathers")
             lines.append(", ".join(parts))
@@ -144,6 +146,8 @@ def _difference(a: Network, b: Network) -> str | None:
     for one, other in ((a, b), (b, a)):
         for name, layer in one.layers.items():
             if name not in other.layers:
+                if went(name, other.blocks):
+                    continue
                 return f"only {one.label} has a layer {name!r}"
             if layer.type != other.layers[name].type:
                 kind = other.layers[name].type

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,10 @@ class Network:
         Class of the network.
     layers, dense : dict of str to LayerSize
         Layers that cost something, by name in the model's order, of the small and of the dense
-        network; the latter empty where the file does not say.
+        network; the latter empty where the file does not say. Layers that went with their block
+        are in both, with no outputs and no costs in the small one.
+    blocks : tuple of str
+        Residual blocks that went, all but what lies beside their branch.
     gathers : int
         Permutations of channels that are left.
     recipe : dict
@@ -83,6 +86,7 @@ class Network:
     model: str
     layers: dict[str, LayerSize]
     dense: dict[str, LayerSize] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
     gathers: int = 0
     recipe: dict[str, Any] = field(default_factory=dict)
 
@@ -135,11 +139,35 @@ def read_network(source: str | Path, label: str | None = None) -> Network:
     try:
         layers = _parse(sizes["small"]) if sizes else _from_plan(plan)
         dense = _parse(sizes.get("dense", []))
+        blocks = tuple(plan.get("blocks", {}))
         gathers = sum(len(sides) for sides in plan.get("gathers", {}).values())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file}: its list of layers cannot be read: {error!r}") from None
-    model = str(plan.get("model", ""))
-    return Network(label or str(source), file, model, layers, dense, gathers, found["recipe"] or {})
+    gone = {
+        name: _gone(x) for name, x in dense.items() if went(name, blocks) and name not in layers
+    }
+    found_layers = {**layers, **gone}
+    layers = {name: found_layers[name] for name in {**dense, **layers} if name in found_layers}
+    return Network(
+        label=label or str(source),
+        file=file,
+        model=str(plan.get("model", "")),
+        layers=layers,
+        dense=dense,
+        blocks=blocks,
+        gathers=gathers,
+        recipe=found["recipe"] or {},
+    )
+
+
+def went(name: str, blocks: Sequence[str]) -> bool:
+    """Tell whether a layer is inside one of these blocks."""
+    return any(name.startswith(f"{block}.") for block in blocks)
+
+
+def _gone(layer: LayerSize) -> LayerSize:
+    outputs = None if layer.outputs is None else 0
+    return replace(layer, outputs=outputs, groups=1, params=0, macs=0)
 
 
 def _parse(rows: Sequence[Mapping[str, Any]]) -> dict[str, LayerSize]:

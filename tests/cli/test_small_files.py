@@ -9,6 +9,7 @@ from nni_gconv import ModelSpeedup, load_compact, save_compact
 from nni_gconv.artefact import read_plan
 from nni_gconv.cli import main
 from nni_gconv.speedup.coupling import Coupling
+from nni_gconv.speedup.remains import take_out
 from nni_gconv.training.zoo import create_model
 
 OPTIONS = {"width": 0.5, "in_channels": 1, "num_classes": 7}
@@ -65,6 +66,15 @@ def test_inspect_shows_every_layer_in_the_order_of_the_model(capfd, file, model)
     assert "out_channels=6" in out  # of 8, every fourth is gone
     assert f"torch {torch.__version__.split('+')[0]}" in out
     assert "recipe a-trial: fpgm {'macs': 0.6}" in out
+
+
+def test_inspect_names_blocks_that_went(capfd, tmp_path):
+    small = create_model("resnet8")
+    take_out(small, "layer1.0", ["nn.ReLU"])
+    code, out, _ = call(capfd, "inspect", save_compact(small, tmp_path / "m.safetensors"))
+    assert code == 0
+    assert "layer1.0: without its branch, what is left is nn.ReLU" in out
+    assert "layer1.0.conv1" not in out
 
 
 def test_inspect_as_json(capfd, file):

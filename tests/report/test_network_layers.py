@@ -32,6 +32,8 @@ from nni_gconv.report import (
     write_html,
     write_layers_csv,
 )
+from nni_gconv.speedup.layer_sizes import compare_sizes
+from nni_gconv.speedup.remains import take_out
 from nni_gconv.training.zoo import create_model
 
 sys.path.append(str(Path(__file__).parents[1] / "recipe"))
@@ -103,6 +105,26 @@ def test_a_file_without_costs_still_tells_widths_and_parameters(runs, tmp_path):
     compared = compare_networks(bare, full)
     assert compared.to_dict()["a"]["macs"] is None
     assert compared.to_dict()["b"]["macs"] == full.macs
+
+
+def test_layers_that_went_with_their_block(runs, tmp_path):
+    small = dense_net()
+    take_out(small, "layer2.0", ["shortcut", "nn.ReLU"])
+    sizes = compare_sizes(small, dense_net(), EXAMPLE)
+    full = read_network(save_compact(small, tmp_path / "full.safetensors", layers=sizes))
+    bare = read_network(save_compact(small, tmp_path / "bare.safetensors"))
+    assert list(full.layers) == list(full.dense)
+    gone = full.layers["layer2.0.conv1"]
+    assert (gone.widths(), gone.params, gone.macs) == ("8→0", 0, 0)
+    assert (full.params, full.macs) == tuple(count(small, EXAMPLE))
+    narrow = read_network(runs / "narrow")
+    for network in (full, bare):
+        compared = compare_networks(network, narrow)
+        assert "without 1 blocks" in compared.legend()
+        row = next(r for r in compared.to_dict()["layers"] if r["name"] == "layer2.0.conv1")
+        assert row["b"]["outputs"] > 0
+        assert not row["equal"]
+        plot_layers([network, narrow], tmp_path / "ab.png")
 
 
 def test_a_list_of_layers_that_is_no_list_is_a_clear_error(tmp_path):
