@@ -28,7 +28,11 @@ def _model() -> dict[str, object]:
 
 
 #: Pages that run in seconds, with what their readers have already.
-RUN = {"config_list.md": _model, "groups.md": dict, "latency.md": dict, "training.md": dict}
+RUN = {
+    "README.md": dict, "config_list.md": _model, "exactness.md": dict, "groups.md": dict,
+    "latency.md": dict, "reload.md": dict, "training.md": dict,
+}  # fmt: skip
+SLOW = ("README.md", "groups.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -42,13 +46,18 @@ def test_what_is_imported_exists(page):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n == "groups.md" else []) for n in RUN],
+    [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in RUN],
 )
 def test_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page, names = ROOT / "docs" / name, {"__name__": "__main__", **RUN[name]()}
+    page = next(page for page in PAGES if page.name == name)
+    names = {"__name__": "__main__", **RUN[name]()}
     torch.manual_seed(0)
     code = blocks(page)
     assert code
     for block in code:
         exec(compile(block, str(page), "exec"), names)
+    if name == "README.md":  # what its comments say
+        convolutions = [m for m in names["model"].modules() if isinstance(m, nn.Conv2d)]
+        assert [m.groups for m in convolutions].count(4) == 52
+        assert names["speedup"].report().gathers == 15
