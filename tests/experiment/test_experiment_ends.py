@@ -126,21 +126,21 @@ def test_failed_and_killed_trials_are_counted_and_named(workshop):
     assert rows["fail"]["error"] == "the stand-in could not go on"
 
 
-@pytest.mark.parametrize("how", ["manager killed", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["manager killed", "Ctrl-C", "terminal closed"])
 def test_an_end_by_force_leaves_nothing(workshop, still_running, how):
     space = {"x": {"_type": "choice", "_value": ["sleep"]}}
     file = workshop.write(searchSpace=space, trialConcurrency=1)
     process = workshop.start("create", str(file))
     try:
         folder = workshop.wait_for("[!_]*/environments/*/trials/*/sleeping").parents[4]
-        if how == "Ctrl-C":
-            process.send_signal(signal.SIGINT)
+        if how != "manager killed":
+            process.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGHUP)
         else:
             registry = json.loads((workshop.home / "nni-experiments/.experiment").read_text())
             os.kill(registry[folder.name]["pid"], signal.SIGKILL)
     finally:
         finished = workshop.finish(process)
-    if how == "Ctrl-C":
+    if how != "manager killed":
         assert finished.code == 130, finished.err
         assert "interrupted" in finished.err
     else:
