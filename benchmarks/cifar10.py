@@ -8,8 +8,8 @@ its like (see benchmarks/pretrained.py). Each point is one recipe, run by `nni-g
 process of its own, --jobs of them at a time; a run that was stopped goes on when the command is
 given again. The methods get the same epochs: methods that train spend --epochs of them before the
 masks are made, and --finetune behind them; the others spend all of them behind the masks. Rates are
-for a batch of 128 and grow with it. 5000 training images choose the best epoch (the pretrained
-network has seen them); accuracies are those of the 10 000 test images.
+for a batch of 128 and grow with it. A tenth of the training images chooses the best epoch (the
+pretrained network has seen them); accuracies are those of the 10 000 test images.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class DeadBlocks:
     ) -> None:
         self._coupling, self._sets = coupling, sets
         self._branches: list[tuple[Branch, frozenset[int]]] = []
+        self._silent: set[str] = set()  # ends that are zero without masks of their own
         for branch in find_branches(coupling.graph):
             layers = set(branch.layers)
             inner = frozenset(
@@ -62,7 +63,11 @@ class DeadBlocks:
             )
             if inner and not layers & set(excluded):
                 self._branches.append((branch, inner))
-        self.ends = tuple(dict.fromkeys(branch.end for branch, _ in self._branches))
+                bias = getattr(coupling.graph.modules[branch.end], "bias", None)
+                if bias is None and self._emits(branch, inner) == {0.0}:
+                    self._silent.add(branch.end)
+        ends = dict.fromkeys(branch.end for branch, _ in self._branches)
+        self.ends = tuple(end for end in ends if end not in self._silent)
         self._decides = cache(self._follows)
 
     def taken_by(self, dead: Collection[int]) -> tuple[set[int], list[str]]:
@@ -85,14 +90,18 @@ class DeadBlocks:
         for number, (branch, inner) in enumerate(self._branches):
             if any(index in dead and self._decides(number, index) for index in sorted(inner)):
                 taken |= inner
-                ends.append(branch.end)
+                ends += [branch.end] * (branch.end not in self._silent)
         return taken, ends
 
     def _follows(self, number: int, index: int) -> bool:
         """Tell whether a branch emits a constant when a set is silent."""
-        branch, _ = self._branches[number]
+        return self._emits(self._branches[number][0], {index}) is not None
+
+    def _emits(self, branch: Branch, silent: Collection[int]) -> set[float] | None:
+        """Find the numbers that a branch emits when sets are silent; None: not certain."""
         removed = self._coupling.empty()
-        removed[self._sets[index].classes] = True
+        for index in silent:
+            removed[self._sets[index].classes] = True
         kept = {
             f"{module}.{target}": mask != 0
             for module, targets in self._coupling.masks(removed).items()
@@ -100,4 +109,6 @@ class DeadBlocks:
         }
         operands = known_operands(self._coupling.graph, kept)[branch.addition]
         value = operands[list(branch.addition.args).index(branch.value)]
-        return isinstance(value, Tensor) and not bool(value.isnan().any())
+        if not isinstance(value, Tensor) or bool(value.isnan().any()):
+            return None
+        return set(value.unique().tolist())

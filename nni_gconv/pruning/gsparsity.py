@@ -19,9 +19,10 @@ And one training meets a `budget`, because the gain follows what it has brought 
 
 Whole blocks may vanish: where all channels are dead that some layer in the branch of a residual
 block makes, the branch adds a constant at most. It is masked as a whole then, and the speedup
-leaves of the block what lies beside the branch, layers that were not selected included. Blocks stay
-where the config_list excludes a layer of the branch, and where it keeps channels of the dead one
-(``min_channels`` above 1, a ratio, ``max_sparse_ratio``). Elsewhere each layer keeps a channel.
+leaves of the block what lies beside the branch, layers that were not selected included. A block
+stays where an earlier pruner holds a layer of the branch or the config_list excludes one, and where
+channels of the dead one are to stay (``min_channels`` above 1, a ratio, ``max_sparse_ratio``).
+Elsewhere each layer keeps a channel.
 """
 
 from __future__ import annotations
@@ -180,6 +181,7 @@ class GSparsityPruner(ChannelPruner):
         self.score, self.silence, self.ramp = score, silence, ramp
         self.settled = False
         self._taken: set[int] = set()
+        self._wrapped_before = frozenset(existed_wrappers or ())
         self._goal: Mapping[str, float] = {} if budget is None else parse_budget(budget)
         self._before: list[np.ndarray] = []
         self.gains, config_list = layer_gains(model, config_list, gain)
@@ -257,7 +259,9 @@ class GSparsityPruner(ChannelPruner):
         """Add the layers that have to be masked for a block to vanish."""
         entries = super()._follower_entries()
         known = {name for entry in entries for name in entry["op_names"]} | set(self.layers)
-        self._blocks = DeadBlocks(self.coupling, self.sets, self._excluded)
+        # What an earlier pruner has masked keeps its masks.
+        kept = self._excluded | self._wrapped_before
+        self._blocks = DeadBlocks(self.coupling, self.sets, kept)
         ends = [name for name in self._blocks.ends if name not in known]
         return [*entries, *({"op_names": [n], "target_names": ["weight", "bias"]} for n in ends)]
 

@@ -8,7 +8,7 @@ from pruning_nets import conv, loop_evaluator, randomised
 from torch import nn
 from torchvision.models import efficientnet_b0, resnet50
 
-from nni_gconv import GSparsityPruner, ModelSpeedup, load_compact, save_compact
+from nni_gconv import GroupConvPruner, GSparsityPruner, ModelSpeedup, load_compact, save_compact
 from nni_gconv.profiling import count
 from nni_gconv.speedup.remains import steps_of
 from nni_gconv.training.zoo import create_model
@@ -113,6 +113,32 @@ def test_what_is_to_stay_stays(entry):
     masks = pruner.compress()[1]
     assert masks["layer1.1.conv1"]["weight"].any()
     assert steps_of(made_small(net, pruner, masks).layer1[1]) is None
+
+
+def test_a_layer_that_an_earlier_pruner_masks_keeps_its_block():
+    net = resnet20()
+    kill(net, "layer1.1.conv1", "layer1.2.conv1")
+    grouped = [{"op_names": ["layer1.1.conv2"], "num_groups": 2}]
+    first = GroupConvPruner(net, grouped, dummy_input=DIGIT)
+    first.compress()
+    pruner = GSparsityPruner.from_compressor(first, FIRST, dummy_input=DIGIT)
+    small = made_small(net, pruner, pruner.compress()[1])
+    assert small.layer1[1].conv1.out_channels == 2  # one for each group
+    assert steps_of(small.layer1[2]) == ["nn.ReLU"]
+
+
+def test_a_layer_that_is_silent_anyhow_is_left_to_others():
+    """The last convolution of a preactivated block reads nothing but what its sets make."""
+    torch.manual_seed(0)
+    net = randomised(create_model("preresnet29", in_channels=1)).float().eval()
+    kill(net, "layer1.1.conv1")
+    pruner = GSparsityPruner(net, INNER, dummy_input=DIGIT)
+    pruner.compress()
+    grouped = [{"op_names": ["layer2.1.conv3"], "num_groups": 2}]
+    both = GroupConvPruner.from_compressor(pruner, grouped, dummy_input=DIGIT)
+    small = made_small(net, both, both.compress()[1])
+    assert steps_of(small.layer1[1]) == []
+    assert small.layer2[1].conv3.groups == 2
 
 
 def test_beside_no_branch_a_channel_stays():
