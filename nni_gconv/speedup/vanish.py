@@ -149,8 +149,8 @@ class _Block:
                 node = child[1]
             else:
                 return None
-        if not summed or (not steps and _is_written(results[0])):
-            return None  # what was a sum before may be written to, the block's input may not
+        if not summed or (not steps and any(map(self._is_written, (results[0], entered[0])))):
+            return None  # a sum is another tensor than the block's input, to which one may write
         return tuple(reversed(steps))
 
     def layers(self, value: Node) -> tuple[str, ...]:
@@ -176,6 +176,10 @@ class _Block:
         if results != [node] or len(entered) != 1 or path not in self.graph.modules:
             return None
         return inner, entered[0]
+
+    def _is_written(self, value: Node) -> bool:
+        users = (user for user in value.users if user not in self.nodes)
+        return any(value is target for user in users for target in written_by(user))
 
     def _runs_once(self) -> bool:
         weights = {p for n in self.nodes for p in n.all_input_nodes if p.name in self.graph.tensors}
@@ -209,10 +213,6 @@ def _adds_alike(node: Node) -> bool:
     operands = node.args[:2]
     alike = all(isinstance(x, Node) and shape_of(x) == shape_of(node) for x in operands)
     return len(operands) == 2 and alike and "alpha" not in node.kwargs
-
-
-def _is_written(value: Node) -> bool:
-    return any(value is target for user in value.users for target in written_by(user))
 
 
 def _read_from_outside(nodes: Any, graph: Graph) -> list[Node]:

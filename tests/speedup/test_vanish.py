@@ -239,6 +239,16 @@ class Keeping(Net):
         return self.head(x + y)
 
 
+class Losing(Net):
+    """Writes to what it gave its block, and reads what came back."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.block(x)
+        x.relu_()
+        return self.head(x + y)
+
+
 class Scaled(Net):
     def forward(self, x):
         x = self.stem(x)
@@ -259,7 +269,14 @@ def everything_masked(net):
 
 @pytest.mark.parametrize(
     ("kind", "goes"),
-    [(Net, True), (Scaled, True), (Asking, False), (Twice, False), (Keeping, False)],
+    [
+        (Net, True),
+        (Scaled, True),
+        (Asking, False),
+        (Twice, False),
+        (Keeping, False),
+        (Losing, False),
+    ],
 )
 def test_only_a_block_that_is_called_and_no_more(kind, goes):
     net = lively(kind()).eval()
