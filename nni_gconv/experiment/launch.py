@@ -198,7 +198,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
         return
     before = {
         number: signal.signal(number, interrupt)
-        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+        for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
         if signal.getsignal(number) != signal.SIG_IGN
     }
     try:

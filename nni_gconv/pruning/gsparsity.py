@@ -271,12 +271,11 @@ class GSparsityPruner(ChannelPruner):
         norms = self._largest_norms(metrics)
         for index, (coupled, norm) in enumerate(zip(self.sets, norms, strict=True)):
             asked = self._request(coupled, metrics, "")
-            free = asked.ratio is None and asked.high == 1
+            free, dead = asked.ratio is None and asked.high == 1, self._dead_below(asked)
             floor = self._limits(coupled, coupled.members)["min_channels"]
-            threshold = self.threshold if asked.threshold is None else asked.threshold
             left = 0 if removed is None else int((~removed[coupled.classes]).sum())
             least = coupled.size - sum(map(len, asked.steps))
-            if free and floor <= 1 and left <= least and norm.max(initial=0) <= threshold:
+            if free and floor <= 1 and left <= least and norm.max(initial=0) <= dead:
                 found.add(index)
         return found
 
@@ -307,14 +306,17 @@ class GSparsityPruner(ChannelPruner):
             for r in requests
         ]
 
+    def _dead_below(self, asked: Request) -> float:
+        return self.threshold if asked.threshold is None else asked.threshold
+
     def _dead(self, metrics: Metrics) -> np.ndarray:
         """Classes whose filters are all dead, as far as floors, groups and ratios let them go."""
         removed = self.coupling.empty()
         for coupled, norms in zip(self.sets, self._largest_norms(metrics), strict=True):
             asked = self._request(coupled, metrics, "")
             steps = removal_steps(norms, **self._limits(coupled, coupled.members))
-            threshold = self.threshold if asked.threshold is None else asked.threshold
             high = asked.high if asked.ratio is None else min(asked.high, asked.ratio)
+            threshold = self._dead_below(asked)
             requests = self._settle([Request(norms, steps, threshold=threshold, high=high)])
             removed[coupled.classes[taken_channels(requests[0], take(requests)[0])]] = True
         return removed

@@ -25,7 +25,6 @@ from nni_gconv.speedup.operators import map_channels
 from nni_gconv.speedup.optimizer import rebind
 from nni_gconv.speedup.plan import Plan, make_plan
 from nni_gconv.speedup.record import module_calls
-from nni_gconv.speedup.remains import take_out
 from nni_gconv.speedup.summary import SpeedupReport, layer_changes, speedup_notes, weight_shapes
 from nni_gconv.speedup.thin import without_dead_blocks
 from nni_gconv.speedup.trace import Graph, as_inputs, location, trace
@@ -174,8 +173,7 @@ class ModelSpeedup:
                 seed=self.seed,
             )
         before, self._before = weight_shapes(self.model), list(self.model.parameters())
-        for block, steps in thinned.blocks.items():
-            take_out(self.model, block, steps)
+        thinned.thin(self.model)
         self._replaced = apply_plan(self.model, graph, plan, kept, ready)
         self.plan = plan
         notes = (

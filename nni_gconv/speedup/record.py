@@ -227,18 +227,18 @@ class Recorder(TorchDispatchMode):
 
     def _evaluate(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Work out the result of an operator on constants, if it is small."""
+        results = list(out) if isinstance(out, list | tuple) else [out]
+        small = all(isinstance(x, Tensor) and x.numel() <= _FEW for x in results)
+        if not small and not func._schema.is_mutable:
+            return  # as most operators are
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if func._schema.is_mutable:
             self._written.update(id(self._reals.get(id(x), x)) for x in tensors)
             if any(id(x) in self._certain for x in tensors):
                 self._certain.clear()  # others may be views of what is written
             return
-        results = list(out) if isinstance(out, list | tuple) else [out]
-        if (
-            torch.Tag.nondeterministic_seeded not in func.tags
-            and all(isinstance(x, Tensor) and x.numel() <= _FEW for x in results)
-            and all(self._is_certain(x) for x in tensors)
-        ):
+        seeded = torch.Tag.nondeterministic_seeded in func.tags
+        if not seeded and all(self._is_certain(x) for x in tensors):
             with compat.real_tensors():
                 real_args, real_kwargs = _mapped((args, kwargs), self._real)
                 real = func(*real_args, **real_kwargs)

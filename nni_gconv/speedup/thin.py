@@ -54,9 +54,13 @@ class Thinned:
     def copy_of(self, model: nn.Module) -> nn.Module:
         """Copy a model without those blocks; the copy shares its weights."""
         made = sharing_copy(model)
-        for block, steps in self.blocks.items():
-            take_out(made, block, steps)
+        self.thin(made)
         return made
+
+    def thin(self, model: nn.Module) -> None:
+        """Exchange those blocks of a model, in place."""
+        for block, steps in self.blocks.items():
+            take_out(model, block, steps)
 
 
 def without_dead_blocks(

@@ -70,8 +70,10 @@ def find_branches(graph: Graph) -> list[Branch]:
             for dead, alive in (operands, reversed(operands)):
                 end = _end(graph, dead)
                 steps = block.remaining({addition: alive}.get) if end else None
+                if steps is None:
+                    continue
                 layers = block.layers(dead)
-                if steps is not None and end in layers:
+                if end in layers:
                     found.append(Branch(block.name, addition, dead, layers, end, steps))
     return found
 
@@ -138,17 +140,17 @@ class _Block:
             if node not in self.nodes:
                 return None
             kept = alive(node) if node in self.additions else None
-            child = self._child(node)
             if kept is not None:
                 node, summed = kept, True
             elif op_name(node) in ACTIVATIONS and len(node.args) == 1 and not node.kwargs:
                 steps.append(ACTIVATIONS[op_name(node)])
                 node = node.args[0]  # type: ignore[assignment]
-            elif child is not None:
+            else:
+                child = self._child(node)
+                if child is None:
+                    return None
                 steps.append(child[0])
                 node = child[1]
-            else:
-                return None
         if not summed or (not steps and any(map(self._is_written, (results[0], entered[0])))):
             return None  # a sum is another tensor than the block's input, to which one may write
         return tuple(reversed(steps))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nni_gconv.speedup.model_speedup import ModelSpeedup
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.evaluator import LoopEvaluator, make_evaluator
@@ -94,3 +95,21 @@ def loop_evaluator(
         model, loaders, TrainSettings(epochs=epochs, optimizer={"lr": 0.1, **optimizer}),
         directory=Path(folder), device="cpu", progress=False, resume=resume, distributed=processes,
     )  # fmt: skip
+
+
+def made_small(pruner, masks, example: Tensor | None = None) -> nn.Module:
+    """Make the small network, which has to give in float64 what the masked one gives.
+
+    `example` has one sample, by default a digit.
+    """
+    shape = (1, 8, 8) if example is None else example.shape[1:]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, *shape, dtype=torch.float64, generator=generator)
+    net = pruner.bound_model.double().eval()
+    with torch.no_grad():
+        masked = net(x)
+    pruner.unwrap_model()
+    small = ModelSpeedup(net, x, masks).speedup_model()
+    with torch.no_grad():
+        assert torch.allclose(small(x), masked, rtol=1e-9, atol=1e-11)
+    return small

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pruning_nets import conv, loop_evaluator, randomised
+from pruning_nets import conv, loop_evaluator, made_small, randomised
 from torch import nn
 from torchvision.models import efficientnet_b0, resnet50
 
-from nni_gconv import GroupConvPruner, GSparsityPruner, ModelSpeedup, load_compact, save_compact
+from nni_gconv import GroupConvPruner, GSparsityPruner, load_compact, save_compact
 from nni_gconv.profiling import count
 from nni_gconv.speedup.remains import steps_of
 from nni_gconv.training.zoo import create_model
@@ -31,19 +31,6 @@ def kill(net, *layers):
             net.get_submodule(name).weight.zero_()
 
 
-def made_small(net, pruner, masks, example=DIGIT):
-    """Make the small network, which has to give what the masked one gives."""
-    x = torch.randn(2, *example.shape[1:], dtype=torch.float64)
-    net.double().eval()
-    with torch.no_grad():
-        masked = net(x)
-    pruner.unwrap_model()
-    small = ModelSpeedup(net, x, masks).speedup_model()
-    with torch.no_grad():
-        assert torch.allclose(small(x), masked, rtol=1e-9, atol=1e-11)
-    return small
-
-
 def test_a_block_vanishes_with_its_inner_channels():
     net = resnet20()
     kill(net, "layer1.1.conv1", "layer3.0.conv1")
@@ -53,7 +40,7 @@ def test_a_block_vanishes_with_its_inner_channels():
     assert not masks["layer1.1.bn2"]["weight"].any()
     assert not masks["layer1.1.bn2"]["bias"].any()
     assert masks["layer1.0.bn2"]["bias"].all()
-    small = made_small(net, pruner, masks)
+    small = made_small(pruner, masks)
     assert steps_of(small.layer1[1]) == ["nn.ReLU"]
     assert steps_of(small.layer3[0]) == ["shortcut", "nn.ReLU"]
     assert steps_of(small.layer1[0]) is None
@@ -63,7 +50,7 @@ def test_the_file_comes_back(tmp_path):
     net = resnet20()
     kill(net, "layer1.1.conv1", "layer3.0.conv1")
     pruner = GSparsityPruner(net, FIRST, dummy_input=DIGIT)
-    small = made_small(net, pruner, pruner.compress()[1]).float()
+    small = made_small(pruner, pruner.compress()[1]).float()
     save_compact(small, tmp_path / "m.safetensors")
     again = load_compact(
         tmp_path / "m.safetensors", lambda: create_model("resnet20", in_channels=1)
@@ -79,7 +66,7 @@ def test_one_dead_layer_of_a_bottleneck_is_enough():
     pruner = GSparsityPruner(net, [{"op_names_re": [r"layer.*conv[12]"]}], dummy_input=IMAGE)
     masks = pruner.compress()[1]
     assert not masks["layer2.1.conv1"]["weight"].any()  # alive, and of no use any more
-    small = made_small(net, pruner, masks, IMAGE)
+    small = made_small(pruner, masks, IMAGE)
     assert steps_of(small.layer2[1]) == steps_of(small.layer4[2]) == ["nn.ReLU"]
 
 
@@ -90,7 +77,7 @@ def test_squeeze_and_excite_and_depthwise():
     kill(net, *(f"features.3.1.block.{name}" for name in ("0.0", "1.0", "2.fc2")))
     config = [{"op_types": ["Conv2d"]}]
     pruner = GSparsityPruner(net, config, dummy_input=IMAGE)
-    small = made_small(net, pruner, pruner.compress()[1], IMAGE)
+    small = made_small(pruner, pruner.compress()[1], IMAGE)
     assert steps_of(small.features[3][1]) == []
 
 
@@ -112,7 +99,7 @@ def test_what_is_to_stay_stays(entry):
     pruner = GSparsityPruner(net, config, dummy_input=DIGIT)
     masks = pruner.compress()[1]
     assert masks["layer1.1.conv1"]["weight"].any()
-    assert steps_of(made_small(net, pruner, masks).layer1[1]) is None
+    assert steps_of(made_small(pruner, masks).layer1[1]) is None
 
 
 def test_a_layer_that_an_earlier_pruner_masks_keeps_its_block():
@@ -122,7 +109,7 @@ def test_a_layer_that_an_earlier_pruner_masks_keeps_its_block():
     first = GroupConvPruner(net, grouped, dummy_input=DIGIT)
     first.compress()
     pruner = GSparsityPruner.from_compressor(first, FIRST, dummy_input=DIGIT)
-    small = made_small(net, pruner, pruner.compress()[1])
+    small = made_small(pruner, pruner.compress()[1])
     assert small.layer1[1].conv1.out_channels == 2  # one for each group
     assert steps_of(small.layer1[2]) == ["nn.ReLU"]
 
@@ -136,7 +123,7 @@ def test_a_layer_that_is_silent_anyhow_is_left_to_others():
     pruner.compress()
     grouped = [{"op_names": ["layer2.1.conv3"], "num_groups": 2}]
     both = GroupConvPruner.from_compressor(pruner, grouped, dummy_input=DIGIT)
-    small = made_small(net, both, both.compress()[1])
+    small = made_small(both, both.compress()[1])
     assert steps_of(small.layer1[1]) == []
     assert small.layer2[1].conv3.groups == 2
 
@@ -182,13 +169,13 @@ def train(folder, *, budget=None, epochs=3, resume=False, stop=None, seed=0):
             raise KeyboardInterrupt
 
     pruner.after_epoch = stopping
-    return net, pruner, pruner.compress(max_epochs=epochs)[1]
+    return pruner, pruner.compress(max_epochs=epochs)[1]
 
 
 def test_it_dies_in_training_and_is_silent_from_then_on(tmp_path):
-    net, pruner, masks = train(tmp_path)
+    pruner, masks = train(tmp_path)
     assert not masks["2.conv2"]["weight"].any()
-    small = made_small(net, pruner, masks)
+    small = made_small(pruner, masks)
     assert [steps_of(small[i]) for i in (1, 2, 3)] == [None, ["nn.ReLU"], None]
     # What is left trains on.
     small.train()(torch.randn(4, 1, 8, 8).double()).sum().backward()
@@ -196,10 +183,10 @@ def test_it_dies_in_training_and_is_silent_from_then_on(tmp_path):
 
 
 def test_killed_and_resumed_it_ends_the_same(tmp_path):
-    _, _, masks = train(tmp_path / "whole")
+    _, masks = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", stop=1)
-    _, _, again = train(tmp_path / "cut", resume=True, seed=3)
+    _, again = train(tmp_path / "cut", resume=True, seed=3)
     assert not masks["2.conv2"]["weight"].any()
     assert all(
         torch.equal(mask, again[module][target])
@@ -210,8 +197,8 @@ def test_killed_and_resumed_it_ends_the_same(tmp_path):
 
 
 def test_a_budget_counts_what_goes_with_a_block(tmp_path):
-    net, pruner, masks = train(tmp_path, budget={"macs": 0.5}, epochs=4)
-    small = made_small(net, pruner, masks)
+    pruner, masks = train(tmp_path, budget={"macs": 0.5}, epochs=4)
+    small = made_small(pruner, masks)
     assert steps_of(small[2]) == ["nn.ReLU"]
     share = count(small, DIGIT.double()).macs / count(residual_net(), DIGIT).macs
     assert 0.9 * 0.5 < share <= 0.5  # a channel of these layers is 4 % of them
