@@ -102,8 +102,8 @@ CASES: dict[str, tuple[dict, dict | None, dict]] = {
 def run_case(name: str, folder: Path) -> dict:
     """Run one case in this process and tell how it ended."""
     from nni_gconv.errors import NniGconvError
+    from nni_gconv.experiment.checks.preflight import preflight
     from nni_gconv.experiment.launch import start
-    from nni_gconv.experiment.preflight import preflight
     from nni_gconv.experiment.watch import watch
 
     tuner, assessor, space = CASES[name]
@@ -122,7 +122,7 @@ def run_case(name: str, folder: Path) -> dict:
     }
     file = folder / "experiment.yml"
     file.write_text(yaml.safe_dump(settings))
-    module = sys.modules["nni_gconv.experiment.preflight"]
+    module = sys.modules["nni_gconv.experiment.checks.preflight"]
     try:
         with mock.patch.object(module, "check_algorithms", return_value=[]):
             plan = preflight(file)

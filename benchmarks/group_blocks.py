@@ -14,7 +14,7 @@ from pathlib import Path
 
 from partition import PRETRAINED, planted
 
-from nni_gconv.partitioning import l2, partition
+from nni_gconv.groupconv.partition import l2, partition
 from nni_gconv.report import plot_blocks
 from nni_gconv.training.zoo import create_model
 

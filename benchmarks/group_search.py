@@ -24,9 +24,9 @@ import torch
 from partition import machine, table
 from torch import nn
 
-from nni_gconv.partitioning import l2, partition_many
-from nni_gconv.pruning.group_budget import counts, solve_tables
-from nni_gconv.pruning.group_tables import GroupTables, cost_tables, score_tables
+from nni_gconv.groupconv.partition import l2, partition_many
+from nni_gconv.groupconv.search.budget import counts, solve_tables
+from nni_gconv.groupconv.search.tables import GroupTables, cost_tables, score_tables
 from nni_gconv.training.zoo import create_model
 
 CONVS = [{"op_types": ["Conv2d"]}]

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nni_gconv.training.distributions import log_distributions
-from nni_gconv.training.log import MetricLog
+from nni_gconv.training.logs.distributions import log_distributions
+from nni_gconv.training.logs.metric_log import MetricLog
 from nni_gconv.training.zoo import create_model
 
 STEPS = 391

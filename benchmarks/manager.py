@@ -30,7 +30,7 @@ from partition import machine
 
 from nni_gconv.compat import write_launch_files
 from nni_gconv.experiment import ManagerClient, ManagerError, run_experiment
-from nni_gconv.experiment.preflight import free_port
+from nni_gconv.experiment.checks.preflight import free_port
 
 TRIAL = """
 import json, os, time

@@ -24,7 +24,13 @@ from statistics import mean
 import numpy as np
 import scipy
 
-from nni_gconv.partitioning import kernel_norms, partition, partition_many, solve, upper_bound
+from nni_gconv.groupconv.partition import (
+    kernel_norms,
+    partition,
+    partition_many,
+    solve,
+    upper_bound,
+)
 
 METHODS = {
     "GRPS 10": {"method": "grps", "num_sort_iters": 10},
@@ -123,7 +129,7 @@ def brute_force(scores: np.ndarray, groups: int) -> float:
     """Every split of rows with every split of columns, matched by every order: nothing clever."""
     from itertools import permutations
 
-    from nni_gconv.partitioning.exact import balanced_splits
+    from nni_gconv.groupconv.partition.exact import balanced_splits
 
     side = len(scores)
     member = np.zeros((len(splits := balanced_splits(side, groups)), groups, side))

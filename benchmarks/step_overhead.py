@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nni_gconv import FPGMPruner, GSparsityPruner, ProxSGD, ShufflePruner, SlimmingPruner
-from nni_gconv.pruning.trained import TrainedPruner
+from nni_gconv.pruning.pruner import TrainedPruner
 from nni_gconv.training.zoo import create_model
 
 BATCH, STEPS_PER_EPOCH = 128, 391

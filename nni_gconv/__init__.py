@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 from nni_gconv._version import __version__
 
 _PUBLIC = {
-    "FPGMPruner": "nni_gconv.pruning.fpgm",
-    "GSparsityPruner": "nni_gconv.pruning.gsparsity",
-    "GroupConvPruner": "nni_gconv.pruning.gconv",
+    "FPGMPruner": "nni_gconv.pruning.methods.fpgm",
+    "GSparsityPruner": "nni_gconv.pruning.methods.gsparsity.pruner",
+    "GroupConvPruner": "nni_gconv.pruning.methods.gconv.pruner",
     "ModelSpeedup": "nni_gconv.speedup.model_speedup",
-    "Partition": "nni_gconv.partitioning",
+    "Partition": "nni_gconv.groupconv.partition",
     "ProxSGD": "nni_gconv.training.proxsgd",
     "Recipe": "nni_gconv.recipe.schema",
-    "ShufflePruner": "nni_gconv.pruning.shuffle",
-    "SlimmingPruner": "nni_gconv.pruning.slimming",
+    "ShufflePruner": "nni_gconv.pruning.methods.shuffle.pruner",
+    "SlimmingPruner": "nni_gconv.pruning.methods.slimming.pruner",
     "export_model": "nni_gconv.export",
     "load_compact": "nni_gconv.artefact",
-    "partition": "nni_gconv.partitioning",
+    "partition": "nni_gconv.groupconv.partition",
     "profile": "nni_gconv.profiling.costs",
     "recalibrate_bn": "nni_gconv.training.recalibrate",
     "run_recipe": "nni_gconv.recipe.run",
     "save_compact": "nni_gconv.artefact",
-    "search_groups": "nni_gconv.pruning.group_search",
+    "search_groups": "nni_gconv.groupconv.search.search",
     "sensitivity": "nni_gconv.analysis.measure",
 }
 
@@ -58,14 +58,14 @@ if TYPE_CHECKING:
     from nni_gconv.analysis.measure import sensitivity
     from nni_gconv.artefact import load_compact, save_compact
     from nni_gconv.export import export_model
-    from nni_gconv.partitioning import Partition, partition
+    from nni_gconv.groupconv.partition import Partition, partition
+    from nni_gconv.groupconv.search.search import search_groups
     from nni_gconv.profiling.costs import profile
-    from nni_gconv.pruning.fpgm import FPGMPruner
-    from nni_gconv.pruning.gconv import GroupConvPruner
-    from nni_gconv.pruning.group_search import search_groups
-    from nni_gconv.pruning.gsparsity import GSparsityPruner
-    from nni_gconv.pruning.shuffle import ShufflePruner
-    from nni_gconv.pruning.slimming import SlimmingPruner
+    from nni_gconv.pruning.methods.fpgm import FPGMPruner
+    from nni_gconv.pruning.methods.gconv.pruner import GroupConvPruner
+    from nni_gconv.pruning.methods.gsparsity.pruner import GSparsityPruner
+    from nni_gconv.pruning.methods.shuffle.pruner import ShufflePruner
+    from nni_gconv.pruning.methods.slimming.pruner import SlimmingPruner
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
     from nni_gconv.speedup.model_speedup import ModelSpeedup

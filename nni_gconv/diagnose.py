@@ -13,9 +13,9 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
-from nni_gconv.pruning.allocation import removal_steps
-from nni_gconv.pruning.cost import CostModel
-from nni_gconv.speedup.coupling import CoupledSet, Coupling
+from nni_gconv.graph.coupling import CoupledSet, Coupling
+from nni_gconv.pruning.selection.allocation import removal_steps
+from nni_gconv.pruning.selection.cost import CostModel
 
 __all__ = ["Diagnosis", "SetDiagnosis", "diagnose"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.pruning.base import ChannelPruner, Rule
-from nni_gconv.pruning.methods import PruneSettings, create_pruner
+from nni_gconv.pruning.channel_pruner import ChannelPruner, Rule
+from nni_gconv.pruning.registry import PruneSettings, create_pruner
 
 __all__ = ["CRITERIA", "ranked_by"]
 

@@ -16,15 +16,15 @@ from torch import nn
 
 from nni_gconv.analysis.criteria import ranked_by
 from nni_gconv.analysis.curves import Curve, Point, Score, Sensitivity, Together, layer_ratios
-from nni_gconv.analysis.points import ScoreFile
+from nni_gconv.analysis.score_log import ScoreFile
 from nni_gconv.analysis.scoring import Batches, Evaluate, scorer
-from nni_gconv.analysis.silence import silenced
+from nni_gconv.analysis.zeroing import silenced
 from nni_gconv.artefact import weights_digest
+from nni_gconv.config_list import LayerConfig
 from nni_gconv.errors import ConfigError
-from nni_gconv.pruning.allocation import take
-from nni_gconv.pruning.base import ChannelPruner
-from nni_gconv.pruning.config_list import LayerConfig
-from nni_gconv.pruning.sets import taken_channels
+from nni_gconv.pruning.channel_pruner import ChannelPruner
+from nni_gconv.pruning.selection.allocation import take
+from nni_gconv.pruning.selection.coupled_sets import taken_channels
 from nni_gconv.training.data import Loaders
 
 __all__ = ["RATIOS", "check_points", "sensitivity"]

@@ -13,8 +13,8 @@ from nni_gconv import compat
 from nni_gconv.analysis.criteria import ranked_by
 from nni_gconv.analysis.curves import Sensitivity
 from nni_gconv.analysis.measure import RATIOS, check_points, sensitivity
+from nni_gconv.config_list import CHANNEL_KEYS, SELECT_KEYS
 from nni_gconv.errors import ConfigError
-from nni_gconv.pruning.config_list import CHANNEL_KEYS, SELECT_KEYS
 from nni_gconv.recipe.folder import TrialFolder, choose_output
 from nni_gconv.recipe.load import load_recipe
 from nni_gconv.recipe.schema import Recipe

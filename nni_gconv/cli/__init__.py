@@ -14,20 +14,20 @@ from typing import Annotated
 
 import typer
 
-from nni_gconv.cli.compare import compare
-from nni_gconv.cli.create import create
-from nni_gconv.cli.doctor import doctor
-from nni_gconv.cli.export import export
-from nni_gconv.cli.fetch import fetch
-from nni_gconv.cli.inspect import inspect
-from nni_gconv.cli.profile import profile
-from nni_gconv.cli.quickstart import quickstart
-from nni_gconv.cli.report import report
-from nni_gconv.cli.resume import resume
+from nni_gconv.cli.doctor.command import doctor
+from nni_gconv.cli.experiments.create import create
+from nni_gconv.cli.experiments.fetch import fetch
+from nni_gconv.cli.experiments.quickstart import quickstart
+from nni_gconv.cli.experiments.report import report
+from nni_gconv.cli.experiments.resume import resume
+from nni_gconv.cli.experiments.search_space import search_space
+from nni_gconv.cli.networks.compare import compare
+from nni_gconv.cli.networks.export import export
+from nni_gconv.cli.networks.inspect import inspect
+from nni_gconv.cli.networks.profile import profile
+from nni_gconv.cli.networks.search_groups import search_groups
+from nni_gconv.cli.networks.sensitivity import sensitivity
 from nni_gconv.cli.run import run
-from nni_gconv.cli.search_groups import search_groups
-from nni_gconv.cli.search_space import search_space
-from nni_gconv.cli.sensitivity import sensitivity
 from nni_gconv.errors import NniGconvError
 
 __all__ = ["app", "main"]

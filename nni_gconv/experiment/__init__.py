@@ -10,14 +10,14 @@ Examples
 
 from __future__ import annotations
 
-from nni_gconv.experiment.files import experiment_file, experiment_names
+from nni_gconv.experiment.checks.plan import ExperimentPlan
+from nni_gconv.experiment.checks.preflight import preflight
 from nni_gconv.experiment.launch import run_experiment, start
 from nni_gconv.experiment.manager import ManagerClient, ManagerError, TrialState
-from nni_gconv.experiment.plan import ExperimentPlan
-from nni_gconv.experiment.preflight import preflight
 from nni_gconv.experiment.progress import ExperimentView
 from nni_gconv.experiment.resume import resume_experiment
 from nni_gconv.experiment.running import RunningExperiment
+from nni_gconv.experiment.shipped import experiment_file, experiment_names
 from nni_gconv.experiment.watch import Ending, Outcome
 
 __all__ = [

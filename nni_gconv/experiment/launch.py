@@ -11,12 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from nni_gconv.experiment.checkup import made_ready
-from nni_gconv.experiment.courier import Courier
-from nni_gconv.experiment.elsewhere import open_links
+from nni_gconv.experiment.artefact_transfer import Courier
+from nni_gconv.experiment.checks.checkup import made_ready
+from nni_gconv.experiment.checks.plan import ExperimentPlan
+from nni_gconv.experiment.checks.preflight import as_json, preflight
 from nni_gconv.experiment.manager import ManagerClient, ManagerError, TrialState
-from nni_gconv.experiment.plan import ExperimentPlan
-from nni_gconv.experiment.preflight import as_json, preflight
+from nni_gconv.experiment.remote_machines import open_links
 from nni_gconv.experiment.running import RunningExperiment
 from nni_gconv.experiment.watch import Outcome, last_lines, watch
 
@@ -36,7 +36,7 @@ def start(plan: ExperimentPlan) -> RunningExperiment:
     Parameters
     ----------
     plan : ExperimentPlan
-        From :func:`nni_gconv.experiment.preflight`.
+        From :func:`nni_gconv.experiment.checks.preflight`.
 
     Returns
     -------
@@ -119,10 +119,10 @@ def run_experiment(
     ----------
     file : str, Path, nni.experiment.ExperimentConfig or ExperimentPlan
         An NNI 3.0 experiment YAML (the same file works with ``nnictl create``), or a configuration
-        made in Python. What :func:`nni_gconv.experiment.preflight` has checked already is started
-        as it is.
+        made in Python. What :func:`nni_gconv.experiment.checks.preflight` has checked already
+        is started as it is.
     port, concurrency, gpus, output, loopback
-        As in :func:`nni_gconv.experiment.preflight`.
+        As in :func:`nni_gconv.experiment.checks.preflight`.
     keep_ui : bool, default False
         Leave the web UI running after an end by itself (not after Ctrl-C); else nothing is left.
     max_failed : int, default 5

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_gconv.experiment.database import read_database
-from nni_gconv.experiment.elsewhere import services_of
 from nni_gconv.experiment.manager import ManagerError, TrialState
+from nni_gconv.experiment.remote_machines import services_of
 
 if TYPE_CHECKING:
     from nni_gconv.experiment.running import RunningExperiment

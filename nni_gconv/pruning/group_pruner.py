@@ -15,13 +15,13 @@ from torch import nn
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, check_model, unknown_name
-from nni_gconv.partitioning import Partition, l2
+from nni_gconv.graph.trace import example_input
+from nni_gconv.groupconv.partition import Partition, l2
 from nni_gconv.pruning.group_sides import LiveLayer
+from nni_gconv.pruning.pruner import Masks
 from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.scheduled import ScheduledPruner
-from nni_gconv.pruning.sets import check_unmasked, main_reasons, skip_lines
-from nni_gconv.pruning.trained import Masks
-from nni_gconv.speedup.trace import example_input
+from nni_gconv.pruning.selection.coupled_sets import check_unmasked, main_reasons, skip_lines
 
 __all__ = ["SHARING", "GroupPruner", "check_choice", "count_on_the_way", "unwrapped_input"]
 

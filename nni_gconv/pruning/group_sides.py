@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nni_gconv.partitioning import Partition
-from nni_gconv.speedup.channels import lookup
-from nni_gconv.speedup.coupling import Coupling
-from nni_gconv.speedup.decision import decide
-from nni_gconv.speedup.masks import read_masks
-from nni_gconv.speedup.order import Segments
-from nni_gconv.speedup.wiring import Wiring
+from nni_gconv.graph.channels import lookup
+from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph.liveness import decide
+from nni_gconv.graph.masks import read_masks
+from nni_gconv.graph.segments import Segments
+from nni_gconv.graph.wiring import Wiring
+from nni_gconv.groupconv.partition import Partition
 
 __all__ = ["LiveLayer", "LiveLayers", "Sharing", "Side"]
 
@@ -41,7 +41,7 @@ class LiveLayer:
     rows, columns : ndarray of int64
         Filters and input channels that masks given leave.
     row_segment, column_segment : int or None
-        The segment of channels (:class:`nni_gconv.speedup.order.Segments`) that a side is the
+        The segment of channels (:class:`nni_gconv.graph.segments.Segments`) that a side is the
         whole of, if it is one.
     """
 
@@ -145,7 +145,7 @@ class LiveLayers:
         groups : mapping of str to int
             Layers that are grouped -> G; only layers of equal G share.
         sharing : {"none", "streams", "blocks"}
-            See :class:`nni_gconv.pruning.gconv.GroupConvPruner`.
+            See :class:`nni_gconv.pruning.methods.gconv.pruner.GroupConvPruner`.
 
         Returns
         -------

@@ -10,8 +10,8 @@ from nni.compression.utils import Evaluator
 from torch import nn
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.pruning.pruner import TrainedPruner
 from nni_gconv.pruning.schedule import Schedule
-from nni_gconv.pruning.trained import TrainedPruner
 
 __all__ = ["ScheduledPruner"]
 

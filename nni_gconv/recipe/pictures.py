@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from nni_gconv.partitioning.picture import block_pixels
+from nni_gconv.groupconv.partition.picture import block_pixels
 from nni_gconv.pruning.group_pruner import GroupPruner
-from nni_gconv.training.log import MetricLog
+from nni_gconv.training.logs.metric_log import MetricLog
 
 __all__ = ["log_blocks"]
 

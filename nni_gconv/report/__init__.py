@@ -8,7 +8,6 @@ Examples
 
 from __future__ import annotations
 
-from nni_gconv.report.blocks import plot_blocks
 from nni_gconv.report.collect import TrialRow, collect, pareto_front
 from nni_gconv.report.compare import Comparison, compare_networks
 from nni_gconv.report.html import write_html
@@ -19,6 +18,7 @@ from nni_gconv.report.layers import (
     read_network,
     write_layers_csv,
 )
+from nni_gconv.report.partition_picture import plot_blocks
 from nni_gconv.report.plot import plot_trials
 from nni_gconv.report.plot_layers import plot_layers
 from nni_gconv.report.table import json_rows, plain_table, rich_table, state_lines, write_csv

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from nni_gconv.graph.channels import ChannelMap, varying
+from nni_gconv.graph.size_origins import watch_sizes
+from nni_gconv.graph.trace import Graph, as_inputs, trace
 from nni_gconv.modes import evaluating, forward_of_training
-from nni_gconv.speedup.channels import ChannelMap, varying
-from nni_gconv.speedup.sizes import watch_sizes
-from nni_gconv.speedup.trace import Graph, as_inputs, trace
 
 __all__ = ["uneven_part"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_gconv.graph.rules.picks import write_indices
+from nni_gconv.graph.trace import Graph
+from nni_gconv.groupconv.gather import wrap_gathers
 from nni_gconv.speedup.fold import shift_bias
-from nni_gconv.speedup.gather import wrap_gathers
-from nni_gconv.speedup.picks import write_indices
 from nni_gconv.speedup.plan import Plan, TensorEdit
-from nni_gconv.speedup.trace import Graph
 
 __all__ = ["Replaced", "apply_plan"]
 

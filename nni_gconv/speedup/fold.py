@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.speedup.channels import ChannelMap, Read, lookup
-from nni_gconv.speedup.constants import has_padding
-from nni_gconv.speedup.rules import argument
-from nni_gconv.speedup.trace import Graph
+from nni_gconv.graph.channels import ChannelMap, Read, lookup
+from nni_gconv.graph.constants import has_padding
+from nni_gconv.graph.rules.registry import argument
+from nni_gconv.graph.trace import Graph
 
 __all__ = ["foldable", "shift_bias", "shifts"]
 

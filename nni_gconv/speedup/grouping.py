@@ -1,7 +1,7 @@
 """Block-diagonal masks become group convolutions, with as few permutations left as can be.
 
 A group convolution reads its groups side by side and writes them side by side. Where the channels
-of a segment (see :mod:`nni_gconv.speedup.order`) may be permuted, they are put in the order that
+of a segment (see :mod:`nni_gconv.graph.segments`) may be permuted, they are put in the order that
 serves most of the convolutions that write or read them, at no cost. What another convolution needs
 in another order passes a gather, one in front of it or one behind it.
 """
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.fx import Node
 
-from nni_gconv.speedup.blocks import Blocks, find_blocks
-from nni_gconv.speedup.channels import Balance, ChannelMap, op_name
-from nni_gconv.speedup.order import ChannelOrder, Segments
-from nni_gconv.speedup.rules import argument
-from nni_gconv.speedup.trace import Graph
-from nni_gconv.speedup.wiring import Wiring
+from nni_gconv.graph.channels import Balance, ChannelMap, op_name
+from nni_gconv.graph.mask_groups import Blocks, find_blocks
+from nni_gconv.graph.rules.registry import argument
+from nni_gconv.graph.segments import ChannelOrder, Segments
+from nni_gconv.graph.trace import Graph
+from nni_gconv.graph.wiring import Wiring
 
 __all__ = ["GroupedLayer", "Grouping", "balances", "find_grouped", "group_layers"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from nni_gconv.groupconv.gather import gathers_of
 from nni_gconv.profiling import profile
-from nni_gconv.speedup.gather import gathers_of
 
 __all__ = ["compare_sizes", "layer_sizes"]
 
@@ -43,7 +43,7 @@ def layer_sizes(model: nn.Module, example: Any) -> list[dict[str, Any]]:
     [{'name': '0', 'type': 'Conv2d', 'in': 2, 'out': 4, 'groups': 2, 'params': 8, 'macs': 36}]
     """
     modules = dict(model.named_modules())
-    # The layer itself is called conv there, see nni_gconv.speedup.gather.
+    # The layer itself is called conv there, see nni_gconv.groupconv.gather.
     wrapped = {f"{name}.conv": name for name, module in modules.items() if gathers_of(module)}
     rows = []
     for layer in profile(model, example).layers:

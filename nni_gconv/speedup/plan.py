@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nni_gconv.speedup.channels import ChannelMap
-from nni_gconv.speedup.decision import Decision, Kept
+from nni_gconv.graph.channels import ChannelMap
+from nni_gconv.graph.liveness import Decision, Kept
+from nni_gconv.graph.rules.picks import new_indices
+from nni_gconv.graph.segments import ChannelOrder
+from nni_gconv.graph.trace import Graph
 from nni_gconv.speedup.fold import shifts
 from nni_gconv.speedup.grouping import Grouping
-from nni_gconv.speedup.order import ChannelOrder
-from nni_gconv.speedup.picks import new_indices
-from nni_gconv.speedup.trace import Graph
 
 __all__ = ["Plan", "TensorEdit", "make_plan"]
 

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from nni_gconv.errors import TraceError
-from nni_gconv.speedup.constants import known_operands
-from nni_gconv.speedup.decision import silence
-from nni_gconv.speedup.operators import map_channels
-from nni_gconv.speedup.remains import take_out
-from nni_gconv.speedup.trace import Graph, trace
-from nni_gconv.speedup.vanish import vanishing
+from nni_gconv.graph.branches import vanishing
+from nni_gconv.graph.constants import known_operands
+from nni_gconv.graph.liveness import silence
+from nni_gconv.graph.rules.operators import map_channels
+from nni_gconv.graph.trace import Graph, trace
+from nni_gconv.graph.wiring import Wiring
+from nni_gconv.speedup.residual import take_out
 from nni_gconv.speedup.verify import sharing_copy
-from nni_gconv.speedup.wiring import Wiring
 
 __all__ = ["Thinned", "without_dead_blocks"]
 
@@ -33,7 +33,7 @@ class Thinned:
         Of the parameters that are left.
     blocks : dict of str to tuple of str
         Block that is exchanged -> what is left of it, see
-        :func:`nni_gconv.speedup.remains.take_out`.
+        :func:`nni_gconv.speedup.residual.take_out`.
     gone : dict of str to bool Tensor
         Masks of the parameters that went with those blocks.
     """

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from nni_gconv.errors import SpeedupError
-from nni_gconv.speedup.channels import ChannelMap, varying
-from nni_gconv.speedup.order import ChannelOrder
-from nni_gconv.speedup.trace import Graph, as_inputs
+from nni_gconv.graph.channels import ChannelMap, varying
+from nni_gconv.graph.segments import ChannelOrder
+from nni_gconv.graph.trace import Graph, as_inputs
 
 __all__ = [
     "mask_parameters",

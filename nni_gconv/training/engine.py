@@ -28,11 +28,11 @@ from nni_gconv.training.checkpoint import (
 )
 from nni_gconv.training.data.loaders import Loaders
 from nni_gconv.training.distributed import Distributed
-from nni_gconv.training.distributions import log_distributions
-from nni_gconv.training.log import MetricLog, check_numbers
+from nni_gconv.training.logs.distributions import log_distributions
+from nni_gconv.training.logs.metric_log import MetricLog, check_numbers
+from nni_gconv.training.logs.progress import EpochProgress
 from nni_gconv.training.metrics import Metrics, autocast, check_amp, evaluate
 from nni_gconv.training.optim import ScheduleLR
-from nni_gconv.training.progress import EpochProgress
 from nni_gconv.training.seeding import derive_seed, seed_everything
 from nni_gconv.training.settings import TrainSettings
 

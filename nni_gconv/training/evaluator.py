@@ -30,7 +30,7 @@ from nni_gconv.training.engine import (
     TrainingStep,
     default_training_step,
 )
-from nni_gconv.training.log import MetricLog
+from nni_gconv.training.logs.metric_log import MetricLog
 from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.optim import Schedule, ScheduleLR, make_optimizer
 from nni_gconv.training.settings import TrainSettings

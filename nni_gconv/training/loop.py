@@ -17,7 +17,7 @@ from nni_gconv.training.engine import (
     Stateful,
     default_training_step,
 )
-from nni_gconv.training.log import MetricLog
+from nni_gconv.training.logs.metric_log import MetricLog
 from nni_gconv.training.optim import Schedule, ScheduleLR, make_optimizer
 from nni_gconv.training.settings import TrainSettings
 

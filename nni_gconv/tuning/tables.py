@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.pruning.group_tables import ChoiceRules, GroupTables, cost_tables, score_tables
+from nni_gconv.groupconv.search.tables import ChoiceRules, GroupTables, cost_tables, score_tables
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.load import load_recipe
 from nni_gconv.recipe.schema import Recipe
@@ -81,7 +81,7 @@ def group_space(tables: GroupTables) -> dict[str, Any]:
     Parameters
     ----------
     tables : GroupTables
-        From :func:`nni_gconv.pruning.group_tables.score_tables`.
+        From :func:`nni_gconv.groupconv.search.tables.score_tables`.
 
     Returns
     -------

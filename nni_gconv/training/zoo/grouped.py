@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.groups.config import check_groups, read_group_config
-from nni_gconv.groups.layers import conv_like, replace_layers
+from nni_gconv.groupconv.config import check_groups, read_group_config
+from nni_gconv.groupconv.layers import conv_like, replace_layers
 
 __all__ = ["FORMS", "with_groups"]
 
@@ -50,7 +50,7 @@ def with_groups(
     model : nn.Module
         A dense network; changed.
     groups : path or mapping of str to int
-        A group configuration (:mod:`nni_gconv.groups.config`) or layer -> G; layers of
+        A group configuration (:mod:`nni_gconv.groupconv.config`) or layer -> G; layers of
         G = 1 and those not named stay as they are.
     form : {"grouped", "separable"}, default "grouped"
         See above.

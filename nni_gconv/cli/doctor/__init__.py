@@ -1,0 +1,1 @@
+"""What will not work, and how to fix it."""

@@ -1,0 +1,174 @@
+"""``nni-gconv create``: start any NNI experiment safely and wait for its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nni_gconv.cli.output import note, print_json, print_trials, write_report
+
+if TYPE_CHECKING:
+    from nni_gconv.experiment import Outcome
+
+__all__ = ["LaunchOptions", "create", "launch_and_report", "report_outcome"]
+
+Port = Annotated[
+    int | None, typer.Option("--port", help="Port of the web UI; by default a free one is taken.")
+]
+KeepUI = Annotated[bool, typer.Option("--keep-ui", help="Leave the web UI running after the end.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        help="Folder to keep experiments in, each in one of its own (default: ~/nni-experiments, "
+        "or what the file says).",
+    ),
+]
+Concurrency = Annotated[int | None, typer.Option("--concurrency", min=1, help="Trials at a time.")]
+MaxFailed = Annotated[
+    int,
+    typer.Option(
+        "--max-failed", min=1, help="Give up when the first so many trials have all failed."
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the trials as JSON; progress is on stderr.")
+]
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """The options that ``create`` and ``quickstart`` share."""
+
+    port: int | None = None
+    keep_ui: bool = False
+    output: Path | None = None
+    concurrency: int | None = None
+    json: bool = False
+    loopback: bool = True
+    max_failed: int = 5
+    gpus: int | None = None
+
+
+def create(
+    experiment: Annotated[
+        Path,
+        typer.Argument(metavar="EXPERIMENT.yml", help="NNI experiment file, as for nnictl create."),
+    ],
+    port: Port = None,
+    keep_ui: KeepUI = False,
+    output: Output = None,
+    concurrency: Concurrency = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="GPUs each trial takes, instead of the recipe's `gpus`; on this machine as many "
+            "trials run at a time as there is room for. 0: trials leave GPUs alone.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check; start nothing.")] = False,
+    max_failed: MaxFailed = 5,
+    all_interfaces: Annotated[
+        bool,
+        typer.Option(
+            "--all-interfaces",
+            help="Let the web server listen on every network interface, as nnictl does. It has no "
+            "login, serves any file of yours and runs what it is sent.",
+        ),
+    ] = False,
+) -> None:
+    """Start an NNI experiment and wait for its end.
+
+    Checks the file first, keeps NNI's web server on this machine (127.0.0.1), shows progress, and
+    says how it ended; the same file also works with `nnictl create`.
+    """
+    options = LaunchOptions(
+        port, keep_ui, output, concurrency, as_json, not all_interfaces, max_failed, gpus
+    )
+    if check:
+        from nni_gconv.experiment import preflight
+        from nni_gconv.experiment.checks.checkup import made_ready
+
+        plan = preflight(
+            experiment,
+            port=port,
+            concurrency=concurrency,
+            gpus=gpus,
+            output=output,
+            loopback=options.loopback,
+        )
+        plan = made_ready(plan)
+        for text in plan.notes:
+            note(f"note: {text}")
+        note(f"{experiment}: nothing wrong found")
+        return
+    raise typer.Exit(launch_and_report(experiment, options))
+
+
+def launch_and_report(experiment: Path, options: LaunchOptions) -> int:
+    """Run an experiment to its end, then print and save its trials.
+
+    Parameters
+    ----------
+    experiment : Path
+        Experiment file.
+    options : LaunchOptions
+        Those of the command.
+
+    Returns
+    -------
+    int
+        Exit code: 0 only if every trial succeeded.
+    """
+    from nni_gconv.experiment import ExperimentView, run_experiment
+
+    outcome = run_experiment(
+        experiment,
+        port=options.port,
+        concurrency=options.concurrency,
+        gpus=options.gpus,
+        output=options.output,
+        loopback=options.loopback,
+        keep_ui=options.keep_ui,
+        max_failed=options.max_failed,
+        view=ExperimentView.on_stderr(),
+    )
+    return report_outcome(outcome, experiment.resolve().parent.name, as_json=options.json)
+
+
+def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
+    """Print and save the trials of an experiment that has ended, and return the exit code.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        How it ended.
+    name : str
+        What to call it in the report.
+    as_json : bool
+        Print JSON instead of a table.
+
+    Returns
+    -------
+    int
+        Exit code: 0 only if every trial succeeded.
+    """
+    from nni_gconv.report import collect, json_rows
+
+    rows = collect(outcome.folder) if outcome.trials else []
+    if rows:
+        title = f"{name} ({outcome.experiment_id})"
+        for file in write_report(rows, outcome.folder / "report", title):
+            note(f"saved {file}")
+    if as_json:
+        print_json(json_rows(rows))
+    elif rows:
+        print_trials(rows)
+    if not outcome.ok:
+        note(f"error: {' '.join(outcome.message.split())}")
+    return outcome.exit_code

@@ -1,0 +1,35 @@
+"""``nni-gconv quickstart``: the experiment that comes with the package."""
+
+from __future__ import annotations
+
+import typer
+
+from nni_gconv.cli.experiments.create import (
+    AsJson,
+    Concurrency,
+    KeepUI,
+    LaunchOptions,
+    Output,
+    Port,
+    launch_and_report,
+)
+
+__all__ = ["quickstart"]
+
+
+def quickstart(
+    port: Port = None,
+    keep_ui: KeepUI = False,
+    output: Output = None,
+    concurrency: Concurrency = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare all methods on a small network under NNI: minutes, on CPUs, without a download.
+
+    Twelve trials: five methods and NNI's L1 norm, two budgets of MACs, one dense network trained
+    for all of them. Ends with a table and a picture; every trial's small network stays on disk.
+    """
+    from nni_gconv.experiment.shipped import experiment_file
+
+    options = LaunchOptions(port, keep_ui, output, concurrency, as_json)
+    raise typer.Exit(launch_and_report(experiment_file("quickstart"), options))

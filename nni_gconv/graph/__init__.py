@@ -1,0 +1,1 @@
+"""A model as a graph of channels: traced operators, and what of them can only go together."""

@@ -1,0 +1,324 @@
+"""Channel algebra: which positions of which tensors live and die together.
+
+Every position of every parameter axis gets a *label*. A value in the graph carries *fields*: label
+arrays that broadcast against it, each varying along the axis the labels run over. Operators that
+only move data are run on the label arrays themselves, so a flatten, a transpose or a concatenation
+needs no rule of its own. Operators that tie two axes (a convolution and its input, a sum of two
+branches) add edges between labels; the connected components of those edges are the *classes*:
+what can only be removed together.
+
+The pass knows nothing of masks and of methods. What it cannot follow it pins: a pinned class keeps
+its width, with the reason and the line of the user's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from torch.fx import Node
+
+from nni_gconv.graph.nodes import op_name, shape_of
+from nni_gconv.graph.trace import Graph, location
+
+__all__ = ["Axis", "Balance", "ChannelMap", "NormWidth", "PadEdit", "Pick", "Read", "Walker"]
+
+Field = Tensor
+#: Fields of one value; a list of such for operators that return several values.
+Fields = tuple[Field, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Labels of one axis of one parameter or buffer.
+
+    ``role`` says what the axis does: ``row`` (makes channels), ``column`` (reads channels),
+    ``bias`` and ``scale`` (act on each channel), ``stat`` (buffers such as a running mean).
+    """
+
+    tensor: str
+    dim: int
+    role: str
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Read:
+    """A layer whose `weight` reads channels; `labels[i]` is the channel input position i holds."""
+
+    node: Node
+    weight: str
+    labels: Tensor
+    groups: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Every block must keep the same number of `labels`; `blocks[i]` is the block of label i."""
+
+    labels: Tensor
+    blocks: Tensor
+    where: str
+
+
+@dataclass(frozen=True)
+class PadEdit:
+    """A padding module on the channel axis: its widths follow what is kept of these labels."""
+
+    module: str
+    entry: int
+    front: Tensor
+    back: Tensor
+
+
+@dataclass(frozen=True)
+class NormWidth:
+    """A norm whose width attributes follow what is kept of these labels, weights or not."""
+
+    module: str
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Pick:
+    """An integer buffer that picks channels: those labelled `picked` out of `source`."""
+
+    tensor: str
+    source: Tensor
+    picked: Tensor
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """Result of the pass over one graph.
+
+    Attributes
+    ----------
+    classes : ndarray of int64, shape (labels,)
+        Class of each label; equal class means removed together.
+    pinned : dict of int to str
+        Class -> why it must keep its width.
+    axes : dict of (str, int) to Axis
+        Labelled axes of parameters and buffers.
+    reads : tuple of Read
+        Every place where a layer reads channels.
+    balances : tuple of Balance
+        Groups that must stay equally wide.
+    pads : tuple of PadEdit
+        Padding modules that have to follow.
+    norms : tuple of NormWidth
+        Norms whose attributes, besides their tensors, say how many channels there are.
+    picks : tuple of Pick
+        Buffers that hold positions of channels.
+    halvings : tuple of Node
+        Operators that cut channels into equal parts (a chunk, a view that makes one dimension
+        two), whose sizes the small model has to confirm.
+    values : dict of Node to tuple of Tensor
+        Fields of each value, for whoever wants to look a channel up.
+    """
+
+    classes: np.ndarray
+    pinned: dict[int, str]
+    axes: dict[tuple[str, int], Axis]
+    reads: tuple[Read, ...]
+    balances: tuple[Balance, ...]
+    pads: tuple[PadEdit, ...]
+    norms: tuple[NormWidth, ...]
+    picks: tuple[Pick, ...]
+    halvings: tuple[Node, ...]
+    values: dict[Node, Any]
+
+    def of(self, labels: Tensor) -> np.ndarray:
+        """Return the class of each label, in the shape of `labels`."""
+        return self.classes[labels.numpy()]
+
+
+def varying(field: Field) -> list[int]:
+    """Return the dimensions along which a field's labels run."""
+    return [d for d in range(field.dim()) if field.shape[d] > 1]
+
+
+def compress(field: Tensor) -> Field:
+    """Drop dimensions along which nothing changes to size 1."""
+    for dim in range(field.dim()):
+        if field.shape[dim] == 1:
+            continue
+        head = field.narrow(dim, 0, 1)
+        if field.stride(dim) == 0 or bool((field == head).all()):
+            field = head
+    return field
+
+
+class Walker:
+    """Collects labels, edges and pins while the rules visit the operators in order."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.count = 0
+        self.edges: list[tuple[Tensor, Tensor]] = []
+        self.pins: list[tuple[Tensor, str]] = []
+        self.axes: dict[tuple[str, int], Axis] = {}
+        self.reads: list[Read] = []
+        self.balances: list[Balance] = []
+        self.pads: list[PadEdit] = []
+        self.norms: list[NormWidth] = []
+        self.picks: list[Pick] = []
+        self.halvings: list[Node] = []
+        self.pinned_nodes: set[Node] = set()
+        self.whole: list[tuple[str, str]] = []
+        self.values: dict[Node, Any] = {}
+
+    # -- labels ---------------------------------------------------------------------------------
+
+    def fresh(self, size: int) -> Tensor:
+        """Make `size` labels never seen before."""
+        labels = torch.arange(self.count, self.count + size)
+        self.count += size
+        return labels
+
+    def axis(self, tensor: str, dim: int, role: str) -> Tensor:
+        """Return the labels of an axis of a parameter, made at the first call."""
+        key = (self.graph.aliases[tensor][0], dim)
+        if key not in self.axes:
+            size = lookup(self.graph, tensor).shape[dim]
+            self.axes[key] = Axis(key[0], dim, role, self.fresh(size))
+            if size == 1:
+                self.pin(self.axes[key].labels, "a single channel")
+            elif not is_saved(self.graph, tensor):
+                self.pin(self.axes[key].labels, f"{tensor} is a buffer that no file keeps")
+        return self.axes[key].labels
+
+    def equal(self, first: Tensor, second: Tensor) -> None:
+        """State that two label arrays, broadcast against each other, are the same channels."""
+        first, second = torch.broadcast_tensors(first, second)
+        self.edges.append((first.reshape(-1), second.reshape(-1)))
+
+    def pin(self, labels: Tensor, reason: str) -> None:
+        """State that these labels must stay."""
+        if labels.numel():
+            self.pins.append((labels.reshape(-1).unique(), reason))
+
+    def pin_inputs(self, node: Node, reason: str) -> None:
+        """Pin every channel that an operator sees, in values and in parameters it is given."""
+        for source in node.all_input_nodes:
+            name = self.parameter(source)
+            if name is not None:
+                # Its axes may be met only later: by a layer that has the same parameter.
+                self.whole.append((self.graph.aliases[name][0], reason))
+            for field in flat(self.values.get(source, ())):
+                self.pin(field, reason)
+
+    # -- reading the graph ----------------------------------------------------------------------
+
+    def opaque(self, node: Node) -> Any:
+        """Give up on an operator: what it reads keeps its width."""
+        self.pin_inputs(node, f"read by {op_name(node)}, which mixes channels, at {location(node)}")
+        return ()
+
+    def fields(self, node: Any) -> Fields:
+        """Return the fields of an argument; a parameter used as a value gets all its axes."""
+        if not isinstance(node, Node):
+            return ()
+        if node.op == "placeholder" and node.name in self.graph.tensors:
+            name = self.graph.tensors[node.name]
+            shape = lookup(self.graph, name).shape
+            made = []
+            for dim, size in enumerate(shape):
+                if size > 1:
+                    view = [1] * len(shape)
+                    view[dim] = size
+                    role = "stat" if name in self.graph.buffers else "scale"
+                    made.append(self.axis(name, dim, role).view(view))
+            return tuple(made)
+        return tuple(flat(self.values.get(node, ())))
+
+    def parameter(self, node: Any) -> str | None:
+        """Return the dotted name when an argument is a parameter or buffer itself."""
+        if isinstance(node, Node) and node.op == "placeholder":
+            return self.graph.tensors.get(node.name)
+        return None
+
+    def channel(self, node: Any, dim: int, reason: str) -> tuple[Tensor | None, Fields]:
+        """Split the fields of an argument into its channel labels along `dim` and the rest.
+
+        A field that runs along `dim` together with another dimension cannot be followed and is
+        pinned with `reason`.
+        """
+        own: Tensor | None = None
+        rest: list[Field] = []
+        dim %= len(shape_of(node))
+        for field in self.fields(node):
+            along = varying(field)
+            if along == [dim] and own is None:
+                own = field.reshape(-1)
+            elif dim in along:
+                self.pin(field, reason)
+            else:
+                rest.append(field)
+        return own, tuple(rest)
+
+    def result(self) -> ChannelMap:
+        """Close the edges into classes."""
+        if self.edges:
+            first = torch.cat([a for a, _ in self.edges]).numpy()
+            second = torch.cat([b for _, b in self.edges]).numpy()
+        else:
+            first = second = np.zeros(0, dtype=np.int64)
+        links = coo_matrix((np.ones(len(first), np.int8), (first, second)), (self.count,) * 2)
+        _, classes = connected_components(links, directed=False)
+        classes = classes.astype(np.int64)
+        pinned: dict[int, str] = {}
+        whole = dict(reversed(self.whole))
+        kept = [(a.labels, whole[a.tensor]) for a in self.axes.values() if a.tensor in whole]
+        for labels, reason in [*self.pins, *kept]:
+            for number in np.unique(classes[labels.numpy()]):
+                pinned.setdefault(int(number), reason)
+        return ChannelMap(
+            classes=classes,
+            pinned=pinned,
+            axes=self.axes,
+            reads=tuple(self.reads),
+            balances=tuple(self.balances),
+            pads=tuple(self.pads),
+            norms=tuple(self.norms),
+            picks=tuple(self.picks),
+            halvings=tuple(self.halvings),
+            values=self.values,
+        )
+
+
+def lookup(graph: Graph, tensor: str) -> Tensor:
+    module, _, attribute = tensor.rpartition(".")
+    return getattr(graph.modules[module], attribute)
+
+
+def is_saved(graph: Graph, tensor: str) -> bool:
+    """Tell whether a state dict holds a tensor; a buffer may be registered as not persistent."""
+    module, _, attribute = tensor.rpartition(".")
+    return attribute not in graph.modules[module]._non_persistent_buffers_set
+
+
+def flat(value: Any) -> list[Field]:
+    """Fields of a value or, for an operator with several results, of all of them."""
+    if isinstance(value, list):
+        return [field for item in value for field in item]
+    return list(value)
+
+
+def run_on(node: Node, tensors: Sequence[Tensor | None]) -> Any:
+    """Run an operator on other tensors in place of its tensor arguments, in order."""
+    supply = iter(tensors)
+
+    def swap(argument: Any) -> Any:
+        return next(supply) if isinstance(argument, Node) else argument
+
+    args = torch.fx.node.map_aggregate(node.args, swap)
+    kwargs = torch.fx.node.map_aggregate(node.kwargs, swap)
+    return node.target(*args, **kwargs)  # type: ignore[operator]

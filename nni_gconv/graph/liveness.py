@@ -1,0 +1,194 @@
+"""Which channels go: those of which nothing can tell.
+
+A class of channels goes when every layer that reads it reads zero or reads it through masked
+weights. The decision is repeated until it settles, since a layer that goes stops reading. Groups
+stay balanced and nothing becomes empty; what has to stay for that stays as zeros, which is exact,
+only not as small as the masks asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from nni_gconv.graph.channels import ChannelMap, Read, lookup
+from nni_gconv.graph.constants import given_values
+from nni_gconv.graph.trace import Graph
+from nni_gconv.graph.wiring import Wiring
+from nni_gconv.speedup.fold import foldable
+
+__all__ = ["Decision", "Kept", "decide", "silence"]
+
+Kept = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Outcome of :func:`decide`.
+
+    ``removed`` is bool per class, ``held`` says what stayed and why, ``given`` is what is known of
+    the channels that layers read.
+    """
+
+    removed: np.ndarray
+    held: dict[str, int]
+    given: dict[Node, Tensor]
+
+
+def silence(
+    graph: Graph, channels: ChannelMap, kept: Kept, wiring: Wiring
+) -> tuple[Kept, dict[str, Tensor]]:
+    """Extend masks that silence only filters to all that acts behind the filter.
+
+    A class all of whose filters are masked is meant to be gone; its biases and the scale and shift
+    of the norms behind it are masked with it.
+
+    Returns
+    -------
+    kept : dict of str to bool Tensor
+        The extended masks.
+    added : dict of str to Tensor
+        Parameter -> positions that this masked in addition.
+    """
+    gone = _all_rows_masked(channels, wiring, kept) & ~_pinned(channels)
+    extended = dict(kept)
+    added: dict[str, Tensor] = {}
+    for axis in channels.axes.values():
+        if axis.role not in ("bias", "scale"):
+            continue
+        quiet = torch.from_numpy(gone[channels.of(axis.labels)])
+        if not bool(quiet.any()):
+            continue
+        for name in graph.aliases[axis.tensor]:
+            tensor = lookup(graph, name)
+            before = extended.get(name, torch.ones(tensor.shape, dtype=torch.bool))
+            view = [1] * tensor.dim()
+            view[axis.dim] = -1
+            after = before & ~quiet.view(view)
+            if not torch.equal(before, after):
+                extended[name] = after
+                added[name] = (before & ~after).nonzero()[:, axis.dim].unique()
+    return extended, added
+
+
+def _pinned(channels: ChannelMap) -> np.ndarray:
+    pinned = np.zeros(int(channels.classes.max(initial=-1)) + 1, dtype=bool)
+    pinned[list(channels.pinned)] = True
+    return pinned
+
+
+def _all_rows_masked(channels: ChannelMap, wiring: Wiring, kept: Kept) -> np.ndarray:
+    """Tell for each class whether it has filters and every one of them is masked whole."""
+    count = int(channels.classes.max(initial=-1)) + 1
+    has_row, has_live = np.zeros(count, bool), np.zeros(count, bool)
+    for axis in channels.axes.values():
+        if axis.role != "row":
+            continue
+        of = channels.of(axis.labels)
+        has_row[of] = True
+        live = np.ones(len(of), bool)
+        if axis.tensor in kept:
+            live = wiring.of(axis.tensor).any(1 - axis.dim).numpy()
+        has_live[of[live]] = True
+    return has_row & ~has_live
+
+
+def decide(
+    graph: Graph, channels: ChannelMap, kept: Kept, wiring: Wiring, *, fold: bool = False
+) -> Decision:
+    """Find the classes that can go without changing any output.
+
+    Parameters
+    ----------
+    graph, channels
+        The traced model and its channel map.
+    kept : dict of str to bool Tensor
+        Masks: True where a parameter is kept.
+    wiring : Wiring
+        Of the same masks.
+    fold : bool
+        Count a channel with a constant value other than zero as removable where every reader can
+        take the constant into its bias exactly.
+    """
+    pinned = _pinned(channels)
+    removed = np.zeros_like(pinned)
+    held: dict[str, int] = {}
+    # A constant is worth what it is in the masked model, whatever goes of the layers behind it.
+    given = given_values(graph, kept, wiring)
+    asked, with_rows = _all_rows_masked(channels, wiring, kept), _with_rows(channels)
+    while True:
+        read, alive = np.zeros_like(pinned), pinned.copy()
+        for reading in channels.reads:
+            of = channels.of(reading.labels)
+            read[of] = True
+            needed = _needed(channels, reading, wiring, removed) & (given[reading.node] != 0)
+            if fold:
+                needed &= ~foldable(graph, channels, reading, given)
+            alive[of[needed.numpy()]] = True
+        candidates = ~alive & (read | asked) & with_rows
+        settled, held = _settle(channels, candidates, removed)
+        if np.array_equal(settled, removed):
+            return Decision(removed, held, given)
+        removed = settled
+
+
+def _with_rows(channels: ChannelMap) -> np.ndarray:
+    found = np.zeros(int(channels.classes.max(initial=-1)) + 1, bool)
+    for axis in channels.axes.values():
+        if axis.role == "row":
+            found[channels.of(axis.labels)] = True
+    return found
+
+
+def _needed(channels: ChannelMap, reading: Read, wiring: Wiring, removed: np.ndarray) -> Tensor:
+    """Tell for each channel a layer reads whether it reaches a filter that stays: bool."""
+    connected = wiring.of(reading.weight, reading.transposed)
+    rows = channels.axes.get((reading.weight, 1 if reading.transposed else 0))
+    if rows is not None:
+        # A filter that goes reads no more; what only it reads can go with it.
+        stays = torch.from_numpy(~removed[channels.of(rows.labels)])
+        connected = connected & stays[:, None]
+    if reading.groups > 1:
+        return connected.view(reading.groups, -1, connected.shape[1]).any(1).reshape(-1)
+    return connected.any(0)
+
+
+def _settle(
+    channels: ChannelMap, candidates: np.ndarray, before: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Keep as many in every block of a group and at least one on every axis.
+
+    What was removed `before` stays removed: it is balanced as it is, and the search must not turn
+    in circles.
+    """
+    removed = candidates | before
+    held: dict[str, int] = {}
+    changed = True
+    while changed:
+        changed = False
+        for axis in channels.axes.values():
+            of = channels.of(axis.labels)
+            if len(of) and bool(removed[of].all()):
+                removed[of[~before[of]][0]] = False
+                held[f"{axis.tensor}: one channel stays, none would be left"] = 1
+                changed = True
+        # Small blocks first: what they hold back is often all that larger ones ask for.
+        for balance in sorted(channels.balances, key=lambda b: -int(b.blocks.max())):
+            of = channels.of(balance.labels)
+            blocks = balance.blocks.numpy()
+            counts = np.bincount(blocks, weights=~removed[of]).astype(int)
+            for block in np.flatnonzero(counts < counts.max()):
+                # The last channels that would go stay, as zeros, so that blocks are equally wide.
+                gone = of[(blocks == block) & removed[of] & ~before[of]]
+                classes, times = np.unique(gone, return_counts=True)
+                filled = np.cumsum(times[::-1]) >= counts.max() - counts[block]
+                back = classes[::-1][: int(filled.argmax()) + 1]
+                removed[back] = False
+                key = f"{balance.where}: channels stay so that groups are equally wide"
+                held[key] = held.get(key, 0) + len(back)
+                changed = True
+    return removed, held

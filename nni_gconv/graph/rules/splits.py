@@ -1,0 +1,199 @@
+"""Channels cut into equal parts: chunks, and views that make two dimensions of one.
+
+A smaller model cuts what it has into the same number of parts. That is the same cut only if every
+part lost as many channels (a chunk, whose parts go on one by one), or the same ones (a view, whose
+parts stand side by side in one tensor and keep one shape). Whether the forward asks for a number
+of parts or for a width that is written down shows when the small model is traced.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from nni_gconv.graph.channels import (
+    Balance,
+    Field,
+    Fields,
+    Walker,
+    compress,
+    op_name,
+    run_on,
+    shape_of,
+    varying,
+)
+from nni_gconv.graph.rules.registry import place, rule
+from nni_gconv.graph.size_origins import Origin
+from nni_gconv.graph.trace import location
+
+__all__ = ["deal", "fold_split", "pin_written"]
+
+_CHUNKS = frozenset({"chunk", "split", "split_with_sizes"})
+_VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten"})
+
+
+def deal(walker: Walker, node: Node, field: Field, pieces: list[Field]) -> bool:
+    """Balance the parts of a chunk; tell whether the operator was one.
+
+    With as many channels gone from each part the same call deals the rest out the same way, if it
+    asks for a number of parts; one that asks for a width is found out when the small model runs.
+    """
+    if not _equal_parts(node, field, pieces):
+        return False
+    origins = _origins(walker, node)
+    if op_name(node) != "chunk" and origins is not None and not all(origins):
+        walker.pin(field, _written(node))
+        return True
+    labels = torch.cat([piece.reshape(-1) for piece in pieces])
+    blocks = torch.arange(len(pieces)).repeat_interleave(pieces[0].numel())
+    where = f"equal parts of {op_name(node)} at {location(node)}"
+    walker.balances.append(Balance(labels, blocks, where))
+    _confirm(walker, node)
+    return True
+
+
+def pin_written(walker: Walker, node: Node, piece: Field) -> None:
+    """Pin channels that a view puts into a dimension whose size is a number in the code."""
+    if op_name(node) in _VIEWS:
+        asked = _asked_sizes(walker, node)
+        if any(asked[d] == Origin() and not _left_open(node, d) for d in varying(piece)):
+            walker.pin(piece, _written(node))
+
+
+def _written(node: Node) -> str:
+    return f"a width is written in the forward, met at {location(node)}"
+
+
+def _equal_parts(node: Node, field: Field, pieces: list[Field]) -> bool:
+    """Tell whether all channels are dealt out, in order, into parts of equal width."""
+    if op_name(node) not in _CHUNKS or len(pieces) < 2:
+        return False
+    alike = len({piece.shape for piece in pieces}) == 1
+    return (
+        alike
+        and len(varying(field)) == 1
+        and pieces[0].numel() > 1
+        and sum(piece.numel() for piece in pieces) == field.numel()
+        and torch.equal(torch.cat([p.reshape(-1) for p in pieces]), field.reshape(-1))
+    )
+
+
+def fold_split(walker: Walker, node: Node, field: Field, piece: Field) -> Field | None:
+    """Fold channels that a view splits over several dimensions back onto one of them.
+
+    Channels at the same place of each part are tied, so that all parts keep one shape. Their
+    labels then run along a single dimension, the one that follows the width, and whatever comes
+    behind (a transpose, a flatten, a sum over the parts) needs no rule of its own.
+
+    Returns
+    -------
+    Tensor or None
+        None when the operator splits no channels.
+    """
+    if op_name(node) not in _VIEWS or len(varying(field)) != 1:
+        return None
+    along = _split_over(node, field, piece)
+    if len(along) < 2:
+        return None
+    following = _following(walker, node, along, varying(field)[0])
+    if following is None:
+        walker.pin(field, _written(node))
+        following = along[-1]
+    folded = piece
+    for dim in along:
+        if dim != following:
+            folded = folded.narrow(dim, 0, 1)
+    walker.equal(piece, folded)
+    _confirm(walker, node)
+    return folded
+
+
+def _split_over(node: Node, field: Field, piece: Field) -> list[int]:
+    """Dimensions of the result over which a view spreads the one along which the labels run."""
+    labels = field.reshape(-1)
+    if len(labels.unique()) == len(labels):
+        return varying(piece)
+    # Of channels that stand there several times the labels alone do not tell.
+    places = torch.arange(len(labels)).view(field.shape).expand(shape_of(node.args[0]))
+    return varying(compress(run_on(node, [places.contiguous()])))
+
+
+def _following(walker: Walker, node: Node, along: list[int], dim: int) -> int | None:
+    """Say which dimension grows with the channels; the others hold the number of parts.
+
+    None: all of them are numbers in the code.
+    """
+    shape, asked = shape_of(node), _asked_sizes(walker, node)
+    known = [d for d in along if asked[d] is not None]
+
+    def largest(dims: list[int]) -> int:
+        return max(dims, key=lambda d: (shape[d], d))
+
+    for wanted in (
+        [d for d in known if dim in asked[d]],  # type: ignore[operator]
+        [d for d in known if asked[d] - {0}],  # type: ignore[operator]
+        [d for d in along if _left_open(node, d)],
+    ):
+        if wanted:
+            return largest(wanted)
+    return None if len(known) == len(along) else largest(along)
+
+
+def _asked_sizes(walker: Walker, node: Node) -> list[Origin | None]:
+    """For each dimension of a view's result where its size comes from; None: not known."""
+    origins = _origins(walker, node)
+    asked: list[Origin | None] = [None] * len(shape_of(node))
+    if origins is not None:
+        first = _first_asked(node)
+        asked[first : first + len(origins)] = origins
+    return asked
+
+
+def _origins(walker: Walker, node: Node) -> tuple[Origin, ...] | None:
+    call = walker.graph.called.get(node)
+    return None if call is None else call.origins
+
+
+def _left_open(node: Node, dim: int) -> bool:
+    """Tell whether a view was asked for a size of -1 there."""
+    sizes = node.args[2 if op_name(node) == "unflatten" else 1]
+    place = dim - _first_asked(node)
+    return 0 <= place < len(sizes) and bool(sizes[place] == -1)  # type: ignore[arg-type, index]
+
+
+def _first_asked(node: Node) -> int:
+    if op_name(node) == "unflatten":
+        return int(node.args[1]) % len(shape_of(node.args[0]))  # type: ignore[arg-type]
+    return 0
+
+
+def _confirm(walker: Walker, node: Node) -> None:
+    if node not in walker.pinned_nodes and node not in walker.halvings:
+        walker.halvings.append(node)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(walker: Walker, node: Node) -> Fields:
+    """As a view, a transpose and a flatten: the channels at one place of each group go together."""
+    own, rest = walker.channel(node.args[0], 1, f"channels mixed with space at {location(node)}")
+    if own is None:
+        return rest
+    parts = own.view(int(node.args[1]), -1)  # type: ignore[arg-type]
+    walker.equal(parts, parts[:1])
+    shuffled = parts[0].repeat_interleave(len(parts))
+    if parts.shape[1] == 1:
+        walker.pin(own, f"one channel in each group of the shuffle at {location(node)}")
+    return (place(shuffled, len(shape_of(node)), 1), *rest)
+
+
+@rule("glu")
+def gated_linear_unit(walker: Walker, node: Node) -> Fields:
+    """One half gates the other: a channel and its gate go together."""
+    dim = int(node.args[1]) if len(node.args) > 1 else -1  # type: ignore[arg-type]
+    own, rest = walker.channel(node.args[0], dim, f"channels mixed with space at {location(node)}")
+    if own is None:
+        return rest
+    value, gate = own.view(2, -1)
+    walker.equal(value, gate)
+    rank = len(shape_of(node))
+    return (place(value, rank, dim % rank), *rest)

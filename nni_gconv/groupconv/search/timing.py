@@ -1,0 +1,307 @@
+"""Milliseconds of single layers as group convolutions, on this machine.
+
+A group convolution needs 1/G of the multiply-accumulates, and may take longer all the same: its
+kernels are less tuned, and channels that have to be gathered in front of it or behind it are
+memory traffic that the dense layer does not have. What holds for a layer is found by timing it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from nni_gconv.errors import ConfigError
+from nni_gconv.groupconv.config import check_groups
+from nni_gconv.groupconv.gather import wrap_gathers
+from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
+from nni_gconv.profiling import compare_latency
+from nni_gconv.profiling.forward import device_of, evaluating, run, to_device
+
+__all__ = ["LatencyGate", "LayerLatency", "LayerTimer", "grouped_copy", "slower_than_dense"]
+
+#: Gathers of a layer: none, one in front, one in front and one behind.
+_GATHERS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class LayerLatency:
+    """Time of one layer in one forward pass, dense and grouped, run in turn.
+
+    Attributes
+    ----------
+    name : str
+        The layer.
+    groups : int
+        G.
+    dense_ms, grouped_ms : float
+        Fastest runs (others are longer for what else the machine does), summed over all its calls.
+    """
+
+    name: str
+    groups: int
+    dense_ms: float
+    grouped_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Grouped over dense time; above 1 is slower."""
+        return self.grouped_ms / self.dense_ms if self.dense_ms else 1.0
+
+
+@dataclass(frozen=True)
+class LatencyGate:
+    """What :func:`slower_than_dense` measured.
+
+    Attributes
+    ----------
+    rows : tuple of LayerLatency
+        Every layer of more than one group that runs.
+    limit : float
+        Largest ratio that passes.
+    """
+
+    rows: tuple[LayerLatency, ...]
+    limit: float
+
+    @property
+    def slower(self) -> dict[str, LayerLatency]:
+        """The layers to leave dense."""
+        return {row.name: row for row in self.rows if row.ratio > self.limit}
+
+    def passed(self, groups: Mapping[str, int]) -> dict[str, int]:
+        """Return group counts with 1 for the layers that are slower grouped."""
+        return {name: 1 if name in self.slower else count for name, count in groups.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for JSON."""
+        rows = [{**dataclasses.asdict(row), "ratio": row.ratio} for row in self.rows]
+        return {"rows": rows, "limit": self.limit, "slower": list(self.slower)}
+
+    def table(self, title: str | None = None) -> Table:
+        """Return a row for each layer, slower ones marked."""
+        table = Table("layer", title=title)
+        for heading in ("groups", "dense ms", "grouped ms", "grouped / dense"):
+            table.add_column(heading, justify="right")
+        table.add_column("")
+        for row in self.rows:
+            times = (f"{row.dense_ms:.3f}", f"{row.grouped_ms:.3f}", f"{row.ratio:.3f}")
+            left = "left dense" if row.name in self.slower else ""
+            table.add_row(row.name, str(row.groups), *times, left)
+        return table
+
+
+def slower_than_dense(
+    model: nn.Module,
+    dummy_input: Any,
+    groups: Mapping[str, int],
+    *,
+    gathers: int | Mapping[str, int] = 0,
+    limit: float = 1.0,
+    threads: int = 1,
+    min_runs: int = 10,
+    min_seconds: float = 0.1,
+) -> LatencyGate:
+    """Time each layer as it would be grouped against itself dense, on this machine.
+
+    Equal layers on equal inputs are timed once. The times depend on the machine and on what else
+    runs there, and so does what passes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model, on the device it is to run on.
+    dummy_input : Tensor, tuple or dict
+        What the model is called on; its batch is the batch that is timed.
+    groups : mapping of str to int
+        Layer -> G; G = 1 is not timed.
+    gathers : int or mapping of str to int, default 0
+        Gathers that a grouped layer pays for: 0, 1 (input) or 2 (input and output); a mapping
+        gives each layer its own (0 where it has none).
+    limit : float, default 1.0
+        Largest ratio of grouped to dense time that passes.
+    threads : int, default 1
+        CPU threads.
+    min_runs, min_seconds
+        As for :func:`nni_gconv.profiling.compare_latency`, for each kind of layer.
+
+    Returns
+    -------
+    LatencyGate
+        The figures, the layers to leave dense, and the group counts that pass.
+
+    Raises
+    ------
+    ConfigError
+        A layer is unknown or does not allow its G, or `gathers` is out of range.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1))
+    >>> found = slower_than_dense(net, torch.zeros(1, 8, 9, 9), {"0": 2, "1": 1}, min_seconds=0)
+    >>> [(row.name, row.groups) for row in found.rows]
+    [('0', 2)]
+    """
+    groups = check_groups(groups, model)
+    timer = LayerTimer(
+        model, dummy_input, threads=threads, min_runs=min_runs, min_seconds=min_seconds
+    )
+    rows = []
+    for name, count in groups.items():
+        if count == 1 or not timer.calls(name):
+            continue
+        wanted = gathers.get(name, 0) if isinstance(gathers, Mapping) else gathers
+        rows.append(timer.measure(name, (count,), gathers=wanted)[0])
+    return LatencyGate(tuple(rows), limit)
+
+
+class LayerTimer:
+    """Times single layers of a model on the inputs they have in it; each kind once.
+
+    Parameters
+    ----------
+    model, dummy_input, threads, min_runs, min_seconds
+        As for :func:`slower_than_dense`.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1))
+    >>> timer = LayerTimer(net, torch.zeros(1, 8, 9, 9), min_seconds=0)
+    >>> [(row.groups, row.ratio > 0) for row in timer.measure("0", (2, 4))]
+    [(2, True), (4, True)]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dummy_input: Any,
+        *,
+        threads: int = 1,
+        min_runs: int = 10,
+        min_seconds: float = 0.1,
+    ) -> None:
+        self._options: dict[str, Any] = {
+            "threads": threads,
+            "min_runs": min_runs,
+            "min_seconds": min_seconds,
+        }
+        self._layers: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+        self._shapes = _input_shapes(model, dummy_input)
+        self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
+
+    def calls(self, name: str) -> int:
+        """How often the layer runs in one forward pass."""
+        return len(self._shapes.get(self._layers[name], ()))
+
+    def measure(
+        self, name: str, counts: tuple[int, ...], *, gathers: int = 0
+    ) -> list[LayerLatency]:
+        """Time a layer dense and with each group count, all in turn.
+
+        Raises
+        ------
+        ConfigError
+            `gathers` is not 0, 1 or 2.
+        """
+        if gathers not in _GATHERS:
+            raise ConfigError(f"gathers: {gathers!r} is not allowed (allowed: 0, 1, 2)")
+        layer = self._layers[name]
+        calls = [
+            self._times(layer, shape, counts, gathers) for shape in self._shapes.get(layer, ())
+        ]
+        return [
+            LayerLatency(name, count, *(sum(call[count][i] for call in calls) for i in (0, 1)))
+            for count in counts
+        ]
+
+    def _times(
+        self, layer: Any, shape: tuple[int, ...], counts: tuple[int, ...], gathers: int
+    ) -> dict[int, tuple[float, float]]:
+        """Dense and grouped milliseconds on one input, for each group count."""
+        kind = (type(layer), layer.extra_repr(), shape, gathers)
+        keys = {count: (*kind, count) for count in counts}
+        new = [count for count in counts if keys[count] not in self._known]
+        if new:
+            models = {"1": _alone(layer, 1, 0)}
+            models.update({str(g): _alone(layer, g, gathers) for g in new if g > 1})
+            example = torch.ones(shape, device=layer.weight.device, dtype=layer.weight.dtype)
+            found = compare_latency(models, example, batch_size=shape[0], **self._options)
+            best = {int(name): times.best_ms for name, times in found.latencies.items()}
+            self._known.update({keys[count]: (best[1], best[count]) for count in new})
+        return {count: self._known[key] for count, key in keys.items()}
+
+
+def grouped_copy(model: nn.Module, groups: Mapping[str, int], *, gathers: int = 0) -> nn.Module:
+    """Return a copy of a model with group convolutions of fresh weights, to be timed or counted.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model; not changed.
+    groups : mapping of str to int
+        Layer -> G.
+    gathers : int, default 0
+        Gathers at each grouped layer: 0, 1 (input) or 2 (input and output).
+
+    Returns
+    -------
+    nn.Module
+        On the same device.
+
+    Examples
+    --------
+    >>> grouped_copy(nn.Sequential(nn.Conv2d(8, 8, 3)), {"0": 4})[0].weight.shape
+    torch.Size([8, 2, 3, 3])
+    """
+    groups = check_groups(groups, model)
+    copied = copy.deepcopy(model)
+    split = {copied.get_submodule(name): count for name, count in groups.items() if count > 1}
+    replace_layers(copied, {layer: conv_like(layer, count) for layer, count in split.items()})
+    for name, count in groups.items():
+        if count > 1:
+            _add_gathers(copied, name, gathers)
+    return copied
+
+
+def _add_gathers(model: nn.Module, name: str, gathers: int) -> None:
+    """Put gathers in orders as scattered as any before and behind a layer."""
+    conv: Any = model.get_submodule(name)
+    generator = torch.Generator().manual_seed(0)
+    orders = [
+        torch.randperm(size, generator=generator).tolist() if number < gathers else None
+        for number, size in enumerate((conv.in_channels, conv.out_channels))
+    ]
+    if gathers:
+        wrap_gathers(model, name, *orders)
+
+
+def _alone(layer: Any, count: int, gathers: int) -> nn.Module:
+    """A layer of its kind with so many groups, and its gathers."""
+    model = nn.Sequential(conv_like(layer, count))
+    _add_gathers(model, "0", gathers)
+    return model
+
+
+def _input_shapes(model: nn.Module, dummy_input: Any) -> dict[nn.Module, list[tuple[int, ...]]]:
+    """Shapes of the inputs that each convolution is called on, call by call."""
+    shapes: dict[nn.Module, list[tuple[int, ...]]] = {}
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        shapes.setdefault(module, []).append(tuple(x.shape))
+
+    layers = [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
+    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+    try:
+        with evaluating(model):
+            run(model, to_device(dummy_input, device_of(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes

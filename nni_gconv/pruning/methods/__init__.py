@@ -1,0 +1,1 @@
+"""Pruning methods: the paper, the formula, the class."""

@@ -1,0 +1,457 @@
+"""GSparsity: filters die of a group lasso while the network trains, and the dead are cut.
+
+Paper: Chatzimichailidis et al., "GSparsity: Unifying Network Pruning and Neural Architecture Search
+by Group Sparsity", AutoML 2022 (late-breaking), https://openreview.net/forum?id=r0GeE-arUe5.
+Trained is
+
+    loss + sum over filters f of gain * scale(size of f) * |f|
+
+by :class:`~nni_gconv.training.proxsgd.ProxSGD`, which the evaluator has to train with (in a recipe:
+``sparsify: {optimizer: {name: ProxSGD}}``). With any other optimizer every step of it is followed
+by the proximal map of the penalty, filters shortened by ``lr * gain * scale``: proximal gradient
+descent, whose dead filters are exactly zero.
+
+Unlike the paper's code this works on every traced network. What is coupled dies together: a channel
+that several layers make goes when the filters of all of them are dead. A channel that is dead at
+the end of an epoch is silenced from then on, with the shift of the norm behind it: what the norm
+makes of a zero filter is a constant, and a network that trains with it misses it when it is cut.
+And one training meets a `budget`, because the gain follows what it has brought so far.
+
+Whole blocks may vanish: where all channels are dead that some layer in the branch of a residual
+block makes, the branch adds a constant at most. It is masked as a whole then, and the speedup
+leaves of the block what lies beside the branch, layers that were not selected included. A block
+stays where an earlier pruner holds a layer of the branch or the config_list excludes one, and where
+channels of the dead one are to stay (``min_channels`` above 1, a ratio, ``max_sparse_ratio``).
+Elsewhere each layer keeps a channel.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from nni.compression.base.wrapper import ModuleWrapper
+from nni.compression.utils import Evaluator
+from torch import Tensor, nn
+
+from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.graph.coupling import CoupledSet, Member
+from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics, Rule
+from nni_gconv.pruning.methods.gsparsity.dead_blocks import DeadBlocks
+from nni_gconv.pruning.methods.gsparsity.group_lasso import (
+    NormSpread,
+    gain_factor,
+    layer_gains,
+    loss_of_norm,
+    norm_scale,
+    norms_behind,
+    not_negative,
+    per_channel,
+    shorten_filters,
+    still_to_save,
+)
+from nni_gconv.pruning.pruner import Masks, from_main_process
+from nni_gconv.pruning.schedule import Schedule
+from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
+from nni_gconv.pruning.selection.budget import fit
+from nni_gconv.pruning.selection.cost import parse_budget
+from nni_gconv.pruning.selection.coupled_sets import taken_channels
+from nni_gconv.pruning.selection.scores import filter_norms
+from nni_gconv.training.proxsgd import Normalization, ProxSGD, gain_scale
+
+__all__ = ["GSparsityPruner"]
+
+_logger = logging.getLogger(__name__)
+
+Score = Literal["norm", "folded"]
+_SCORES: tuple[Score, ...] = ("norm", "folded")
+#: All sets are ranked together under a budget: the training has said which layers can spare what.
+_ALL = "all layers"
+#: Quantile of what dying filters lost in an epoch that stands for all: the slow ones count.
+_SLOWEST = 0.25
+
+
+class GSparsityPruner(ChannelPruner):
+    """Prune the filters that a group lasso brings to zero during training.
+
+    Parameters
+    ----------
+    model, existed_wrappers
+        As in NNI.
+    config_list : list of dict
+        NNI's config_list; ``gain``, ``min_channels`` and ``round_to`` may stand beside NNI's keys.
+        The layers it selects are penalised as far as they can be pruned: select the inner
+        convolutions of blocks (the paper's "conv12"), or all of them ("all-conv", where streams of
+        residual networks can become narrower too).
+    evaluator : Evaluator, optional
+        NNI's evaluator. Without one the weights are taken as they are, for a network that was
+        trained with the penalty elsewhere.
+    gain : float, default 0.05
+        Gain of the layers whose entries have no ``gain`` of their own. The paper doubles it in
+        the two middle stages of a ResNet: ``{"op_names_re": ["layer[23]"], "gain": 0.1}``. With a
+        budget it is what the training begins with.
+    threshold : float, default 1e-6
+        A filter whose L2 norm is at most this is dead. Layers without ``sparse_ratio`` or
+        ``sparse_threshold`` lose their dead channels, unless there is a budget.
+    normalization : {"div", "mul", "none"}, optional
+        How the gain depends on the size of filters, see
+        :func:`~nni_gconv.training.proxsgd.gain_scale`. Default: what a ProxSGD has, else "div".
+    score : {"norm", "folded"}, default "norm"
+        What ranks living filters where a ratio or a budget asks for more than the dead: their
+        norm, or that of the filter with the batch norm behind it folded in. Either relative to the
+        largest of the layer.
+    silence : bool, default True
+        Silence dead channels at the end of each epoch, for good. False leaves that to the end of
+        the training (the paper).
+    ramp : float, default 0.7
+        Share of the training after which a budget is met, at the latest. From then on nothing is
+        penalised any more and the living recover.
+    dummy_input, budget, coupling, schedule
+        See :class:`nni_gconv.pruning.channel_pruner.ChannelPruner`. A threshold takes a channel
+        only if all its filters are dead, whatever `coupling` says. A `schedule` prunes by rank at
+        its own times; the gain stays what it is then.
+
+    Attributes
+    ----------
+    settled : bool
+        Whether the masks that meet the budget are made.
+
+    Raises
+    ------
+    ConfigError
+        The config_list or an argument is wrong.
+    BudgetError
+        The budget cannot be reached with the layers selected.
+
+    Notes
+    -----
+    With a budget the gain of all layers is multiplied after each epoch by
+    :func:`~nni_gconv.pruning.methods.gsparsity.group_lasso.gain_factor` of what those channels
+    lost that the budget would take now, the ones with the smallest scores. Once dead channels save
+    enough, or after `ramp`, masks are made that meet the budget exactly and stay: they take the
+    dead first, then the living with the smallest scores. A line in the log says how much the dead
+    have saved. That is little where the learning rates sum up to less than 5 or so, since a dying
+    filter loses `lr` of its norm in a step of ProxSGD; a larger rate, more epochs and
+    ``exact_zeros`` help.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from nni_gconv import GSparsityPruner, ModelSpeedup
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> _ = net[0].weight.data[:5].zero_()
+    >>> pruner = GSparsityPruner(net, [{"op_names": ["0"]}])
+    >>> _, masks = pruner.compress()
+    >>> pruner.unwrap_model()
+    >>> ModelSpeedup(net, torch.zeros(1, 3, 32, 32), masks).speedup_model()[0].out_channels
+    3
+    """
+
+    score_unit, scores_apart = 1.0, True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: list[dict[str, Any]],
+        evaluator: Evaluator | None = None,
+        existed_wrappers: dict[str, ModuleWrapper] | None = None,
+        *,
+        gain: float = 0.05,
+        threshold: float = 1e-6,
+        normalization: Normalization | None = None,
+        score: Score = "norm",
+        silence: bool = True,
+        ramp: float = 0.7,
+        dummy_input: Any = None,
+        budget: Mapping[str, float] | None = None,
+        coupling: Rule = "mean",
+        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
+    ) -> None:
+        if normalization is not None:
+            gain_scale(1, normalization)
+        if score not in _SCORES:
+            raise ConfigError(unknown_name("score", score, _SCORES, "score"))
+        if isinstance(ramp, bool) or not isinstance(ramp, int | float) or not 0 < ramp <= 1:
+            raise ConfigError(f"ramp: {ramp!r} is not allowed (a number above 0, up to 1)")
+        self.threshold = not_negative(threshold, "threshold")
+        self.normalization: Normalization | None = normalization
+        self.score, self.silence, self.ramp = score, silence, ramp
+        self.settled = False
+        self._taken: set[int] = set()
+        self._wrapped_before = frozenset(existed_wrappers or ())
+        self._goal: Mapping[str, float] = {} if budget is None else parse_budget(budget)
+        self._before: list[np.ndarray] = []
+        self.gains, config_list = layer_gains(model, config_list, gain)
+        if budget is None:
+            everything = {"op_names": list(self.gains), "sparse_threshold": self.threshold}
+            config_list = [everything, *config_list]
+        super().__init__(
+            model,
+            config_list,
+            evaluator,
+            existed_wrappers,
+            dummy_input=dummy_input,
+            budget=budget,
+            coupling=coupling,
+            schedule=schedule,
+        )
+        self._norm_behind = norms_behind(self.coupling)
+
+    # -- scores -----------------------------------------------------------------------------------
+
+    def rank(self, filters: Sequence[Tensor]) -> Tensor:
+        """Score the channels of a layer by the norms of their filters."""
+        return self.combine([filter_norms(f) for f in filters])
+
+    def _channel_scores(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> np.ndarray:
+        """Norms themselves where a threshold asks; else relative to the largest of each layer."""
+        members = coupled.members
+        if self.rule == "union" and self.budget is None:
+            members = tuple(m for m in members if m.module == voter) or members
+        norms = self._norms(coupled, metrics, members)
+        spaces = [self._target_spaces[m.module]["weight"] for m in members]
+        if any(space.sparse_threshold is not None for space in spaces):
+            largest: np.ndarray = np.max(norms, axis=0)
+            return largest
+        relative = []
+        for member, values in zip(members, norms, strict=True):
+            # A layer that has died altogether has no largest one to go by.
+            living = np.where(values > self.threshold, values, 0.0)
+            if self.score == "folded":
+                living *= self._scale_behind(member, coupled.size)
+            relative.append(living / (living.max() or 1.0))
+        joined: np.ndarray = np.mean(relative, axis=0)
+        return joined if self.rule == "mean" else np.max(relative, axis=0)
+
+    def _norms(
+        self, coupled: CoupledSet, metrics: Metrics, members: Sequence[Member] = ()
+    ) -> list[np.ndarray]:
+        """Norms of the channels of a set in each of its layers, or in some of them."""
+        return [
+            per_channel(m, metrics[m.module]["weight"].numpy(), coupled.size)
+            for m in members or coupled.members
+        ]
+
+    def _scale_behind(self, member: Member, size: int) -> np.ndarray:
+        """Factor of the batch norm behind a layer, for each channel; 1 without one."""
+        name = self._norm_behind.get(member.module, "")
+        norm: Any = self.coupling.graph.modules.get(name)
+        gamma = self._target_spaces.get(name, {}).get("weight")
+        if norm is None or norm.running_var is None:
+            return np.ones(size)
+        return per_channel(member, norm_scale(norm, gamma and gamma.target), size)
+
+    # -- what goes --------------------------------------------------------------------------------
+
+    def _request(self, coupled: CoupledSet, metrics: Metrics | None, voter: str) -> Request:
+        request = super()._request(coupled, metrics, voter)
+        if any(self.sets[index] is coupled for index in self._taken):
+            every = np.arange(coupled.size)
+            request = replace(request, scores=np.full(coupled.size, -1.0), steps=[every])
+        if self.budget is not None and request.group is None:
+            return replace(request, group=_ALL)
+        return request
+
+    def _follower_entries(self) -> list[dict[str, Any]]:
+        """Add the layers that have to be masked for a block to vanish."""
+        entries = super()._follower_entries()
+        known = {name for entry in entries for name in entry["op_names"]} | set(self.layers)
+        # What an earlier pruner has masked keeps its masks.
+        kept = self._excluded | self._wrapped_before
+        self._blocks = DeadBlocks(self.coupling, self.sets, kept)
+        ends = [name for name in self._blocks.ends if name not in known]
+        return [*entries, *({"op_names": [n], "target_names": ["weight", "bias"]} for n in ends)]
+
+    def _died(self, metrics: Metrics, removed: np.ndarray | None = None) -> set[int]:
+        """Sets of which every channel is dead, and as good as removed where `removed` is given."""
+        found = set()
+        norms = self._largest_norms(metrics)
+        for index, (coupled, norm) in enumerate(zip(self.sets, norms, strict=True)):
+            asked = self._request(coupled, metrics, "")
+            free, dead = asked.ratio is None and asked.high == 1, self._dead_below(asked)
+            floor = self._limits(coupled, coupled.members)["min_channels"]
+            left = 0 if removed is None else int((~removed[coupled.classes]).sum())
+            least = coupled.size - sum(map(len, asked.steps))
+            if free and floor <= 1 and left <= least and norm.max(initial=0) <= dead:
+                found.add(index)
+        return found
+
+    def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
+        """Let what is in a dead block go first, since none of it costs anything any more."""
+        self._taken = self._blocks.taken_by(self._died(metrics))[0]
+        try:
+            return super()._generate_sparsity(metrics)
+        finally:
+            self._taken = set()
+
+    def _masks(self, removed: np.ndarray) -> Masks:
+        """Complete what takes a block with it."""
+        died = from_main_process(self._died(self._metrics(), removed))
+        taken, ends = self._blocks.taken_by(died)
+        removed = removed.copy()
+        for index in taken:
+            removed[self.sets[index].classes] = True
+        masks = super()._masks(removed)
+        for name in ends:
+            masks[name] = {target: torch.zeros_like(mask) for target, mask in masks[name].items()}
+        return masks
+
+    def _settle(self, requests: list[Request]) -> list[Request]:
+        """A filter lives if its norm is above the threshold, not if it reaches it."""
+        return [
+            r if r.threshold is None else replace(r, threshold=np.nextafter(r.threshold, np.inf))
+            for r in requests
+        ]
+
+    def _dead_below(self, asked: Request) -> float:
+        return self.threshold if asked.threshold is None else asked.threshold
+
+    def _dead(self, metrics: Metrics) -> np.ndarray:
+        """Classes whose filters are all dead, as far as floors, groups and ratios let them go."""
+        removed = self.coupling.empty()
+        for coupled, norms in zip(self.sets, self._largest_norms(metrics), strict=True):
+            asked = self._request(coupled, metrics, "")
+            steps = removal_steps(norms, **self._limits(coupled, coupled.members))
+            high = asked.high if asked.ratio is None else min(asked.high, asked.ratio)
+            threshold = self._dead_below(asked)
+            requests = self._settle([Request(norms, steps, threshold=threshold, high=high)])
+            removed[coupled.classes[taken_channels(requests[0], take(requests)[0])]] = True
+        return removed
+
+    # -- training ---------------------------------------------------------------------------------
+
+    @property
+    def needs_epochs(self) -> bool:
+        """Gains and dead channels are looked at once an epoch."""
+        return super().needs_epochs or (self._acts and bool(self._goal))
+
+    @property
+    def _acts(self) -> bool:
+        """Whether the training is ours to steer, not a schedule's or another pruner's."""
+        return not self.scheduled and self.interval_steps < 0
+
+    def prepare_training(self) -> None:
+        """Tell the optimizer which parameters have which gain."""
+        super().prepare_training()
+        self.settled = False
+        filters: dict[tuple[float, int], dict[int, nn.Parameter]] = {}
+        for coupled in self.sets:
+            for member in coupled.members:
+                weight = self._target_spaces[member.module]["weight"].target
+                gain = self.gains[member.module]
+                filters.setdefault((gain, member.dim), {})[id(weight)] = weight
+        self._proximal = not isinstance(self.optimizer, ProxSGD)
+        rule = self.normalization or ("div" if self._proximal else None)
+        for (gain, dim), weights in filters.items():
+            changes: dict[str, Any] = {"mu": gain, "filter_dim": dim}
+            if rule is not None:
+                changes["normalization"] = rule
+            self.split_groups(weights.values(), **changes)
+
+    def before_epoch(self, epoch: int) -> None:
+        """Remember the norms that the epoch begins with."""
+        super().before_epoch(epoch)
+        if self._acts and self._goal:
+            if self.clock.epochs is None:
+                raise ConfigError("budget: give compress() max_epochs, in which it is to be met")
+            self._before = self._largest_norms(self._metrics())
+
+    def after_step(self) -> None:
+        """Follow a step of another optimizer by the proximal map of the penalty."""
+        if self._proximal:
+            for group in self.optimizer.param_groups:
+                if group.get("mu"):
+                    shorten_filters(group)
+        super().after_step()
+
+    def after_epoch(self, epoch: int) -> None:
+        """Silence what has died, and steer towards the budget."""
+        super().after_epoch(epoch)
+        if not self._acts or self.settled:
+            return
+        if self._goal:
+            self._steer(epoch + 1)
+        elif self.silence:
+            self._mask(self._dead(self._metrics()))
+
+    def finish_training(self) -> None:
+        """Make the final masks, unless those that meet the budget are made."""
+        if not self.settled:
+            self._log_spread()
+            super().finish_training()
+
+    def norm_spread(self) -> NormSpread:
+        """Count the living, the dead and what is between them, over the layers penalised."""
+        metrics = self._metrics()
+        return NormSpread.of([n for s in self.sets for n in self._norms(s, metrics)])
+
+    def _log_spread(self) -> None:
+        spread = self.norm_spread()
+        level = logging.WARNING if spread.between > 0.05 * spread.total else logging.INFO
+        _logger.log(level, "GSparsity: %s", spread)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether the budget is met; gains are in the optimizer's state."""
+        return {**super().state_dict(), "settled": self.settled}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self.settled = state["settled"]
+
+    # -- the way to a budget ----------------------------------------------------------------------
+
+    def _steer(self, epochs: int) -> None:
+        """Stop at the budget, or move the gain by how fast filters die after so many epochs."""
+        metrics = self._metrics()
+        dead = self._dead(metrics)
+        left = still_to_save(self._goal, self.cost, dead, self.latency)
+        left, shrunk = from_main_process((left, self._shrunk(metrics)))
+        ramp = round(self.ramp * (self.clock.epochs or 0))
+        if left <= 0 or epochs >= ramp:
+            self._log_spread()
+            said = "GSparsity: after %d epochs the dead save %.0f%% of what the budget asks for"
+            _logger.info(said, epochs, 100 * (1 - left))
+            self.settled = True
+            self.renew_masks()
+            self._multiply_gains(0.0)
+            return
+        possible = 1.0
+        if not self._proximal:
+            rates = [float(g["lr"]) for g in self.optimizer.param_groups if g.get("mu")]
+            possible -= (1 - max(rates, default=0.0)) ** (self.clock.steps_per_epoch or 1)
+        self._multiply_gains(gain_factor(shrunk, ramp - epochs, possible))
+        if self.silence:
+            self._mask(dead)
+
+    def _metrics(self) -> Metrics:
+        return self._calculate_metrics(self._collect_data())
+
+    def _largest_norms(self, metrics: Metrics) -> list[np.ndarray]:
+        return [np.max(self._norms(s, metrics), axis=0) for s in self.sets]
+
+    def _shrunk(self, metrics: Metrics) -> float:
+        """Share of their norm that those lost in an epoch which the budget would take now."""
+        requests = [self._request(s, metrics, "") for s in self.sets]
+        # Measuring takes long, and MACs are near enough to say which channels would go.
+        budget = {"macs" if m == "latency" else m: v for m, v in sorted(self._goal.items())}
+        going = fit(budget, self.cost, self.sets, requests)
+        norms = zip(self._before, self._largest_norms(metrics), strict=True)
+        lost = [
+            loss_of_norm(before, now, (now > self.threshold) & going[coupled.classes])
+            for coupled, (before, now) in zip(self.sets, norms, strict=True)
+        ]
+        losses = np.concatenate(lost)
+        return float(np.quantile(losses, _SLOWEST)) if len(losses) else 1.0
+
+    def _mask(self, dead: np.ndarray) -> None:
+        self.update_masks(self._masks(from_main_process(dead)))
+
+    def _multiply_gains(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            if group.get("mu"):
+                group["mu"] *= factor

@@ -1,0 +1,119 @@
+"""Meeting a budget of MACs, parameters or latency with the steps of coupled sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from nni_gconv.errors import BudgetError
+from nni_gconv.graph.coupling import CoupledSet
+from nni_gconv.pruning.selection.allocation import Request, fit_budget, fit_measured
+from nni_gconv.pruning.selection.cost import CostModel
+
+__all__ = ["check_reachable", "fit"]
+
+#: Classes removed -> latency relative to the dense model.
+Latency = Callable[[np.ndarray], float]
+
+
+def check_reachable(
+    budget: Mapping[str, float],
+    cost: CostModel,
+    sets: Sequence[CoupledSet],
+    requests: Sequence[Request],
+    latency: Latency | None = None,
+) -> None:
+    """Raise a BudgetError if removing all that may go is not enough.
+
+    Parameters
+    ----------
+    budget : mapping of str to float
+        Checked by :func:`nni_gconv.pruning.selection.cost.parse_budget`.
+    cost : CostModel
+        Counts MACs and parameters.
+    sets, requests : sequences of equal length
+        The coupled sets and what may be taken from them.
+    latency : callable, optional
+        Measures; needed for a budget of latency.
+    """
+    least = _removed(cost, sets, requests, [r.most() for r in requests])
+    for measure, value in _counted(budget).items():
+        reachable, limit = cost(measure, least), cost.limit(measure, value)
+        if reachable > limit:
+            raise BudgetError(
+                f"budget: {_shown(cost, measure, limit)} cannot be reached; the selected layers "
+                f"allow {_shown(cost, measure, reachable)} at the least"
+            )
+    if latency is not None and "latency" in budget:
+        _check_latency(budget["latency"], latency(least))
+
+
+def fit(
+    budget: Mapping[str, float],
+    cost: CostModel,
+    sets: Sequence[CoupledSet],
+    requests: Sequence[Request],
+    latency: Latency | None = None,
+) -> np.ndarray:
+    """Remove as little as meets every measure of a budget.
+
+    Returns
+    -------
+    ndarray of bool, shape (classes,)
+        The classes removed.
+
+    Raises
+    ------
+    BudgetError
+        The latency cannot be reached; the message says what was measured.
+    """
+    taken = [0] * len(requests)
+    counted = _counted(budget)
+    if counted:
+        limits = {m: cost.limit(m, value) for m, value in counted.items()}
+
+        def fullest(steps: Sequence[int]) -> float:
+            """Cost over limit of the measure that is worst off."""
+            gone = _removed(cost, sets, requests, steps)
+            return max(cost(m, gone) / limit for m, limit in limits.items())
+
+        taken = fit_budget(requests, fullest, 1.0)
+    if latency is not None and "latency" in budget:
+        taken, found = fit_measured(
+            requests,
+            lambda steps: latency(_removed(cost, sets, requests, steps)),
+            budget["latency"],
+            start=taken,
+        )
+        _check_latency(budget["latency"], found)
+    return _removed(cost, sets, requests, taken)
+
+
+def _counted(budget: Mapping[str, float]) -> dict[str, float]:
+    return {measure: value for measure, value in budget.items() if measure != "latency"}
+
+
+def _check_latency(limit: float, found: float) -> None:
+    if found > limit:
+        raise BudgetError(
+            f"budget: latency of {limit:.3f} of dense cannot be reached; with all removed that the "
+            f"selected layers allow {found:.3f} was measured on this machine"
+        )
+
+
+def _removed(
+    cost: CostModel,
+    sets: Sequence[CoupledSet],
+    requests: Sequence[Request],
+    steps: Sequence[int],
+) -> np.ndarray:
+    gone = cost.coupling.empty()
+    for coupled, request, number in zip(sets, requests, steps, strict=True):
+        for step in request.steps[:number]:
+            gone[coupled.classes[step]] = True
+    return gone
+
+
+def _shown(cost: CostModel, measure: str, amount: float) -> str:
+    return f"{measure} of {amount / cost.dense(measure):.3f} of dense ({amount:,.0f})"

@@ -1,0 +1,165 @@
+"""What a network costs with some of its channels gone, before anything is cut.
+
+Parameters and MACs of a layer are products of the widths that its neighbours leave it, so the cost
+of any set of removed channels is a few sums over the traced graph: microseconds, not a rebuild.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.fx import Node
+
+from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.graph.channels import op_name, shape_of
+from nni_gconv.graph.coupling import Coupling
+from nni_gconv.profiling.costs import count
+
+__all__ = ["CostModel", "parse_budget"]
+
+MEASURES = ("macs", "params", "latency")
+
+
+def parse_budget(budget: Mapping[str, Any]) -> dict[str, float]:
+    """Check a budget such as ``{"macs": 0.5}``.
+
+    A number up to 1 is a fraction of the dense model, a larger one an absolute count (latency:
+    milliseconds are not comparable between machines, so a fraction only).
+
+    Raises
+    ------
+    ConfigError
+        Unknown measure, or a value that is not a positive number.
+    """
+    if not isinstance(budget, Mapping) or not budget:
+        raise ConfigError(f"budget: expected a mapping such as {{macs: 0.5}}, got {budget!r}")
+    parsed = {}
+    for measure, value in budget.items():
+        if measure not in MEASURES:
+            raise ConfigError(unknown_name("measure", measure, MEASURES, "budget"))
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
+            raise ConfigError(f"budget.{measure}: {value!r} is not a positive number")
+        if measure == "latency" and value > 1:
+            raise ConfigError(f"budget.latency: {value!r} is not a fraction of the dense latency")
+        parsed[measure] = float(value)
+    return parsed
+
+
+class CostModel:
+    """Parameters and MACs of a model as a function of the classes removed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model.
+    dummy_input : Tensor, tuple or dict
+        One example; the first dimension is the batch, MACs are per sample.
+    coupling : Coupling
+        Traced from the same model.
+
+    Attributes
+    ----------
+    params, macs : int
+        Of the dense model.
+    """
+
+    def __init__(self, model: nn.Module, dummy_input: Any, coupling: Coupling) -> None:
+        dense = count(model, dummy_input)
+        self.params, self.macs = dense.params, dense.macs
+        self.coupling = coupling
+        graph, channels = coupling.graph, coupling.channels
+        self._axes = list(channels.axes)
+        self._index = {key: i for i, key in enumerate(self._axes)}
+        labels = [channels.of(channels.axes[key].labels) for key in self._axes]
+        self._classes = np.concatenate(labels) if labels else np.zeros(0, np.int64)
+        self._starts = np.cumsum([0, *[len(x) for x in labels]])[:-1]
+        self._grouped = {
+            r.weight: (channels.of(r.labels), r.groups) for r in channels.reads if r.groups > 1
+        }
+        batch = _batch(graph.inputs)
+        positions: dict[str, int] = {}
+        for node in graph.nodes:
+            name, per_sample = _positions(node, graph.tensors, batch)
+            if name is not None:
+                first = graph.aliases[name][0]
+                positions[first] = positions.get(first, 0) + per_sample
+        self._terms = []
+        seen = set()
+        for name, parameter in model.named_parameters():
+            first = graph.aliases[name][0]
+            if first not in seen:
+                seen.add(first)
+                self._terms.append((first, tuple(parameter.shape), positions.get(first, 0)))
+        # What masks make group convolutions of costs less from the start: not part of "dense".
+        self._divisors: Mapping[str, int] = {}
+        everything = self._sums(np.zeros(int(channels.classes.max(initial=-1)) + 1, bool))
+        self._fixed = {"params": self.params - everything[0], "macs": self.macs - everything[1]}
+        self._divisors = coupling.groups
+
+    def __call__(self, measure: str, removed: np.ndarray) -> float:
+        """Return the cost in ``"params"`` or ``"macs"`` with these classes gone."""
+        params, macs = self._sums(removed)
+        return self._fixed[measure] + (params if measure == "params" else macs)
+
+    def dense(self, measure: str) -> float:
+        """Return the dense model's cost."""
+        return float(self.params if measure == "params" else self.macs)
+
+    def limit(self, measure: str, value: float) -> float:
+        """Turn a budget's value into a count: up to 1 it is a fraction of dense."""
+        return value * self.dense(measure) if value <= 1 else value
+
+    def ramped(self, budget: Mapping[str, float], share: float) -> dict[str, float]:
+        """Return the budget that asks for a share of what `budget` would save."""
+        if share == 1:
+            return dict(budget)
+        dense = {m: self.dense(m) if value > 1 else 1.0 for m, value in budget.items()}
+        return {m: dense[m] - (dense[m] - value) * share for m, value in budget.items()}
+
+    def _sums(self, removed: np.ndarray) -> tuple[int, int]:
+        stays = ~removed[self._classes]
+        kept = np.add.reduceat(stays, self._starts) if len(self._starts) else np.zeros(0)
+        params = macs = 0
+        for name, shape, positions in self._terms:
+            sizes = list(shape)
+            for dim in range(len(shape)):
+                if (name, dim) in self._index:
+                    sizes[dim] = int(kept[self._index[name, dim]])
+            if name in self._grouped:
+                classes, groups = self._grouped[name]
+                sizes[1] = int((~removed[classes]).sum()) // groups
+            numel = math.prod(sizes) // self._divisors.get(name, 1)
+            params += numel
+            macs += numel * positions
+        return params, macs
+
+
+def _batch(inputs: tuple[Node, ...]) -> int:
+    shape = shape_of(inputs[0]) if inputs else ()
+    return shape[0] if shape else 1
+
+
+def _positions(node: Node, tensors: dict[str, str], batch: int) -> tuple[str | None, int]:
+    """Return the weight a layer multiplies with and at how many positions of one sample."""
+    name = op_name(node) if node.op == "call_function" else ""
+    if not (name.startswith("conv") or name == "linear"):
+        return None, 0
+    weight = node.args[1]
+    if not isinstance(weight, Node) or weight.name not in tensors:
+        return None, 0
+    out, source = shape_of(node), shape_of(node.args[0])
+    if name == "linear":
+        places = math.prod(out[:-1])
+    else:
+        spatial = len(shape_of(weight)) - 2
+        over = source if "transpose" in name else out
+        places = math.prod(over[-spatial:]) * (out[0] if len(out) > spatial + 1 else 1)
+    return tensors[weight.name], places // max(batch, 1)

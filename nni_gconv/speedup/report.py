@@ -1,0 +1,142 @@
+"""What a speedup did, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from torch import Tensor, nn
+
+from nni_gconv.graph.channels import ChannelMap
+from nni_gconv.graph.liveness import Decision
+from nni_gconv.groupconv.gather import gathers_of, unwrapped
+
+__all__ = ["LayerChange", "SpeedupReport", "layer_changes", "speedup_notes", "weight_shapes"]
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer before and after.
+
+    Attributes
+    ----------
+    name, type : str
+        Dotted name and class.
+    before, after : tuple of int
+        Shape of the weight: filters, and input channels of each group; zeros of a layer that went
+        with its block.
+    groups : int
+        Groups after; 1 for a dense layer.
+    removed : int
+        Filters that went.
+    gathers : int
+        Index operations in front of the layer and behind it.
+    """
+
+    name: str
+    type: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    groups: int
+    removed: int
+    gathers: int
+
+
+@dataclass(frozen=True)
+class SpeedupReport:
+    """What a speedup did.
+
+    Attributes
+    ----------
+    layers : tuple of LayerChange
+        Every layer with weights, in the order of the model.
+    notes : tuple of str
+        What stayed although its mask asked for less, and what was silenced, one line each.
+    gathers : int
+        Index operations the small model has to run for permutations that could not be folded.
+    difference : float or None
+        Largest relative difference of the outputs seen in verification; None if not verified.
+    """
+
+    layers: tuple[LayerChange, ...]
+    notes: tuple[str, ...]
+    gathers: int
+    difference: float | None
+
+    def table(self) -> Table:
+        """Return the layers as a rich table."""
+        heads = ("layer", "type", "before", "after", "groups", "removed", "gathers")
+        table = Table(*heads, title="speedup")
+        for row in self.layers:
+            table.add_row(
+                row.name, row.type, _widths(row.before), _widths(row.after), str(row.groups),
+                str(row.removed), str(row.gathers),
+            )  # fmt: skip
+        return table
+
+
+def _widths(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(s) for s in shape)
+
+
+def weight_shapes(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the class and the first two dimensions of every layer's weight, by its name."""
+    shapes = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor):
+            shapes[name] = type(module).__name__, tuple(weight.shape[:2])
+    return shapes
+
+
+def layer_changes(
+    model: nn.Module, before: dict[str, tuple[str, tuple[int, ...]]]
+) -> tuple[LayerChange, ...]:
+    """Compare a small model with the :func:`weight_shapes` of the dense one."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    changes = []
+    for name, (kind, shape) in before.items():
+        there = modules.get(name)
+        layer: Any = None if there is None else unwrapped(there)
+        after = (0,) * len(shape) if layer is None else tuple(layer.weight.shape[:2])
+        changes.append(
+            LayerChange(
+                name=name,
+                type=kind,
+                before=shape,
+                after=after,
+                groups=int(getattr(layer, "groups", 1)),
+                removed=shape[0] - after[0],
+                gathers=0 if there is None else len(gathers_of(there)),
+            )
+        )
+    return tuple(changes)
+
+
+def speedup_notes(
+    channels: ChannelMap,
+    masks: dict[str, Tensor],
+    silenced: dict[str, Tensor],
+    decision: Decision,
+) -> tuple[str, ...]:
+    """Tell what the masks did not say themselves."""
+    notes = [
+        f"{name}: {len(positions)} values silenced with the filters they follow"
+        for name, positions in silenced.items()
+    ]
+    notes += [
+        text if "one channel" in text else f"{text} ({n})" for text, n in decision.held.items()
+    ]
+    for axis in channels.axes.values():
+        mask = masks.get(axis.tensor)
+        if axis.role != "row" or mask is None:
+            continue
+        dead = ~mask.movedim(axis.dim, 0).flatten(1).any(1).numpy()
+        of = channels.of(axis.labels)
+        stay = dead & ~decision.removed[of]
+        if stay.any():
+            reasons = sorted({channels.pinned[c] for c in of[stay] if c in channels.pinned})
+            why = reasons[0] if reasons else "what it is coupled to is not masked"
+            notes.append(f"{axis.tensor}: {int(stay.sum())} masked channels stay as zeros: {why}")
+    return tuple(notes)

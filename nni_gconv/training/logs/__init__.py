@@ -1,0 +1,1 @@
+"""What a training run writes down for people: numbers, TensorBoard, progress."""
