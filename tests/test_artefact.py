@@ -17,7 +17,7 @@ from torch import nn
 from nni_gconv import ModelSpeedup, load_compact, save_compact
 from nni_gconv.artefact import FORMAT, plan_of, read_plan, rebuild
 from nni_gconv.errors import CheckpointError
-from nni_gconv.speedup.coupling import Coupling
+from nni_gconv.graph.coupling import Coupling
 from nni_gconv.training.zoo import create_model
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -101,7 +101,7 @@ def test_same_bits_in_a_new_process(tmp_path, name, options):
         with torch.no_grad():
             same = torch.equal(model(expected["images"]), expected["logits"])
         rooms = ("nni_gconv.speedup.", "nni_gconv.pruning", "nni.compression")
-        parts = {{"nni_gconv.speedup.gather", "nni_gconv.speedup.remains"}}
+        parts = {{"nni_gconv.groupconv.gather", "nni_gconv.speedup.residual"}}
         never = {{m for m in sys.modules if m.startswith(rooms)}} - parts
         sys.exit(0 if same and not never else f"{{same}} {{never}}")
     """

@@ -7,7 +7,7 @@ from torch import nn
 from nni_gconv import ModelSpeedup
 from nni_gconv.diagnose import diagnose
 from nni_gconv.profiling import count
-from nni_gconv.pruning.fpgm import FPGMPruner
+from nni_gconv.pruning.methods.fpgm import FPGMPruner
 from nni_gconv.training.zoo import create_model
 
 X = torch.zeros(1, 3, 32, 32)

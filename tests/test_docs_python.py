@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nni_gconv.compat import write_launch_files
-from nni_gconv.experiment.preflight import free_port
+from nni_gconv.experiment.checks.preflight import free_port
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nni_gconv.analysis.curves import Curve, Point, Score, Sensitivity, Together
-from nni_gconv.analysis.joined import join_curves
+from nni_gconv.analysis.trial_curves import join_curves
 from nni_gconv.cli import main
 from nni_gconv.errors import CheckpointError, ConfigError
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from nni_gconv import sensitivity
 from nni_gconv.cli import main
-from nni_gconv.cli.sensitivity import parse_ratios
+from nni_gconv.cli.networks.sensitivity import parse_ratios
 from nni_gconv.errors import ConfigError
 from nni_gconv.recipe.load import load_recipe
 from nni_gconv.training.data import DataSettings, load_data, make_loaders

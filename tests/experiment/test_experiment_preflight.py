@@ -316,7 +316,7 @@ def grid(space):
 
 
 def test_the_quickstart_recipe_takes_every_choice_of_its_search_space(tmp_path):
-    from nni_gconv.pruning.methods import METHODS
+    from nni_gconv.pruning.registry import METHODS
     from nni_gconv.recipe import load_recipe
 
     space = json.loads(experiment_file("quickstart", "search_space.json").read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nni_gconv.pruning.methods import METHODS
+from nni_gconv.pruning.registry import METHODS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from nni_gconv.experiment import experiment_file
-from nni_gconv.experiment.checkup import check_experiment
+from nni_gconv.experiment.checks.checkup import check_experiment
 from nni_gconv.remote import (
     MachineLinks,
     RemoteError,

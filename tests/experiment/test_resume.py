@@ -14,7 +14,7 @@ import yaml
 
 from nni_gconv.compat import write_launch_files
 from nni_gconv.experiment import ManagerClient, ManagerError
-from nni_gconv.experiment.preflight import free_port
+from nni_gconv.experiment.checks.preflight import free_port
 from nni_gconv.experiment.running import end_processes
 from nni_gconv.recipe import run_recipe
 
@@ -37,7 +37,7 @@ EPOCHS = 5
 TRIAL = """
 import time
 from nni_gconv.cli import main
-from nni_gconv.training.log import MetricLog
+from nni_gconv.training.logs.metric_log import MetricLog
 
 write = MetricLog.write
 

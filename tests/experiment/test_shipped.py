@@ -14,7 +14,7 @@ from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 
 from nni_gconv.compat import flat_parameters
 from nni_gconv.experiment import experiment_file, preflight
-from nni_gconv.pruning.methods import METHODS
+from nni_gconv.pruning.registry import METHODS
 from nni_gconv.recipe import load_recipe
 from nni_gconv.tuning.options import Options
 from nni_gconv.tuning.tables import recipe_space
@@ -93,7 +93,7 @@ def test_the_groups_of_the_search_are_those_of_the_recipe():
 def test_one_trial_measures_one_coupled_set():
     import torch
 
-    from nni_gconv.pruning.fpgm import FPGMPruner
+    from nni_gconv.pruning.methods.fpgm import FPGMPruner
     from nni_gconv.training.zoo import create_model
 
     trials = grid("sensitivity")

@@ -98,7 +98,7 @@ def test_registered_and_resumed_with_nnictl(tmp_path):
     nnictl(workshop, "algo", "register", "--meta_path", where)
     listed = nnictl(workshop, "algo", "list")
     assert all(name in listed for name in ("GConvPareto", "GConvHyperband", "GConvTPE"))
-    from nni_gconv.experiment.preflight import free_port
+    from nni_gconv.experiment.checks.preflight import free_port
 
     workshop.env["TRIAL_SECONDS"] = "1"
     nnictl(workshop, "create", "--config", str(file), "--port", str(free_port()))

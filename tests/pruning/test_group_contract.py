@@ -14,8 +14,8 @@ from torch import nn
 
 from nni_gconv.errors import BudgetError, ConfigError
 from nni_gconv.profiling import count
-from nni_gconv.pruning.fpgm import FPGMPruner
-from nni_gconv.pruning.shuffle import ShufflePruner
+from nni_gconv.pruning.methods.fpgm import FPGMPruner
+from nni_gconv.pruning.methods.shuffle.pruner import ShufflePruner
 from nni_gconv.speedup.model_speedup import ModelSpeedup
 from nni_gconv.training.zoo import create_model
 

@@ -407,7 +407,7 @@ class TestDeterminism:
             )
 
     def test_the_masks_do_not_depend_on_the_process(self):
-        here = Path(__file__).parent
+        here = Path(__file__).parents[1] / "helpers"
         path = os.pathsep.join([str(here), str(here.parents[1]), *filter(None, sys.path)])
         running = [
             subprocess.Popen(

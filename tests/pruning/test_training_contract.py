@@ -19,7 +19,7 @@ from pruning_nets import (
 from torch import nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.pruning.nni_methods import NNIMethodPruner
+from nni_gconv.pruning.methods.nni import NNIMethodPruner
 from nni_gconv.speedup.model_speedup import ModelSpeedup
 
 HALF = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]

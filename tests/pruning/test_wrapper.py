@@ -13,7 +13,7 @@ from pruning_nets import GroupBlock, conv, randomised
 from torch import nn
 
 from nni_gconv.compat import lighten_wrappers
-from nni_gconv.pruning.fpgm import FPGMPruner
+from nni_gconv.pruning.methods.fpgm import FPGMPruner
 
 HALF = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nni_gconv.profiling import count
-from nni_gconv.pruning.gconv import GroupConvPruner
+from nni_gconv.pruning.methods.gconv.pruner import GroupConvPruner
 from nni_gconv.recipe import run_recipe
 from nni_gconv.recipe.load import load_recipe
 from nni_gconv.training.zoo.grouped import with_groups

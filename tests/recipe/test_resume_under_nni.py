@@ -17,7 +17,7 @@ from tiny_recipes import tiny
 from nni_gconv import compat
 from nni_gconv.recipe import load_recipe, run_recipe
 from nni_gconv.recipe.adopt import adopt_unfinished
-from nni_gconv.training.log import MetricLog
+from nni_gconv.training.logs.metric_log import MetricLog
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def cut_off(tmp_path_factory):
     whole = run_recipe(tiny(), output=folder / "whole", quiet=True)
     file = folder / "recipe.json"
     file.write_text(json.dumps(tiny()))
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1] / "helpers"
     killed = subprocess.run(
         [sys.executable, here / "recipe_process.py", file, folder / "old", "finetune=7"],
         env={**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}"}, check=False,

@@ -26,7 +26,7 @@ from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.zoo import create_model
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "helpers"
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 

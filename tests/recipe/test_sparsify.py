@@ -17,7 +17,7 @@ from tiny_recipes import tiny
 from nni_gconv.errors import ConfigError
 from nni_gconv.recipe import run_recipe
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "helpers"
 BUDGET = {"budget": {"macs": 0.6}}
 METHODS = {
     "fpgm": {"method": "fpgm", "options": {"schedule": {"name": "cubic", "end": 2}}, **BUDGET},

@@ -6,13 +6,12 @@ import csv
 import json
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
+from tiny_recipes import tiny
 from torch import nn
 
 from nni_gconv import save_compact
@@ -33,11 +32,8 @@ from nni_gconv.report import (
     write_layers_csv,
 )
 from nni_gconv.speedup.layer_sizes import compare_sizes
-from nni_gconv.speedup.remains import take_out
+from nni_gconv.speedup.residual import take_out
 from nni_gconv.training.zoo import create_model
-
-sys.path.append(str(Path(__file__).parents[1] / "recipe"))
-from tiny_recipes import tiny
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 

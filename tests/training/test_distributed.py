@@ -17,7 +17,7 @@ from training_nets import same_weights
 from nni_gconv.errors import ConfigError
 from nni_gconv.training.distributed import Distributed
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "helpers"
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from training_nets import conv_net, plain_net, same_weights, synthetic
 
 from nni_gconv.errors import CheckpointError
 from nni_gconv.training.evaluator import make_evaluator, mask_sparsity
-from nni_gconv.training.log import MetricLog
+from nni_gconv.training.logs.metric_log import MetricLog
 from nni_gconv.training.loop import CHECKPOINT_NAME, fit
 from nni_gconv.training.settings import TrainSettings
 

@@ -10,7 +10,16 @@ import sys
 import pytest
 
 MODULES = [
-    *("seeding", "settings", "optim", "distributed", "metrics", "log", "loop", "evaluator"),
+    *(
+        "seeding",
+        "settings",
+        "optim",
+        "distributed",
+        "metrics",
+        "logs.metric_log",
+        "loop",
+        "evaluator",
+    ),
     *("data", "data.settings", "data.split", "data.augment", "data.arrays", "data.load"),
     "data.loaders",
 ]

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groups import layers as group_layers
-from nni_gconv.groups.config import write_group_config
+from nni_gconv.groupconv import layers as group_layers
+from nni_gconv.groupconv.config import write_group_config
 from nni_gconv.profiling import count
 from nni_gconv.training.zoo import ModelSettings, create_model, grouped
 from nni_gconv.training.zoo.grouped import with_groups

@@ -19,14 +19,14 @@ from training_nets import conv_net, plain_net, same_weights, synthetic
 
 from nni_gconv.errors import CheckpointError, ConfigError, NniGconvError
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
-from nni_gconv.training.log import MetricLog
+from nni_gconv.training.logs.metric_log import MetricLog
 from nni_gconv.training.loop import CHECKPOINT_NAME, fit
 from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.optim import Schedule, ScheduleLR, make_optimizer
 from nni_gconv.training.seeding import derive_seed
 from nni_gconv.training.settings import FinetuneSettings, TrainSettings
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "helpers"
 
 
 def train(directory, net=None, *, loaders=None, resume=False, **options):

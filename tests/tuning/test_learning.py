@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+from tuning_cases import Truth, best, run, space
 
 from nni_gconv.tuning.front import gain, hypervolume, pareto
 from nni_gconv.tuning.options import Options
 from nni_gconv.tuning.propose import solve_budget
 from nni_gconv.tuning.surrogate import Weights, fit
-
-from .synthetic import Truth, best, run, space
 
 SEEDS = (0, 2)
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment.space import check_space
+from nni_gconv.experiment.checks.search_space import check_space
 from nni_gconv.tuning.options import Options
 
 HALVES = {"_type": "choice", "_value": [1, 2], "macs": [0.4, 0.2], "params": [0.3, 0.1]}
