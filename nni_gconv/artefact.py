@@ -272,6 +272,16 @@ def load_compact(
     CheckpointError
         See :func:`read_plan`; also when the weights are not those that were written, or
         `model_fn` makes another architecture.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "small.safetensors"
+    >>> _ = save_compact(nn.Sequential(nn.Linear(4, 2)), file)
+    >>> load_compact(file, lambda: nn.Sequential(nn.Linear(4, 8)))
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+    )
     """
     found = read_plan(path)
     model = rebuild(model_fn(), found["plan"], initialise=False, where=str(path))

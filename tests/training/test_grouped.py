@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 from torch import nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv import layers as group_layers
 from nni_gconv.groupconv.config import write_group_config
 from nni_gconv.profiling import count
-from nni_gconv.training.zoo import ModelSettings, create_model, grouped
+from nni_gconv.training.zoo import ModelSettings, create_model
 from nni_gconv.training.zoo.grouped import with_groups
 
 IMAGENET = torch.zeros(1, 3, 224, 224)
@@ -186,10 +183,3 @@ def test_a_mistake_is_one_clear_line(options, said):
         ModelSettings(name="resnet8", options=options).build()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("module", [grouped, group_layers])
-def test_examples(module):
-    failed, attempted = doctest.testmod(module)
-    assert attempted > 0
-    assert failed == 0

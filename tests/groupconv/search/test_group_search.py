@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import itertools
 import json
 import os
@@ -431,13 +429,3 @@ def test_a_grouped_copy_computes_in_groups(gathers):
     assert (grouped[0].dilation, grouped[0].padding_mode) == ((2,), "circular")
     assert not any(m.training for m in copied.modules())
     assert sum("index" in name for name, _ in copied.named_buffers()) == 2 * gathers
-
-
-@pytest.mark.parametrize(
-    "name", ["group_counts", "group_requests", "group_solve", "group_tables",
-             "group_search", "group_budget", "group_latency", "integer_program"],
-)  # fmt: skip
-def test_examples(name):
-    failed, attempted = doctest.testmod(importlib.import_module(f"nni_gconv.pruning.{name}"))
-    assert attempted > 0
-    assert failed == 0

@@ -161,7 +161,7 @@ class ShufflePruner(GroupPruner):
     >>> pruner.unwrap_model()
     >>> small = ModelSpeedup(net, example, masks).speedup_model()
     >>> pruner.groups
-    {'0': 4, '2': 1}
+    {'0': 2, '2': 2}
     """
 
     def __init__(  # noqa: PLR0913 - one argument an option

@@ -1,0 +1,17 @@
+"""Reading settings does not load torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_settings_are_read_without_torch():
+    code = (
+        "import sys; import nni_gconv.training.settings; "
+        "from nni_gconv.training.data import DataSettings; "
+        "print([m for m in ('torch', 'torchvision', 'nni', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert done.stderr == ""
