@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+
+from tuning_cases import WORST, Truth, best, run, space
 
 from nni_gconv.tuning.front import hypervolume
 from nni_gconv.tuning.options import Options
-from tests.tuning.synthetic import WORST, Truth, best, run, space
 
 
 def at_random(seed: int, trials: int) -> float:
