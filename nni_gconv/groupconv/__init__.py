@@ -1,21 +1,27 @@
-"""Group counts of convolutions: what a layer allows, files of them, and layers made with them.
+"""Group convolutions: what a layer allows, files of group counts, and layers made with them.
 
-Knows of torch alone: the zoo builds grouped networks with it, the pruners search and mask by it.
+Begin with `choices` (the counts a layer allows), `partition` (which channels share a group) and
+`search` (how many groups each layer gets). Knows of profiling, config_list and the graph.
 """
 
-from nni_gconv.groupconv.choices import (
-    check_count,
-    group_choices,
-    groups_for_max_size,
-    not_groupable,
-)
-from nni_gconv.groupconv.config import (
-    check_groups,
-    read_group_config,
-    write_entries,
-    write_group_config,
-)
-from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from nni_gconv.groupconv.choices import (
+        check_count,
+        group_choices,
+        groups_for_max_size,
+        not_groupable,
+    )
+    from nni_gconv.groupconv.config import (
+        check_groups,
+        read_group_config,
+        write_entries,
+        write_group_config,
+    )
+    from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
 
 __all__ = [
     "CONVOLUTIONS",
@@ -30,3 +36,13 @@ __all__ = [
     "write_entries",
     "write_group_config",
 ]
+
+# Lazy: `partition` needs no torch, and its users should not wait for it.
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "choices": ["check_count", "group_choices", "groups_for_max_size", "not_groupable"],
+        "config": ["check_groups", "read_group_config", "write_entries", "write_group_config"],
+        "layers": ["CONVOLUTIONS", "conv_like", "replace_layers"],
+    },
+)

@@ -219,7 +219,9 @@ def test_counts(size, ratio, expected):
     assert count(size, ratio) == expected
 
 
-@pytest.mark.parametrize("module", ["scores", "scales", "schedule", "allocation"])
+@pytest.mark.parametrize(
+    "module", ["selection.scores", "methods.slimming.scales", "schedule", "selection.allocation"]
+)
 def test_pure_functions_import_without_nni(module):
     code = f"import sys, nni_gconv.pruning.{module}\nassert 'nni' not in sys.modules"
     env = {"PYTHONPATH": ":".join(p for p in sys.path if p)}
