@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from nni_gconv import compat
 from nni_gconv.errors import CheckpointError, ConfigError, NniGconvError, check_model
 from nni_gconv.files import atomic_path
-from nni_gconv.graph.channels import op_name
+from nni_gconv.graph.recorder import op_name
 from nni_gconv.graph.trace import Graph, as_inputs, trace
 from nni_gconv.profiling.forward import DummyInput, evaluating, run, with_batch
 

@@ -15,9 +15,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.nodes import op_name, shape_of
-from nni_gconv.graph.rules.registry import PASSES
-from nni_gconv.graph.rules.storage import written_by
+from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph.rules import PASSES, written_by
 from nni_gconv.graph.trace import Graph
 from nni_gconv.speedup.residual import ACTIVATIONS
 

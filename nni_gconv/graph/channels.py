@@ -24,7 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.nodes import op_name, shape_of
+from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.trace import Graph, location
 
 __all__ = ["Axis", "Balance", "ChannelMap", "NormWidth", "PadEdit", "Pick", "Read", "Walker"]

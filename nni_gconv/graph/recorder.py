@@ -24,8 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_gconv import compat
 
-__all__ = ["Frame", "Recorder", "is_users", "module_calls", "record"]
-
 #: Source file, line, function.
 Frame = tuple[str, int, str]
 
@@ -338,3 +336,23 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             if len(holder) != len(items) or any(holder[k] is not v for k, v in items.items()):
                 holder.clear()
                 holder.update(items)
+
+
+# -- reading what was written down ----------------------------------------------------------------
+
+
+def shape_of(node: Any) -> tuple[int, ...]:
+    """Return the traced shape of an argument; a number is a scalar."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def op_name(node: Node) -> str:
+    """Name of the ATen operator without overload and without the in-place underscore."""
+    packet = getattr(node.target, "overloadpacket", None)
+    name = (
+        packet.__name__
+        if packet is not None
+        else getattr(node.target, "__name__", str(node.target))
+    )
+    return name.removesuffix("_") if not name.startswith("_") else name

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
-from nni_gconv.graph.nodes import op_name, shape_of
+from nni_gconv.graph.recorder import op_name, shape_of
 
 __all__ = ["Call", "Origin", "SizeLog", "watch_sizes"]
 

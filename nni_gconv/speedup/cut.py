@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_gconv.graph.rules.picks import write_indices
+from nni_gconv.graph.rules import write_indices
 from nni_gconv.graph.trace import Graph
 from nni_gconv.groupconv.gather import wrap_gathers
 from nni_gconv.speedup.fold import shift_bias

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv.graph.channels import ChannelMap, Read, lookup
-from nni_gconv.graph.constants import has_padding
-from nni_gconv.graph.rules.registry import argument
+from nni_gconv.graph.rules import argument, has_padding
 from nni_gconv.graph.trace import Graph
 
 __all__ = ["foldable", "shift_bias", "shifts"]

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Balance, ChannelMap, op_name
+from nni_gconv.graph.channels import Balance, ChannelMap
 from nni_gconv.graph.mask_groups import Blocks, find_blocks
-from nni_gconv.graph.rules.registry import argument
+from nni_gconv.graph.recorder import op_name
+from nni_gconv.graph.rules import argument
 from nni_gconv.graph.segments import ChannelOrder, Segments
 from nni_gconv.graph.trace import Graph
 from nni_gconv.graph.wiring import Wiring

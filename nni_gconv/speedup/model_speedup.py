@@ -14,11 +14,10 @@ from torch.utils import _pytree as pytree
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, SpeedupError, check_model
-from nni_gconv.graph.channels import shape_of
 from nni_gconv.graph.liveness import decide, silence
 from nni_gconv.graph.masks import Masks, load_masks, read_masks
-from nni_gconv.graph.recorder import module_calls
-from nni_gconv.graph.rules.operators import map_channels
+from nni_gconv.graph.propagate import map_channels
+from nni_gconv.graph.recorder import module_calls, shape_of
 from nni_gconv.graph.trace import Graph, as_inputs, location, trace
 from nni_gconv.graph.wiring import Wiring
 from nni_gconv.modes import evaluating, forward_of_training

@@ -9,7 +9,7 @@ import numpy as np
 
 from nni_gconv.graph.channels import ChannelMap
 from nni_gconv.graph.liveness import Decision, Kept
-from nni_gconv.graph.rules.picks import new_indices
+from nni_gconv.graph.rules import new_indices
 from nni_gconv.graph.segments import ChannelOrder
 from nni_gconv.graph.trace import Graph
 from nni_gconv.speedup.fold import shifts

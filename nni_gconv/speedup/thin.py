@@ -12,7 +12,7 @@ from nni_gconv.errors import TraceError
 from nni_gconv.graph.branches import vanishing
 from nni_gconv.graph.constants import known_operands
 from nni_gconv.graph.liveness import silence
-from nni_gconv.graph.rules.operators import map_channels
+from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.trace import Graph, trace
 from nni_gconv.graph.wiring import Wiring
 from nni_gconv.speedup.residual import take_out

@@ -10,7 +10,7 @@ from torch import nn
 
 from nni_gconv import ModelSpeedup
 from nni_gconv.graph.constants import known_values
-from nni_gconv.graph.nodes import op_name
+from nni_gconv.graph.recorder import op_name
 from nni_gconv.graph.trace import trace
 
 X = randn(2, 3, 6, 6)

@@ -1,87 +1,62 @@
-"""The table of rules, and which operators belong to which family.
+"""The table of rules: what each operator does to channels, and what to constants.
 
-A rule takes the walker and a node, may tie or pin labels, and returns the fields of the result.
-The rules themselves stand in :mod:`nni_gconv.graph.rules.operators` (what has weights, what works
-element by element) and :mod:`nni_gconv.graph.rules.moves` (what moves, pads, pools or sums up).
+A *channel rule* takes the walker and a node, may tie or pin labels, and returns the fields of the
+result. A *constant rule* takes the state and a node, and returns what is known of the result. Both
+rules of an operator stand in the file of its family; an operator that has the one and not the
+other says so (:func:`constants_unknown`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Field, Walker, op_name, varying
+from nni_gconv.graph.channels import Field, Walker, varying
 
-__all__ = [
-    "ELEMENTWISE_PRODUCTS",
-    "MOVES",
-    "PASSES",
-    "POOLS",
-    "RULES",
-    "argument",
-    "is_pointwise",
-    "merge",
-    "place",
-    "rule",
-]
+if TYPE_CHECKING:
+    from nni_gconv.graph.rules.state import State
 
-Rule = Callable[[Walker, Node], Any]
-RULES: dict[str, Rule] = {}
+ChannelRule = Callable[[Walker, Node], Any]
+ConstantRule = Callable[["State", Node], Any]
+_Rule = TypeVar("_Rule")
 
-#: A zero factor makes these zero whatever the other factor is.
-ELEMENTWISE_PRODUCTS = frozenset({"mul", "div"})
-#: Element by element, though torch does not tag them so.
-_POINTWISE = frozenset(
-    "hardswish hardsigmoid hardtanh relu6 selu celu mish silu gelu leaky_relu elu softplus "
-    "softsign logsigmoid log_sigmoid threshold tanhshrink hardshrink softshrink rrelu where "
-    "masked_fill floor_divide rsub copy expand_as".split()
-)
-#: Values go through unchanged (in eval mode).
-PASSES = frozenset(
-    "dropout feature_dropout alpha_dropout contiguous clone detach to _to_copy alias "
-    "lift_fresh_copy type_as float double half".split()
-)
-#: Operators that only move data: run on the labels themselves.
-MOVES = frozenset(
-    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t numpy_T "
-    "swapaxes movedim expand select slice narrow split split_with_sizes chunk unbind repeat "
-    "flip roll".split()
-)
-#: Operators that work on each channel by itself, over the trailing dimensions.
-POOLS = {
-    **{f"{kind}_pool{k}d": k for k in (1, 2, 3) for kind in ("max", "avg", "lp")},
-    **{f"adaptive_{kind}_pool{k}d": k for k in (1, 2, 3) for kind in ("max", "avg")},
-    "max_pool2d_with_indices": 2,
-    "max_pool3d_with_indices": 3,
-    "upsample_nearest1d": 1,
-    "upsample_linear1d": 1,
-    **{
-        f"upsample_{kind}2d": 2
-        for kind in ("nearest", "bilinear", "bicubic", "_nearest_exact", "_bilinear_aa")
-    },
-    "upsample_nearest3d": 3,
-    "upsample_trilinear3d": 3,
-}
+#: Rules by the operator's name, see :func:`nni_gconv.graph.recorder.op_name`.
+CHANNEL_RULES: dict[str, ChannelRule] = {}
+CONSTANT_RULES: dict[str, ConstantRule] = {}
 
 
-def is_pointwise(node: Node) -> bool:
-    """Tell whether an operator works element by element."""
-    return op_name(node) in _POINTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ())
+def channel_rule(*names: str) -> Callable[[ChannelRule], ChannelRule]:
+    """Register a channel rule for operators of these names."""
+    return _enter(CHANNEL_RULES, names)
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators of these names."""
+def constant_rule(*names: str) -> Callable[[ConstantRule], ConstantRule]:
+    """Register a constant rule for operators of these names."""
+    return _enter(CONSTANT_RULES, names)
 
-    def add(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
+
+def constants_unknown(*names: str) -> None:
+    """State that nothing is known of what these operators make of constants."""
+    _enter(CONSTANT_RULES, names)(nothing_known)
+
+
+def nothing_known(_: State, __: Node) -> None:
+    """Return the constant rule's way of saying that it does not know."""
+    return
+
+
+def _enter(table: dict[str, _Rule], names: tuple[str, ...]) -> Callable[[_Rule], _Rule]:
+    def add(function: _Rule) -> _Rule:
+        table.update(dict.fromkeys(names, function))
         return function
 
     return add
+
+
+# -- what rules share -----------------------------------------------------------------------------
 
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:

@@ -13,27 +13,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import lookup, shape_of
+from nni_gconv.graph.channels import lookup
+from nni_gconv.graph.recorder import shape_of
 from nni_gconv.graph.rules.registry import place
 from nni_gconv.graph.trace import Graph
 from nni_gconv.graph.wiring import Wiring
 
-__all__ = ["RULES", "State", "Value", "along", "channels_of", "known", "known_rule", "uniform"]
-
 Value = Tensor | None
-Rule = Callable[["State", Node], Any]
-RULES: dict[str, Rule] = {}
-
-
-def known_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators of these names."""
-
-    def add(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
-        return function
-
-    return add
 
 
 class State:
@@ -105,6 +91,33 @@ def uniform(value: Tensor, dims: Sequence[int]) -> Tensor:
     return torch.where(low == value.amax(dims, keepdim=True), low, torch.nan)
 
 
-def along(rows: Tensor, rank: int, dim: int) -> Value:
+def per_channel(rows: Tensor, rank: int, dim: int) -> Value:
     """Write down one number per channel for a value of `rank` dimensions."""
     return known(place(rows, rank, dim))
+
+
+def moved(node: Node, value: Tensor) -> Any:
+    """Run an operator that only moves data on what is known of its argument."""
+    full = value.expand(shape_of(node.args[0])).contiguous()
+    result = functional(node)(full, *node.args[1:], **node.kwargs)
+    several = isinstance(result, list | tuple)
+    return [known(_squash(r)) for r in result] if several else known(_squash(result))
+
+
+def _squash(value: Tensor) -> Tensor:
+    """Drop dimensions along which nothing changes to size 1; NaN equals NaN."""
+    for dim in range(value.dim()):
+        head = value.narrow(dim, 0, 1)
+        if bool(((value == head) | (value.isnan() & head.isnan())).all()):
+            value = head
+    return value
+
+
+def functional(node: Node) -> Callable[..., Any]:
+    """Return the operator that makes a new value in place of the one that overwrites."""
+    target: Any = node.target
+    packet = getattr(target, "overloadpacket", None)
+    if packet is None or not packet.__name__.endswith("_"):
+        return target
+    free = getattr(torch.ops.aten, packet.__name__.removesuffix("_"))
+    return getattr(free, target._overloadname, free)

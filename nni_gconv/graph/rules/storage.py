@@ -6,10 +6,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from nni_gconv.graph.channels import op_name
-from nni_gconv.graph.rules.registry import PASSES
-
-__all__ = ["follow_storage", "written_by"]
+from nni_gconv.graph.recorder import op_name
+from nni_gconv.graph.rules.reshape import PASSES
 
 
 def follow_storage(

@@ -11,22 +11,10 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from nni_gconv.graph.channels import (
-    Balance,
-    Field,
-    Fields,
-    Walker,
-    compress,
-    op_name,
-    run_on,
-    shape_of,
-    varying,
-)
-from nni_gconv.graph.rules.registry import place, rule
+from nni_gconv.graph.channels import Balance, Field, Walker, compress, run_on, varying
+from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.size_origins import Origin
 from nni_gconv.graph.trace import location
-
-__all__ = ["deal", "fold_split", "pin_written"]
 
 _CHUNKS = frozenset({"chunk", "split", "split_with_sizes"})
 _VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten"})
@@ -170,30 +158,3 @@ def _first_asked(node: Node) -> int:
 def _confirm(walker: Walker, node: Node) -> None:
     if node not in walker.pinned_nodes and node not in walker.halvings:
         walker.halvings.append(node)
-
-
-@rule("channel_shuffle", "native_channel_shuffle")
-def channel_shuffle(walker: Walker, node: Node) -> Fields:
-    """As a view, a transpose and a flatten: the channels at one place of each group go together."""
-    own, rest = walker.channel(node.args[0], 1, f"channels mixed with space at {location(node)}")
-    if own is None:
-        return rest
-    parts = own.view(int(node.args[1]), -1)  # type: ignore[arg-type]
-    walker.equal(parts, parts[:1])
-    shuffled = parts[0].repeat_interleave(len(parts))
-    if parts.shape[1] == 1:
-        walker.pin(own, f"one channel in each group of the shuffle at {location(node)}")
-    return (place(shuffled, len(shape_of(node)), 1), *rest)
-
-
-@rule("glu")
-def gated_linear_unit(walker: Walker, node: Node) -> Fields:
-    """One half gates the other: a channel and its gate go together."""
-    dim = int(node.args[1]) if len(node.args) > 1 else -1  # type: ignore[arg-type]
-    own, rest = walker.channel(node.args[0], dim, f"channels mixed with space at {location(node)}")
-    if own is None:
-        return rest
-    value, gate = own.view(2, -1)
-    walker.equal(value, gate)
-    rank = len(shape_of(node))
-    return (place(value, rank, dim % rank), *rest)

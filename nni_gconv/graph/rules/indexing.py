@@ -9,28 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import (
-    ChannelMap,
-    Fields,
-    Pick,
-    Walker,
-    is_saved,
-    lookup,
-    op_name,
-    shape_of,
-)
-from nni_gconv.graph.rules.registry import place, rule
-from nni_gconv.graph.rules.state import State, known, known_rule
+from nni_gconv.graph.channels import ChannelMap, Fields, Pick, Walker, is_saved, lookup
+from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph.rules.registry import channel_rule, constant_rule, place
+from nni_gconv.graph.rules.state import State, Value, known
 from nni_gconv.graph.segments import ChannelOrder
 from nni_gconv.graph.trace import Graph, location
 
-__all__ = ["new_indices", "write_indices"]
 
-
-@rule("index_select", "index")
+@channel_rule("index_select", "index")
 def pick(walker: Walker, node: Node) -> Fields:
     """The picked channels, if a buffer says which; others go through."""
     dim, index = _where(node)
@@ -55,6 +45,16 @@ def pick(walker: Walker, node: Node) -> Fields:
     return (place(picked, len(shape_of(node)), dim % len(shape_of(node))), *rest)
 
 
+@constant_rule("index_select", "index")
+def pick_constants(state: State, node: Node) -> Value:
+    """What is known of the picked channels."""
+    dim, index = _where(node)
+    value, name = state.get(node.args[0]), state.name(index)
+    if value is None or name is None or value.shape[dim] == 1:
+        return value if name is not None else None
+    return known(value.index_select(dim, lookup(state.graph, name).cpu().long() % value.shape[dim]))
+
+
 def _where(node: Node) -> tuple[int, Any]:
     """Return the dimension that is picked from and the index; None when there are several."""
     if op_name(node) == "index_select":
@@ -63,14 +63,7 @@ def _where(node: Node) -> tuple[int, Any]:
     return given[0] if len(given) == 1 else (0, None)
 
 
-@known_rule("index_select", "index")
-def known_pick(state: State, node: Node) -> Tensor | None:
-    """What is known of the picked channels."""
-    dim, index = _where(node)
-    value, name = state.get(node.args[0]), state.name(index)
-    if value is None or name is None or value.shape[dim] == 1:
-        return value if name is not None else None
-    return known(value.index_select(dim, lookup(state.graph, name).cpu().long() % value.shape[dim]))
+# -- the small model's indices ---------------------------------------------------------------------
 
 
 def new_indices(graph: Graph, channels: ChannelMap, order: ChannelOrder) -> dict[str, list[int]]:

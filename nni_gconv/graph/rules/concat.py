@@ -1,0 +1,114 @@
+"""Concatenation and padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from nni_gconv.graph.channels import Field, Fields, PadEdit, Walker, varying
+from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, merge, place
+from nni_gconv.graph.rules.state import State, Value, channels_of, moved, per_channel
+from nni_gconv.graph.trace import location
+
+
+@channel_rule("cat")
+def concatenate(walker: Walker, node: Node) -> Fields:
+    """Along the channels the labels are concatenated; along others the inputs are tied."""
+    parts: list[Any] = list(node.args[0])  # type: ignore[arg-type]
+    dim = int(argument(node, 1, "dim", 0)) % len(shape_of(node))
+    reason = f"channels mixed with space at {location(node)}"
+    split = [walker.channel(part, dim, reason) for part in parts]
+    merged: list[Field] = []
+    for _, rest in split:
+        for field in rest:
+            merge(walker, merged, field)
+    for field in merged:
+        along = set(varying(field))
+        if not all(any(along & set(varying(f)) for f in rest) for _, rest in split):
+            walker.pin(field, f"beside a tensor of fixed width at {location(node)}")
+    if all(own is None for own, _ in split):
+        return tuple(merged)
+    labels = []
+    for part, (own, _) in zip(parts, split, strict=True):
+        if own is not None:
+            labels.append(own)
+            continue
+        labels.append(walker.fresh(shape_of(part)[dim]))
+        walker.pin(labels[-1], f"concatenated with a tensor of fixed width at {location(node)}")
+    return (place(torch.cat(labels), len(shape_of(node)), dim), *merged)
+
+
+@constant_rule("cat")
+def concatenate_constants(state: State, node: Node) -> Value:
+    """Concatenate what is known of each part."""
+    parts: list[Any] = list(node.args[0])  # type: ignore[arg-type]
+    rank = len(shape_of(node))
+    dim = int(argument(node, 1, "dim", 0)) % rank
+    if all(state.get(part) is None for part in parts):
+        return None
+    return per_channel(torch.cat([channels_of(state, part, dim) for part in parts]), rank, dim)
+
+
+# -- padding ---------------------------------------------------------------------------------------
+
+
+@channel_rule("pad", "constant_pad_nd")
+def pad(walker: Walker, node: Node) -> Fields:
+    """Padding the channels makes new ones that are zero; their number is the module's to change."""
+    x, widths = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    rank = len(shape_of(x))
+    padded = {rank - 1 - i // 2 for i, width in enumerate(widths) if width}
+    fields = []
+    for field in walker.fields(x):
+        along = set(varying(field))
+        if not along & padded:
+            fields.append(field)
+            continue
+        if len(along) > 1:
+            walker.pin(field, f"channels padded together with space at {location(node)}")
+            continue
+        fields.append(_pad_channels(walker, node, field, along.pop(), widths))
+    return tuple(fields)
+
+
+@constant_rule("pad", "constant_pad_nd")
+def pad_constants(state: State, node: Node) -> Value:
+    """What is padded is known whatever it is padded to."""
+    value = state.get(node.args[0])
+    if value is None:
+        value = torch.full([1] * len(shape_of(node.args[0])), torch.nan, dtype=torch.float64)
+    return moved(node, value)
+
+
+def _pad_channels(walker: Walker, node: Node, field: Field, dim: int, widths: list[int]) -> Field:
+    rank = field.dim()
+    entry = 2 * (rank - 1 - dim)
+    mode = argument(node, 2, "mode", "constant") if op_name(node) == "pad" else "constant"
+    if mode != "constant":
+        walker.pin(field, f"channels padded with channels at {location(node)}")
+    if widths[entry] < 0 or widths[entry + 1] < 0:
+        walker.pin(field, f"channels cropped at {location(node)}")
+    front = walker.fresh(max(widths[entry], 0))
+    back = walker.fresh(max(widths[entry + 1], 0))
+    owner = walker.graph.owner(node)
+    module = walker.graph.modules.get(owner)
+    value = argument(node, 3 if op_name(node) == "pad" else 2, "value")
+    if (
+        mode == "constant"
+        and not value
+        and isinstance(getattr(module, "padding", None), tuple | list)
+        and isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d)
+    ):
+        for other in walker.pads:  # the module is called again: one width for all calls
+            if walker.graph.modules[other.module] is module and other.entry == entry:
+                walker.equal(other.front, front)
+                walker.equal(other.back, back)
+        walker.pads.append(PadEdit(owner, entry, front, back))
+    else:
+        reason = f"the padding of channels is written in the forward at {location(node)}"
+        walker.pin(torch.cat([front, back]), reason)
+    return place(torch.cat([front, field.reshape(-1), back]), rank, dim)

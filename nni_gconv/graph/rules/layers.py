@@ -1,0 +1,179 @@
+"""Layers with weights: convolutions, transposed convolutions and linear layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from nni_gconv.graph.channels import Balance, Fields, Read, Walker
+from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, place
+from nni_gconv.graph.rules.state import State, Value, channels_of, per_channel
+from nni_gconv.graph.trace import location
+
+# -- channels -------------------------------------------------------------------------------------
+
+
+@channel_rule("conv1d", "conv2d", "conv3d")
+def convolution(walker: Walker, node: Node) -> Fields:
+    """Dense convolutions read all channels, grouped ones a block each, depthwise ones their own."""
+    x, weight = node.args[0], node.args[1]
+    name = walker.parameter(weight)
+    if name is None:
+        return walker.opaque(node)
+    groups = int(argument(node, 6, "groups", 1))
+    filters, per_group = shape_of(weight)[:2]
+    rank, dim = len(shape_of(x)), len(shape_of(x)) - len(shape_of(weight)) + 1
+    own, rest = walker.channel(x, dim, f"channels mixed with space at {location(node)}")
+    for field in rest:
+        walker.pin(field, f"channels mixed with space at {location(node)}")
+    rows = walker.axis(name, 0, "row")
+    if groups == 1:
+        columns = walker.axis(name, 1, "column")
+        if own is None:
+            walker.pin(columns, "an input of the model")
+        else:
+            walker.equal(own, columns)
+            walker.reads.append(Read(node, name, own, 1, transposed=False))
+    elif own is None:
+        walker.pin(rows, "groups over a tensor of fixed width")
+    elif per_group == 1:
+        walker.equal(rows, own.repeat_interleave(filters // groups))
+    else:
+        where = f"groups of {walker.graph.owner(node)}"
+        block = torch.arange(groups)
+        walker.balances.append(Balance(own, block.repeat_interleave(per_group), where))
+        walker.balances.append(Balance(rows, block.repeat_interleave(filters // groups), where))
+        walker.reads.append(Read(node, name, own, groups, transposed=False))
+    _bias(walker, argument(node, 2, "bias"), rows)
+    return (place(rows, rank, dim),)
+
+
+@channel_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(walker: Walker, node: Node) -> Fields:
+    """As a convolution with the two first axes of the weight exchanged.
+
+    Groups share the weight's second axis: filters at the same place of each group go together.
+    """
+    x, weight = node.args[0], node.args[1]
+    name = walker.parameter(weight)
+    if name is None:
+        return walker.opaque(node)
+    groups = int(argument(node, 6, "groups", 1))
+    rank, dim = len(shape_of(x)), len(shape_of(x)) - len(shape_of(weight)) + 1
+    own, rest = walker.channel(x, dim, f"channels mixed with space at {location(node)}")
+    for field in rest:
+        walker.pin(field, f"channels mixed with space at {location(node)}")
+    inputs, per_group = shape_of(weight)[:2]
+    if own is not None and groups == inputs:
+        rows = walker.axis(name, 0, "row")
+        walker.equal(rows, own)
+        out = rows.repeat_interleave(per_group)
+    else:
+        columns, rows = walker.axis(name, 0, "column"), walker.axis(name, 1, "row")
+        out = rows.repeat(groups)
+        if own is None:
+            walker.pin(columns, "an input of the model")
+        else:
+            walker.equal(own, columns)
+            walker.reads.append(Read(node, name, own, 1, transposed=True))
+            if groups > 1:
+                block = torch.arange(groups).repeat_interleave(inputs // groups)
+                where = f"groups of {walker.graph.owner(node)}"
+                walker.balances.append(Balance(own, block, where))
+    _bias(walker, argument(node, 2, "bias"), out)
+    return (place(out, rank, dim),)
+
+
+@channel_rule("linear")
+def linear(walker: Walker, node: Node) -> Fields:
+    """Read the last dimension; fields along others go through."""
+    x, weight = node.args[0], node.args[1]
+    name = walker.parameter(weight)
+    if name is None:
+        return walker.opaque(node)
+    rank = len(shape_of(x))
+    own, rest = walker.channel(x, -1, f"channels mixed at {location(node)}")
+    rows, columns = walker.axis(name, 0, "row"), walker.axis(name, 1, "column")
+    if own is None:
+        walker.pin(columns, "an input of the model")
+    else:
+        walker.equal(own, columns)
+        walker.reads.append(Read(node, name, own, 1, transposed=False))
+    _bias(walker, argument(node, 2, "bias"), rows)
+    return (place(rows, rank, rank - 1), *rest)
+
+
+def _bias(walker: Walker, bias: Any, rows: Tensor) -> None:
+    name = walker.parameter(bias)
+    if name is not None:
+        walker.equal(walker.axis(name, 0, "bias"), rows)
+
+
+# -- constants ------------------------------------------------------------------------------------
+
+
+@constant_rule(
+    "linear", *(f"conv{k}d" for k in (1, 2, 3)), *(f"conv_transpose{k}d" for k in (1, 2, 3))
+)
+def layer_constants(state: State, node: Node) -> Value:
+    """Convolutions and linear layers: a row is known when all it is connected to is known."""
+    x, weight = node.args[0], node.args[1]
+    name = state.name(weight)
+    if name is None:
+        return None
+    transposed = "transpose" in op_name(node)
+    is_linear = op_name(node) == "linear"
+    groups = 1 if is_linear else int(argument(node, 6, "groups", 1))
+    rank = len(shape_of(x))
+    dim = rank - 1 if is_linear else rank - len(shape_of(weight)) + 1
+    given = state.given[node] = channels_of(state, x, dim)
+    if state.get(x) is None and name not in state.kept:
+        return None
+    connected = _connections(state.wiring.of(name, transposed), groups, transposed=transposed)
+    filters, positions = connected.shape
+    given = given.view(groups, positions)
+    # Zero padding shows a constant channel its border; only silence survives that. A transposed
+    # convolution overlaps unevenly, so there, too, only silence is certain.
+    exact = given == 0 if transposed or (not is_linear and has_padding(node)) else ~given.isnan()
+    unknown = (connected & ~_for_each(exact, filters)).any(1)
+    if bool(unknown.all()):
+        return None
+    rows = torch.zeros(filters, dtype=torch.float64)
+    constant = torch.where(exact, given, 0.0)
+    if bool((constant != 0).any()):
+        constant = connected * _for_each(constant, filters)
+        full = state.masked(weight)
+        sums = full.flatten(2).sum(2) if full.dim() > 2 else full
+        rows = (constant * sums).sum(1)
+    bias = state.parameter(argument(node, 2, "bias"))
+    if bias is not None:
+        rows = rows + bias[0]
+    return per_channel(rows.masked_fill(unknown, torch.nan), rank, dim)
+
+
+def has_padding(node: Node) -> bool:
+    """Tell whether a convolution pads with zeros, which a constant input would not survive."""
+    padding = argument(node, 4, "padding", 0)
+    if isinstance(padding, str):
+        return padding != "valid"
+    return any(padding) if isinstance(padding, list | tuple) else bool(padding)
+
+
+def _for_each(given: Tensor, filters: int) -> Tensor:
+    """Repeat what is given to each group for its filters; for one group it takes no memory."""
+    groups, positions = given.shape
+    return given[:, None].expand(-1, filters // groups, -1).reshape(filters, positions)
+
+
+def _connections(connected: Tensor, groups: int, *, transposed: bool) -> Tensor:
+    """Return which of its group's positions each filter reads: (filters, positions of a group)."""
+    if groups == 1 or not transposed:
+        return connected
+    # The groups of a transposed convolution share its second axis.
+    filters, positions = connected.shape
+    each = connected.view(filters, groups, positions // groups)
+    return each.transpose(0, 1).reshape(filters * groups, -1)

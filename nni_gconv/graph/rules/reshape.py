@@ -1,0 +1,210 @@
+"""What moves data and changes none: views, transposes, slices, copies, shuffles.
+
+Most need no rule of their own: they are run on the label arrays, or on the constants, themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from nni_gconv.graph.channels import Field, Fields, Walker, compress, run_on, varying
+from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph.rules.parts import deal, fold_split, pin_written
+from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, place
+from nni_gconv.graph.rules.state import State, Value, channels_of, known, moved, per_channel
+from nni_gconv.graph.trace import location
+
+#: Values go through unchanged (in eval mode).
+PASSES = frozenset(
+    "dropout feature_dropout alpha_dropout contiguous clone detach to _to_copy alias "
+    "lift_fresh_copy type_as float double half".split()
+)
+#: Operators that only move data: run on the labels themselves.
+_MOVES = frozenset(
+    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t numpy_T "
+    "swapaxes movedim expand select slice narrow split split_with_sizes chunk unbind repeat "
+    "flip roll".split()
+)
+#: Operators that pick positions along one dimension: where that argument stands.
+_SELECTS = {
+    **dict.fromkeys(("select", "slice", "narrow", "unbind"), (1, "dim")),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk"), (2, "dim")),
+}
+
+
+# -- the value itself ------------------------------------------------------------------------------
+
+
+@channel_rule(*PASSES)
+def passes(walker: Walker, node: Node) -> Fields:
+    """The value itself."""
+    return walker.fields(node.args[0])
+
+
+@constant_rule(*PASSES)
+def passes_constants(state: State, node: Node) -> Value:
+    """What is known stays known, unless numbers are rounded to integers or dropped."""
+    value, given = node.meta.get("val"), state.get(node.args[0])
+    if given is None or not (isinstance(value, Tensor) and value.is_floating_point()):
+        return None
+    if op_name(node).endswith("dropout") and argument(node, 2, "train"):
+        # In training mode only silence stays what it is, and not behind every dropout.
+        return None if "alpha" in op_name(node) else known(given.masked_fill(given != 0, torch.nan))
+    return given
+
+
+@channel_rule("getitem")
+def item(walker: Walker, node: Node) -> Fields:
+    """One of several results."""
+    source = walker.values.get(node.args[0], ())  # type: ignore[arg-type]
+    return source[node.args[1]] if isinstance(source, list) else tuple(source)  # type: ignore[index]
+
+
+@constant_rule("getitem")
+def item_constants(state: State, node: Node) -> Value:
+    """What is known of one of several results."""
+    source = state.values.get(node.args[0])
+    return source[node.args[1]] if isinstance(source, list) else None  # type: ignore[index]
+
+
+# -- moves -----------------------------------------------------------------------------------------
+
+
+@channel_rule(*_MOVES)
+def move(walker: Walker, node: Node) -> Any:
+    """Do to the labels what the operator does to the data."""
+    value = node.meta.get("val")
+    several = isinstance(value, list | tuple)
+    results: list[list[Field]] = [[] for _ in value] if several else [[]]  # type: ignore[union-attr]
+    for field in walker.fields(node.args[0]):
+        full = field.expand(shape_of(node.args[0]))
+        # A view of the data need not be a view of labels that are stored once and broadcast.
+        moved = run_on(node, [full.contiguous() if op_name(node) == "view" else full])
+        pieces = [compress(piece) for piece in (moved if several else [moved])]
+        folded = None if several else fold_split(walker, node, field, pieces[0])
+        if folded is not None:
+            pieces = [folded]
+        elif not deal(walker, node, field, pieces):
+            for problem in _problems(node, field, pieces):
+                walker.pin(field, f"{problem} at {location(node)}")
+        for result, piece in zip(results, pieces, strict=True):
+            if varying(piece):
+                pin_written(walker, node, piece)
+                result.append(piece)
+            else:  # all channels are one by now: nothing tells any more where they run
+                walker.pin(piece, f"a single channel at {location(node)}")
+    return [tuple(r) for r in results] if several else tuple(results[0])
+
+
+@constant_rule(*_MOVES, "channel_shuffle", "native_channel_shuffle")
+def move_constants(state: State, node: Node) -> Any:
+    """Do to the constants what the operator does to the data."""
+    several = isinstance(node.meta.get("val"), list | tuple)
+    value = state.get(node.args[0])
+    if value is None:
+        return [None for _ in node.meta["val"]] if several else None
+    return moved(node, value)
+
+
+def _problems(node: Node, field: Field, pieces: list[Field]) -> list[str]:
+    if _selects(node, field):
+        return ["a part of the channels taken"]
+    return sorted({p for piece in pieces if (p := _not_followed(field, piece))})
+
+
+def _selects(node: Node, field: Field) -> bool:
+    """Tell whether an operator picks channels by their number, which would not be theirs any more.
+
+    The labels alone do not tell: of channels that stand there twice, a half has all labels.
+    """
+    if op_name(node) not in _SELECTS:
+        return False
+    shape, value = shape_of(node.args[0]), node.meta["val"]
+    dim = int(argument(node, *_SELECTS[op_name(node)], 0)) % len(shape)
+    several = isinstance(value, list | tuple)
+    whole = len(value) == 1 if several else tuple(value.shape) == shape
+    return dim in varying(field) and not whole
+
+
+def _not_followed(before: Field, after: Field) -> str | None:
+    """Say why a smaller model would not see the same channels in the same order, if so."""
+    old, new = _first_seen(before), _first_seen(after)
+    if len(varying(after)) > 1:
+        return "channels split over two dimensions"
+    if not np.array_equal(np.sort(old), np.sort(new)):
+        return "a part of the channels taken"
+    if not np.array_equal(old, new):
+        return "channels put in another order"
+    return None
+
+
+def _first_seen(field: Field) -> np.ndarray:
+    labels, index = np.unique(field.reshape(-1).numpy(), return_index=True)
+    return labels[np.argsort(index, kind="stable")]
+
+
+# -- shuffles --------------------------------------------------------------------------------------
+
+
+@channel_rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(walker: Walker, node: Node) -> Fields:
+    """As a view, a transpose and a flatten: the channels at one place of each group go together."""
+    own, rest = walker.channel(node.args[0], 1, f"channels mixed with space at {location(node)}")
+    if own is None:
+        return rest
+    parts = own.view(int(node.args[1]), -1)  # type: ignore[arg-type]
+    walker.equal(parts, parts[:1])
+    shuffled = parts[0].repeat_interleave(len(parts))
+    if parts.shape[1] == 1:
+        walker.pin(own, f"one channel in each group of the shuffle at {location(node)}")
+    return (place(shuffled, len(shape_of(node)), 1), *rest)
+
+
+@channel_rule("pixel_shuffle")
+def pixel_shuffle(walker: Walker, node: Node) -> Fields:
+    """As many channels as make one pixel become one: they live and die together."""
+    own = _channels_of_image(walker, node)
+    if own is None:
+        return ()
+    factor = int(node.args[1])  # type: ignore[arg-type]
+    blocks = own.view(-1, factor * factor)
+    walker.equal(blocks[:, :1], blocks)
+    rank = len(shape_of(node))
+    return (place(blocks[:, 0].contiguous(), rank, rank - 3),) if len(blocks) > 1 else ()
+
+
+@channel_rule("pixel_unshuffle")
+def pixel_unshuffle(walker: Walker, node: Node) -> Fields:
+    """One channel becomes several that stand side by side."""
+    own = _channels_of_image(walker, node)
+    if own is None:
+        return ()
+    factor = int(node.args[1])  # type: ignore[arg-type]
+    rank = len(shape_of(node))
+    return (place(own.repeat_interleave(factor * factor), rank, rank - 3),)
+
+
+@constant_rule("pixel_shuffle", "pixel_unshuffle")
+def pixel_constants(state: State, node: Node) -> Value:
+    """A channel made of several is known where they agree; one that becomes several is each."""
+    rank, squared = len(shape_of(node)), int(node.args[1]) ** 2  # type: ignore[arg-type]
+    given = channels_of(state, node.args[0], rank - 3)
+    if op_name(node) == "pixel_shuffle":
+        parts = given.view(-1, squared)
+        given = torch.where((parts == parts[:, :1]).all(1), parts[:, 0], torch.nan)
+    else:
+        given = given.repeat_interleave(squared)
+    return per_channel(given, rank, rank - 3)
+
+
+def _channels_of_image(walker: Walker, node: Node) -> Field | None:
+    reason = f"channels mixed with space at {location(node)}"
+    own, rest = walker.channel(node.args[0], -3, reason)
+    for field in rest:
+        walker.pin(field, reason)
+    return own
