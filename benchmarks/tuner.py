@@ -17,10 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from tests.tuning.synthetic import WORST, Truth, best, run, space
 from tuning_cases import WORST, Truth, best, run, space
-
-from tests.tuning.synthetic import WORST, Truth, best, run, space
 
 from nni_gconv.tuning.front import hypervolume
 from nni_gconv.tuning.options import Options

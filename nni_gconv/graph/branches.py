@@ -18,9 +18,15 @@ from torch.fx import Node
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules import PASSES, written_by
 from nni_gconv.graph.trace import Graph
-from nni_gconv.speedup.residual import ACTIVATIONS
 
-__all__ = ["Branch", "find_branches", "vanishing"]
+#: Operator -> the step it is as a module; no module of a block can have a dot in its name.
+ACTIVATIONS = {
+    "relu": "nn.ReLU",
+    "relu6": "nn.ReLU6",
+    "silu": "nn.SiLU",
+    "hardswish": "nn.Hardswish",
+    "gelu": "nn.GELU",
+}
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
+from nni_gconv.graph.masks import Wiring
 from nni_gconv.graph.recorder import op_name
 from nni_gconv.graph.rules import State, Value, constant_rule_of, follow_storage
 from nni_gconv.graph.trace import Graph
-from nni_gconv.graph.wiring import Wiring
 
 
 def known_values(graph: Graph, kept: Mapping[str, Tensor]) -> dict[Node, Any]:

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from nni_gconv.graph.balance import balance_classes
 from nni_gconv.graph.channels import Axis, ChannelMap, lookup
-from nni_gconv.graph.masks import read_masks
+from nni_gconv.graph.mask_groups import balances, find_grouped
+from nni_gconv.graph.masks import Wiring, read_masks
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.trace import Graph, example_input, trace
-from nni_gconv.graph.wiring import Wiring
-from nni_gconv.speedup.grouping import balances, find_grouped
 
 __all__ = ["CoupledSet", "Coupling", "Member"]
 

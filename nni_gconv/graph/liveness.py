@@ -8,20 +8,19 @@ only not as small as the masks asked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv.graph.channels import ChannelMap, Read, lookup
 from nni_gconv.graph.constants import given_values
+from nni_gconv.graph.masks import Wiring
+from nni_gconv.graph.rules import argument, has_padding
 from nni_gconv.graph.trace import Graph
-from nni_gconv.graph.wiring import Wiring
-from nni_gconv.speedup.fold import foldable
-
-__all__ = ["Decision", "Kept", "decide", "silence"]
 
 Kept = dict[str, Tensor]
 
@@ -192,3 +191,46 @@ def _settle(
                 held[key] = held.get(key, 0) + len(back)
                 changed = True
     return removed, held
+
+
+# -- constants that a reader's bias can take -------------------------------------------------------
+
+
+def foldable(
+    graph: Graph, channels: ChannelMap, reading: Read, given: Mapping[Node, Tensor]
+) -> Tensor:
+    """Tell for each channel a layer reads whether its bias can take what the channel gives.
+
+    Zero padding shows the border of a constant, a transposed convolution overlaps unevenly, and a
+    layer that is called twice has one bias for both calls: there only silence can go.
+
+    Returns
+    -------
+    Tensor of bool, shape (channels,)
+    """
+    known = ~given[reading.node].isnan()
+    layer = bias_owner(graph, reading)
+    padded = "conv" in str(reading.node.target) and has_padding(reading.node)
+    if layer is None or padded or reading.groups > 1 or reading.transposed:
+        return torch.zeros_like(known)
+    module = graph.modules[layer]
+    for other in channels.reads:
+        if other.node is not reading.node and graph.modules.get(graph.owner(other.node)) is module:
+            known = known & (given[other.node] == given[reading.node])
+    return known
+
+
+def bias_owner(graph: Graph, reading: Read) -> str | None:
+    """Return the module whose bias the reading layer adds, if there is one of its own."""
+    name = graph.owner(reading.node)
+    module = graph.modules.get(name)
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        return None
+    if f"{name}.weight".lstrip(".") not in graph.aliases[reading.weight]:
+        return None
+    bias = argument(reading.node, 2, "bias")
+    if bias is None or module.bias is None:
+        return name if bias is None and module.bias is None else None
+    aliases = graph.aliases.get(graph.tensors.get(bias.name, ""), ())
+    owners = {id(graph.modules[alias.rpartition(".")[0]]) for alias in aliases}
+    return name if owners == {id(module)} else None

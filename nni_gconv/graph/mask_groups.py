@@ -1,25 +1,35 @@
 """The groups that a mask leaves: a matrix of connections that is block-diagonal up to permutation.
 
-Arrays in, arrays out. Filters and input channels that connections join form components; a group
-convolution needs them in G groups of equally many filters and equally many channels.
+Filters and input channels that connections join form components; a group convolution needs them in
+G groups of equally many filters and equally many channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import bmat, csr_matrix
 from scipy.sparse.csgraph import connected_components
+from torch import nn
+from torch.fx import Node
 
-__all__ = ["Blocks", "find_blocks"]
+from nni_gconv.graph.channels import Balance, ChannelMap
+from nni_gconv.graph.masks import Wiring
+from nni_gconv.graph.recorder import op_name
+from nni_gconv.graph.rules import argument
+from nni_gconv.graph.trace import Graph
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 #: Belongs to no group: a filter or channel that is masked whole and must go.
 LOOSE = -1
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,3 +131,68 @@ def _fill(groups: Ints, num_groups: int, size: int) -> Ints:
     wanted = np.repeat(np.arange(num_groups), width - count)
     groups[loose[: len(wanted)]] = wanted
     return groups
+
+
+# -- in a traced model -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GroupedLayer:
+    """A dense convolution whose mask leaves groups: classes and groups of its two axes."""
+
+    module: str
+    weight: str
+    rows: Ints
+    columns: Ints
+    blocks: Blocks
+
+
+def find_grouped(graph: Graph, channels: ChannelMap, wiring: Wiring) -> list[GroupedLayer]:
+    """Find the convolutions whose masks leave groups, in the order they run."""
+    found: dict[str, GroupedLayer] = {}
+    for node in graph.nodes:
+        weight = _own_weight(graph, node)
+        if weight is None or weight in found or not wiring.masked(weight):
+            continue
+        rows, columns = (channels.axes.get((weight, dim)) for dim in (0, 1))
+        blocks = find_blocks(wiring.of(weight).numpy())
+        if rows is not None and columns is not None and blocks is not None:
+            found[weight] = GroupedLayer(
+                graph.owner(node),
+                weight,
+                channels.of(rows.labels),
+                channels.of(columns.labels),
+                blocks,
+            )
+    return list(found.values())
+
+
+def _own_weight(graph: Graph, node: Node) -> str | None:
+    """Name the weight of a dense convolution that is called as a plain torch module."""
+    if op_name(node) not in ("conv1d", "conv2d", "conv3d") or argument(node, 6, "groups", 1) != 1:
+        return None
+    weight = node.args[1]
+    name = graph.tensors.get(weight.name) if isinstance(weight, Node) else None
+    module = graph.modules.get(graph.owner(node))
+    if name is None or not isinstance(module, _CONVOLUTIONS):
+        return None
+    # A forward of a subclass, or another layer with the same weight, may count on what it sees.
+    kind = next(k for k in _CONVOLUTIONS if isinstance(module, k))
+    plain = type(module).forward is kind.forward
+    owners = {id(graph.modules[alias.rpartition(".")[0]]) for alias in graph.aliases[name]}
+    if not plain or owners != {id(module)} or getattr(module, "weight", None) is None:
+        return None
+    return name
+
+
+def balances(channels: ChannelMap, layers: Sequence[GroupedLayer]) -> tuple[Balance, ...]:
+    """What channels have to keep so that groups stay equally wide."""
+    made = []
+    for layer in layers:
+        sides = ((0, layer.blocks.rows), (1, layer.blocks.columns))
+        for dim, groups in sides:
+            inside = torch.from_numpy(groups >= 0)
+            labels = channels.axes[layer.weight, dim].labels[inside]
+            where = f"groups that the mask of {layer.module} leaves"
+            made.append(Balance(labels, torch.from_numpy(groups)[inside], where))
+    return tuple(made)

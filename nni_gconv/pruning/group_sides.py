@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from nni_gconv.graph.channels import lookup
 from nni_gconv.graph.coupling import Coupling
 from nni_gconv.graph.liveness import decide
-from nni_gconv.graph.masks import read_masks
+from nni_gconv.graph.masks import Wiring, read_masks
 from nni_gconv.graph.segments import Segments
-from nni_gconv.graph.wiring import Wiring
 from nni_gconv.groupconv.partition import Partition
 
 __all__ = ["LiveLayer", "LiveLayers", "Sharing", "Side"]

@@ -13,36 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.fx import Node
 
-from nni_gconv.graph.channels import Balance, ChannelMap
-from nni_gconv.graph.mask_groups import Blocks, find_blocks
-from nni_gconv.graph.recorder import op_name
-from nni_gconv.graph.rules import argument
+from nni_gconv.graph.channels import ChannelMap
+from nni_gconv.graph.mask_groups import GroupedLayer
 from nni_gconv.graph.segments import ChannelOrder, Segments
-from nni_gconv.graph.trace import Graph
-from nni_gconv.graph.wiring import Wiring
-
-__all__ = ["GroupedLayer", "Grouping", "balances", "find_grouped", "group_layers"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass(frozen=True)
-class GroupedLayer:
-    """A dense convolution whose mask leaves groups: classes and groups of its two axes."""
-
-    module: str
-    weight: str
-    rows: Ints
-    columns: Ints
-    blocks: Blocks
 
 
 @dataclass(frozen=True)
@@ -72,57 +50,6 @@ class Grouping:
     def gathers(self) -> int:
         """Number of gathers that are left, 0 to 2."""
         return (self.gather_in is not None) + (self.gather_out is not None)
-
-
-def find_grouped(graph: Graph, channels: ChannelMap, wiring: Wiring) -> list[GroupedLayer]:
-    """Find the convolutions whose masks leave groups, in the order they run."""
-    found: dict[str, GroupedLayer] = {}
-    for node in graph.nodes:
-        weight = _own_weight(graph, node)
-        if weight is None or weight in found or not wiring.masked(weight):
-            continue
-        rows, columns = (channels.axes.get((weight, dim)) for dim in (0, 1))
-        blocks = find_blocks(wiring.of(weight).numpy())
-        if rows is not None and columns is not None and blocks is not None:
-            found[weight] = GroupedLayer(
-                graph.owner(node),
-                weight,
-                channels.of(rows.labels),
-                channels.of(columns.labels),
-                blocks,
-            )
-    return list(found.values())
-
-
-def _own_weight(graph: Graph, node: Node) -> str | None:
-    """Name the weight of a dense convolution that is called as a plain torch module."""
-    if op_name(node) not in ("conv1d", "conv2d", "conv3d") or argument(node, 6, "groups", 1) != 1:
-        return None
-    weight = node.args[1]
-    name = graph.tensors.get(weight.name) if isinstance(weight, Node) else None
-    module = graph.modules.get(graph.owner(node))
-    if name is None or not isinstance(module, _CONVOLUTIONS):
-        return None
-    # A forward of a subclass, or another layer with the same weight, may count on what it sees.
-    kind = next(k for k in _CONVOLUTIONS if isinstance(module, k))
-    plain = type(module).forward is kind.forward
-    owners = {id(graph.modules[alias.rpartition(".")[0]]) for alias in graph.aliases[name]}
-    if not plain or owners != {id(module)} or getattr(module, "weight", None) is None:
-        return None
-    return name
-
-
-def balances(channels: ChannelMap, layers: Sequence[GroupedLayer]) -> tuple[Balance, ...]:
-    """What channels have to keep so that groups stay equally wide."""
-    made = []
-    for layer in layers:
-        sides = ((0, layer.blocks.rows), (1, layer.blocks.columns))
-        for dim, groups in sides:
-            inside = torch.from_numpy(groups >= 0)
-            labels = channels.axes[layer.weight, dim].labels[inside]
-            where = f"groups that the mask of {layer.module} leaves"
-            made.append(Balance(labels, torch.from_numpy(groups)[inside], where))
-    return tuple(made)
 
 
 def group_layers(

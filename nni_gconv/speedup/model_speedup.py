@@ -15,22 +15,22 @@ from torch.utils import _pytree as pytree
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, SpeedupError, check_model
 from nni_gconv.graph.liveness import decide, silence
-from nni_gconv.graph.masks import Masks, load_masks, read_masks
+from nni_gconv.graph.mask_groups import balances, find_grouped
+from nni_gconv.graph.masks import Masks, Wiring, load_masks, read_masks
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.recorder import module_calls, shape_of
 from nni_gconv.graph.trace import Graph, as_inputs, location, trace
-from nni_gconv.graph.wiring import Wiring
 from nni_gconv.modes import evaluating, forward_of_training
-from nni_gconv.speedup.confirm import uneven_part
 from nni_gconv.speedup.cut import Replaced, apply_plan
-from nni_gconv.speedup.grouping import balances, find_grouped, group_layers
+from nni_gconv.speedup.grouping import group_layers
 from nni_gconv.speedup.optimizer import rebind
 from nni_gconv.speedup.plan import Plan, make_plan
 from nni_gconv.speedup.report import SpeedupReport, layer_changes, speedup_notes, weight_shapes
-from nni_gconv.speedup.thin import without_dead_blocks
+from nni_gconv.speedup.residual import without_dead_blocks
 from nni_gconv.speedup.verify import (
     mask_parameters,
     precise_copy,
+    uneven_part,
     verify_equal,
 )
 

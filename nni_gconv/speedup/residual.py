@@ -1,28 +1,30 @@
-"""What is left of a residual block that adds nothing, as plain torch modules.
+"""A model without the residual blocks that add nothing: what is left of them, its trace, its masks.
 
-The block is exchanged for a ``Sequential`` of those of its modules that still act, and of the
+Such a block is exchanged for a ``Sequential`` of those of its modules that still act, and of the
 activations of its forward.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "steps_of", "take_out"]
+from nni_gconv.errors import TraceError
+from nni_gconv.graph.branches import ACTIVATIONS, vanishing
+from nni_gconv.graph.constants import known_operands
+from nni_gconv.graph.liveness import silence
+from nni_gconv.graph.masks import Wiring
+from nni_gconv.graph.propagate import map_channels
+from nni_gconv.graph.trace import Graph, trace
 
-_KINDS = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "silu": nn.SiLU,
-    "hardswish": nn.Hardswish,
-    "gelu": nn.GELU,
+_STEPS: dict[str, type[nn.Module]] = {
+    name: getattr(nn, name.removeprefix("nn.")) for name in ACTIVATIONS.values()
 }
-#: Operator -> the step it is as a module; no module of a block can have a dot in its name.
-ACTIVATIONS = {operator: f"nn.{kind.__name__}" for operator, kind in _KINDS.items()}
-_STEPS: dict[str, type[nn.Module]] = dict(zip(ACTIVATIONS.values(), _KINDS.values(), strict=True))
 _MARK = "remaining_steps"
 
 
@@ -71,3 +73,104 @@ def take_out(model: nn.Module, block: str, steps: Sequence[str]) -> None:
 def steps_of(module: nn.Module) -> list[str] | None:
     """Return what :func:`take_out` left of a block; None: the module is no such block."""
     return getattr(module, _MARK, None)
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with the same weights, which a plan replaces and never changes.
+
+    Biases and norms, to which a plan may add, are copied; they are small.
+    """
+    return copy.deepcopy(model, {id(p): p for p in model.parameters() if p.dim() > 1})
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """What is left of a traced and masked model.
+
+    Attributes
+    ----------
+    graph : Graph
+        Of what is left.
+    masks : dict of str to bool Tensor
+        Of the parameters that are left.
+    blocks : dict of str to tuple of str
+        Block that is exchanged -> what is left of it, see
+        :func:`take_out`.
+    gone : dict of str to bool Tensor
+        Masks of the parameters that went with those blocks.
+    """
+
+    graph: Graph
+    masks: dict[str, Tensor]
+    blocks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    gone: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What went, one line each."""
+        return tuple(
+            f"{block}: its branch is masked, what is left is {', '.join(steps) or 'its input'}"
+            for block, steps in self.blocks.items()
+        )
+
+    def copy_of(self, model: nn.Module) -> nn.Module:
+        """Copy a model without those blocks; the copy shares its weights."""
+        made = sharing_copy(model)
+        self.thin(made)
+        return made
+
+    def thin(self, model: nn.Module) -> None:
+        """Exchange those blocks of a model, in place."""
+        for block, steps in self.blocks.items():
+            take_out(model, block, steps)
+
+
+def without_dead_blocks(
+    model: nn.Module,
+    dummy_input: Any,
+    graph: Graph,
+    masks: Mapping[str, Tensor],
+    *,
+    silently: bool,
+) -> Thinned:
+    """Find the residual blocks whose branch is masked, and trace a copy without them.
+
+    Parameters
+    ----------
+    model, dummy_input
+        The model that was traced; left as it was found.
+    graph, masks
+        Its trace, and bool masks by parameter name.
+    silently : bool
+        Norms behind masked filters are masked with them.
+
+    Returns
+    -------
+    Thinned
+        The model as it is where there is no such block, or where the rest does not run without.
+    """
+    whole = Thinned(graph, dict(masks))
+    if all(bool(mask.any()) for mask in masks.values()):
+        return whole  # saves following what is known through the network
+    kept = dict(masks)
+    if silently:
+        kept, _ = silence(graph, map_channels(graph), kept, Wiring(graph, kept))
+    blocks = vanishing(graph, known_operands(graph, kept))
+    if not blocks:
+        return whole
+    try:
+        found = trace(Thinned(graph, {}, blocks).copy_of(model), dummy_input)
+    except TraceError:  # a forward that asks more of its blocks than to be called
+        return whole
+    left = {
+        found.aliases[alias][0]: mask
+        for name, mask in masks.items()
+        for alias in graph.aliases[name]
+        if alias in found.aliases
+    }
+    gone = {
+        name: mask
+        for name, mask in kept.items()
+        if not any(alias in found.aliases for alias in graph.aliases[name])
+    }
+    return Thinned(found, left, blocks, gone)

@@ -6,7 +6,8 @@ from torch import nn
 
 from nni_gconv import ModelSpeedup
 from nni_gconv.errors import SpeedupError
-from nni_gconv.speedup.verify import mask_parameters, precise_copy, sharing_copy
+from nni_gconv.speedup.residual import sharing_copy
+from nni_gconv.speedup.verify import mask_parameters, precise_copy
 
 
 class Net(nn.Module):

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph.channels import lookup
+from nni_gconv.graph.masks import Wiring
 from nni_gconv.graph.recorder import shape_of
 from nni_gconv.graph.rules.registry import place
 from nni_gconv.graph.trace import Graph
-from nni_gconv.graph.wiring import Wiring
 
 Value = Tensor | None
 

@@ -10,17 +10,18 @@ as an integer program; :func:`solve_max_cost` is the local search of GConv Prune
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import LinearConstraint
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import csr_array
-
-from nni_gconv.groupconv.search.integer_program import maximise
-
-__all__ = ["ChoiceProblem", "Solution", "solve_close", "solve_exact", "solve_max_cost"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -29,6 +30,9 @@ Ints = NDArray[np.int64]
 _SCALE = 1e3
 #: HiGHS lets a row be exceeded by this, relative to its largest number.
 _TOLERANCE = 1e-6
+#: Nodes of the search tree (not seconds: the same problem always ends in the same way).
+_NODES = 5_000
+_PREFIX = b"Highs"
 
 
 @dataclass(frozen=True)
@@ -239,3 +243,71 @@ def _knapsack(
     if floor is not None:
         needed = (-(-(floor - problem.least(measure)) // unit) - 0.5) / largest
     return LinearConstraint(csr_array((numbers / largest)[None]), needed, room / largest)
+
+
+# -- HiGHS -----------------------------------------------------------------------------------------
+
+
+def maximise(
+    values: NDArray[np.float64], constraints: Sequence[LinearConstraint], *, relaxed: bool = False
+) -> OptimizeResult:
+    """Maximise a sum of values over variables that are 0 or 1.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (N,)
+        Of each variable.
+    constraints : sequence of LinearConstraint
+        On the variables.
+    relaxed : bool, default False
+        Allow everything between 0 and 1.
+
+    Returns
+    -------
+    OptimizeResult
+        scipy's, of the minimisation of the negative sum.
+
+    Examples
+    --------
+    >>> one = LinearConstraint(np.ones((1, 2)), 1, 1)
+    >>> maximise(np.array([1.0, 2.0]), [one]).x.tolist()
+    [0.0, 1.0]
+    """
+    with _highs_silenced():
+        return milp(
+            -values,
+            constraints=constraints,
+            integrality=np.full(len(values), 0 if relaxed else 1),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0, "node_limit": _NODES},
+        )
+
+
+@contextmanager
+def _highs_silenced() -> Iterator[None]:
+    """Drop the lines of debugging that HiGHS prints, whatever it is told, beside our JSON.
+
+    They go through the C library to file descriptor 1. What others write there meanwhile is
+    written when the block ends.
+    """
+    try:
+        saved = os.dup(1)
+    except OSError:  # there is no standard output to keep clean
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush
+    with tempfile.TemporaryFile() as written:
+        sys.stdout.flush()
+        flush(None)
+        os.dup2(written.fileno(), 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            flush(None)
+            os.dup2(saved, 1)
+            os.close(saved)
+            written.seek(0)
+            for line in written:
+                if not line.startswith(_PREFIX):
+                    os.write(1, line)

@@ -15,7 +15,7 @@ from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.graph.constants import known_values
 from nni_gconv.graph.coupling import CoupledSet, Coupling
 from nni_gconv.graph.liveness import decide
-from nni_gconv.graph.wiring import Wiring
+from nni_gconv.graph.masks import Wiring
 from nni_gconv.pruning.selection.allocation import Request, removal_steps
 
 __all__ = [

@@ -15,9 +15,9 @@ from nni_gconv import search_groups
 from nni_gconv.errors import BudgetError, ConfigError
 from nni_gconv.groupconv.config import read_group_config
 from nni_gconv.groupconv.partition import l1, taylor
-from nni_gconv.groupconv.search.integer_program import _highs_silenced
 from nni_gconv.groupconv.search.knapsack import (
     ChoiceProblem,
+    _highs_silenced,
     solve_close,
     solve_exact,
     solve_max_cost,
