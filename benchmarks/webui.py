@@ -44,10 +44,13 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def browser(profile: Path, width: int = 1280, height: int = 1000) -> Iterator[webdriver.Chrome]:
-    """Start a browser with a profile of its own, and end it."""
+def browser(
+    profile: Path, width: int = 1280, height: int = 1000, more: Sequence[str] = ()
+) -> Iterator[webdriver.Chrome]:
+    """Start a browser with a profile of its own and `more` options, and end it."""
     options = webdriver.ChromeOptions()
-    for option in (*_OPTIONS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
+    own = (f"--user-data-dir={profile}", f"--window-size={width},{height}")
+    for option in (*_OPTIONS, *own, *more):
         options.add_argument(option)
     names = ("chromium", "chromium-browser", "google-chrome")
     options.binary_location = next(filter(None, map(shutil.which, names)))

@@ -1,5 +1,6 @@
 #!/bin/sh
-# NNI starts `tensorboard --bind_all`: open to the network. This one takes its place on PATH.
+# NNI starts `tensorboard --bind_all`: open to the network and to every page. This one takes its
+# place on PATH.
 for arg do
   shift
   case "$arg" in
@@ -7,4 +8,4 @@ for arg do
     *) set -- "$@" "$arg" ;;
   esac
 done
-exec @python@ -m tensorboard.main "$@"
+exec @python@ @folder@/tensorboard_guard.py "$@"

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -46,7 +47,7 @@ HOST_KEYS = "host_keys.json"
 """File beside those of :func:`write_launch_files`: the SSH host keys that the manager may meet,
 ``{"host:port": {type: SHA-256 in hexadecimal}}``."""
 
-_SCRIPTS = ("parameters.js", "remote.js", "patience.js", "stopped.js")
+_SCRIPTS = ("guard.js", "parameters.js", "remote.js", "patience.js", "stopped.js")
 _SHIMS = Path(__file__).parents[1] / "_shims"
 
 
@@ -72,11 +73,12 @@ def write_launch_files(folder: Path) -> None:
         if root in installed
         else f'PYTHONPATH={shlex.quote(str(root))}"${{PYTHONPATH:+:$PYTHONPATH}}" '
     )
-    for name in ("bind.js", *_SCRIPTS):
+    for name in ("bind.js", "tensorboard_guard.py", *_SCRIPTS):
         (folder / name).write_bytes((_SHIMS / name).read_bytes())
     for name in ("tensorboard", "nni-gconv"):
         text = (_SHIMS / f"{name}.sh").read_text(encoding="utf-8")
         text = text.replace("@python@", python).replace("@environment@", environment)
+        text = text.replace("@folder@", shlex.quote(str(folder.absolute())))
         script = bin_folder / name
         script.write_text(text, encoding="utf-8")
         script.chmod(0o700)
@@ -161,6 +163,14 @@ def start_manager(
         command += ["--require", str(folder / "resume.js")]
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}
+    env["NNI_GCONV_OPEN"] = "" if loopback else "1"
+    if not loopback:  # trials elsewhere, and people, call this machine by its name
+        services = config.training_service
+        named = [socket.gethostname(), getattr(config, "nni_manager_ip", None)]
+        for one in services if isinstance(services, list) else [services]:
+            named.append(getattr(one, "nni_manager_ip", None))
+        names = [env.get("NNI_GCONV_HOSTS"), *(str(name).lower() for name in named if name)]
+        env["NNI_GCONV_HOSTS"] = ",".join(filter(None, names))
     if (folder / HOST_KEYS).is_file():
         env["NNI_GCONV_HOST_KEYS"] = str(folder / HOST_KEYS)
     # NNI reaches its own manager over HTTP: a proxy of the user must not stand between them.

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def next_parameters() -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        The tuner sent no parameters.
+        The tuner sent no parameters, or such as name code.
     """
     if not running_under_nni():
         return {}
@@ -66,10 +66,30 @@ def next_parameters() -> dict[str, Any]:
 
     parameters: Any = nni.get_current_parameter()
     if parameters is None:
-        parameters = nni.get_next_parameter()
+        with _plain_data():
+            parameters = nni.get_next_parameter()
     if not isinstance(parameters, dict):
         raise ConfigError(f"the tuner sent {parameters!r} as parameters, expected a mapping")
     return flat_parameters(parameters)
+
+
+@contextlib.contextmanager
+def _plain_data() -> Iterator[None]:
+    """Keep NNI from importing or unpickling what parameters name: they come over the network."""
+    from nni.common import serializer
+
+    def refuse(_value: object) -> Any:
+        raise ConfigError("the tuner's parameters name code: parameters are numbers and words")
+
+    names = ("import_cls_or_func_from_hybrid_name", "_wrapped_cloudpickle_loads")
+    before = {name: getattr(serializer, name) for name in names}
+    for name in names:
+        setattr(serializer, name, refuse)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(serializer, name, function)
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:

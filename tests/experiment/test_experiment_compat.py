@@ -26,8 +26,7 @@ def test_tensorboard_is_kept_on_loopback(tmp_path, monkeypatch):
     line = f"{tmp_path}/bin/tensorboard --bind_all --logdir_spec=1-a:/x,2-b:/y --port=6006"
     said = subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout
     assert said.split() == [
-        "-m",
-        "tensorboard.main",
+        f"{tmp_path}/tensorboard_guard.py",
         "--host",
         "127.0.0.1",
         "--logdir_spec=1-a:/x,2-b:/y",
