@@ -17,7 +17,7 @@ import torch
 from partition import machine, table
 from torch import nn
 
-from nni_gconv.groupconv.search.timing import LayerTimer
+from nni_gconv.groupconv.search import LayerTimer
 from nni_gconv.report.figure import COLOURS, picture, picture_path
 
 SIDES = {64: 56, 128: 28, 256: 14, 512: 7}

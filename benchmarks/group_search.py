@@ -25,8 +25,7 @@ from partition import machine, table
 from torch import nn
 
 from nni_gconv.groupconv.partition import l2, partition_many
-from nni_gconv.groupconv.search.budget import counts, solve_tables
-from nni_gconv.groupconv.search.tables import GroupTables, cost_tables, score_tables
+from nni_gconv.groupconv.search import GroupTables, cost_tables, counts, score_tables, solve_tables
 from nni_gconv.training.zoo import create_model
 
 CONVS = [{"op_types": ["Conv2d"]}]

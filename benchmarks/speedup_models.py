@@ -137,7 +137,7 @@ def half_masks(model: Any, dummy: Any) -> dict[str, dict[str, Any]]:
     """Mask half of the channels of every coupled set, at random."""
     import numpy as np
 
-    from nni_gconv.graph.coupling import Coupling
+    from nni_gconv.graph import Coupling
     from nni_gconv.pruning.selection.allocation import removal_steps
 
     coupling = Coupling.trace(model, dummy)

@@ -15,7 +15,7 @@ _PUBLIC = {
     "FPGMPruner": "nni_gconv.pruning.methods.fpgm",
     "GSparsityPruner": "nni_gconv.pruning.methods.gsparsity.pruner",
     "GroupConvPruner": "nni_gconv.pruning.methods.gconv.pruner",
-    "ModelSpeedup": "nni_gconv.speedup.model_speedup",
+    "ModelSpeedup": "nni_gconv.speedup",
     "Partition": "nni_gconv.groupconv.partition",
     "ProxSGD": "nni_gconv.training.proxsgd",
     "Recipe": "nni_gconv.recipe.schema",
@@ -28,7 +28,7 @@ _PUBLIC = {
     "recalibrate_bn": "nni_gconv.training.recalibrate",
     "run_recipe": "nni_gconv.recipe.run",
     "save_compact": "nni_gconv.artefact",
-    "search_groups": "nni_gconv.groupconv.search.search",
+    "search_groups": "nni_gconv.groupconv.search",
     "sensitivity": "nni_gconv.analysis.measure",
 }
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from nni_gconv.artefact import load_compact, save_compact
     from nni_gconv.export import export_model
     from nni_gconv.groupconv.partition import Partition, partition
-    from nni_gconv.groupconv.search.search import search_groups
+    from nni_gconv.groupconv.search import search_groups
     from nni_gconv.profiling.costs import profile
     from nni_gconv.pruning.methods.fpgm import FPGMPruner
     from nni_gconv.pruning.methods.gconv.pruner import GroupConvPruner
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.methods.slimming.pruner import SlimmingPruner
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
-    from nni_gconv.speedup.model_speedup import ModelSpeedup
+    from nni_gconv.speedup import ModelSpeedup
     from nni_gconv.training.proxsgd import ProxSGD
     from nni_gconv.training.recalibrate import recalibrate_bn
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from nni_gconv._version import __version__
 from nni_gconv.errors import CheckpointError, check_model
 from nni_gconv.files import atomic_path
-from nni_gconv.groupconv.gather import gathers_of, wrap_gathers
-from nni_gconv.speedup.residual import steps_of, take_out
+from nni_gconv.groupconv import gathers_of, wrap_gathers
+from nni_gconv.speedup import steps_of, take_out
 
 __all__ = [
     "FORMAT",

@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
-from nni_gconv.graph.coupling import CoupledSet, Coupling
+from nni_gconv.graph import CoupledSet, Coupling
 from nni_gconv.pruning.selection.allocation import removal_steps
 from nni_gconv.pruning.selection.cost import CostModel
 

@@ -16,8 +16,7 @@ from torch.utils import _pytree as pytree
 from nni_gconv import compat
 from nni_gconv.errors import CheckpointError, ConfigError, NniGconvError, check_model
 from nni_gconv.files import atomic_path
-from nni_gconv.graph.recorder import op_name
-from nni_gconv.graph.trace import Graph, as_inputs, trace
+from nni_gconv.graph import Graph, as_inputs, op_name, trace
 from nni_gconv.profiling.forward import DummyInput, evaluating, run, with_batch
 
 __all__ = ["export_model", "fold_batch_norms"]

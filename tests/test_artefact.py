@@ -17,7 +17,7 @@ from torch import nn
 from nni_gconv import ModelSpeedup, load_compact, save_compact
 from nni_gconv.artefact import FORMAT, plan_of, read_plan, rebuild
 from nni_gconv.errors import CheckpointError
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 from nni_gconv.training.zoo import create_model
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 
 __all__ = ["silenced"]
 

@@ -1,1 +1,70 @@
-"""A model as a graph of channels: traced operators, and what of them can only go together."""
+"""A model as a graph of torch operators, and what becomes of channels in it.
+
+Begin with :func:`trace` (one run on fake tensors) and :func:`map_channels` (which positions of
+which tensors live and die together, by the `rules` of each operator family). On these stand
+:class:`Coupling` (which filters can only be pruned together) and, once there are masks,
+`constants` (what is certain of a value), `liveness` (what can go), `branches` (residual blocks that
+add nothing), `mask_groups` (groups that a mask leaves) and `segments` (what may be permuted).
+
+Knows of torch, `compat` and `modes`; not of pruners, budgets or how a model is cut.
+"""
+
+from nni_gconv.graph.branches import ACTIVATIONS, Branch, find_branches, vanishing
+from nni_gconv.graph.channels import Axis, Balance, ChannelMap, Read, varying
+from nni_gconv.graph.constants import given_values, known_operands, known_values
+from nni_gconv.graph.coupling import CoupledSet, Coupling, Member
+from nni_gconv.graph.liveness import Decision, Kept, bias_owner, decide, silence
+from nni_gconv.graph.mask_groups import Blocks, GroupedLayer, balances, find_blocks, find_grouped
+from nni_gconv.graph.masks import Masks, Wiring, load_masks, read_masks
+from nni_gconv.graph.propagate import map_channels
+from nni_gconv.graph.recorder import module_calls, op_name, shape_of
+from nni_gconv.graph.rules import new_indices, write_indices
+from nni_gconv.graph.segments import ChannelOrder, Segments
+from nni_gconv.graph.size_origins import watch_sizes
+from nni_gconv.graph.trace import Graph, as_inputs, example_input, location, trace
+
+__all__ = [
+    "ACTIVATIONS",
+    "Axis",
+    "Balance",
+    "Blocks",
+    "Branch",
+    "ChannelMap",
+    "ChannelOrder",
+    "CoupledSet",
+    "Coupling",
+    "Decision",
+    "Graph",
+    "GroupedLayer",
+    "Kept",
+    "Masks",
+    "Member",
+    "Read",
+    "Segments",
+    "Wiring",
+    "as_inputs",
+    "balances",
+    "bias_owner",
+    "decide",
+    "example_input",
+    "find_blocks",
+    "find_branches",
+    "find_grouped",
+    "given_values",
+    "known_operands",
+    "known_values",
+    "load_masks",
+    "location",
+    "map_channels",
+    "module_calls",
+    "new_indices",
+    "op_name",
+    "read_masks",
+    "shape_of",
+    "silence",
+    "trace",
+    "vanishing",
+    "varying",
+    "watch_sizes",
+    "write_indices",
+]

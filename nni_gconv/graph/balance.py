@@ -20,8 +20,6 @@ from scipy.sparse.csgraph import connected_components
 
 from nni_gconv.graph.channels import Balance, ChannelMap
 
-__all__ = ["Balanced", "balance_classes"]
-
 Ints = NDArray[np.int64]
 
 #: Where groups of many layers cut channels at random a step takes nearly all of them: so many

@@ -27,8 +27,6 @@ from torch.fx import Node
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.trace import Graph, location
 
-__all__ = ["Axis", "Balance", "ChannelMap", "NormWidth", "PadEdit", "Pick", "Read", "Walker"]
-
 Field = Tensor
 #: Fields of one value; a list of such for operators that return several values.
 Fields = tuple[Field, ...]
@@ -187,11 +185,11 @@ class Walker:
         """Return the labels of an axis of a parameter, made at the first call."""
         key = (self.graph.aliases[tensor][0], dim)
         if key not in self.axes:
-            size = lookup(self.graph, tensor).shape[dim]
+            size = self.graph.lookup(tensor).shape[dim]
             self.axes[key] = Axis(key[0], dim, role, self.fresh(size))
             if size == 1:
                 self.pin(self.axes[key].labels, "a single channel")
-            elif not is_saved(self.graph, tensor):
+            elif not self.graph.is_saved(tensor):
                 self.pin(self.axes[key].labels, f"{tensor} is a buffer that no file keeps")
         return self.axes[key].labels
 
@@ -228,7 +226,7 @@ class Walker:
             return ()
         if node.op == "placeholder" and node.name in self.graph.tensors:
             name = self.graph.tensors[node.name]
-            shape = lookup(self.graph, name).shape
+            shape = self.graph.lookup(name).shape
             made = []
             for dim, size in enumerate(shape):
                 if size > 1:
@@ -292,17 +290,6 @@ class Walker:
             halvings=tuple(self.halvings),
             values=self.values,
         )
-
-
-def lookup(graph: Graph, tensor: str) -> Tensor:
-    module, _, attribute = tensor.rpartition(".")
-    return getattr(graph.modules[module], attribute)
-
-
-def is_saved(graph: Graph, tensor: str) -> bool:
-    """Tell whether a state dict holds a tensor; a buffer may be registered as not persistent."""
-    module, _, attribute = tensor.rpartition(".")
-    return attribute not in graph.modules[module]._non_persistent_buffers_set
 
 
 def flat(value: Any) -> list[Field]:

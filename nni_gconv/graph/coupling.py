@@ -17,13 +17,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from nni_gconv.graph.balance import balance_classes
-from nni_gconv.graph.channels import Axis, ChannelMap, lookup
+from nni_gconv.graph.channels import Axis, ChannelMap
 from nni_gconv.graph.mask_groups import balances, find_grouped
 from nni_gconv.graph.masks import Wiring, read_masks
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.trace import Graph, example_input, trace
-
-__all__ = ["CoupledSet", "Coupling", "Member"]
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ class Coupling:
                 continue
             stays = torch.from_numpy(~removed[self.channels.of(axis.labels)])
             for name in self.graph.aliases[axis.tensor]:
-                tensor = lookup(self.graph, name)
+                tensor = self.graph.lookup(name)
                 view = [1] * tensor.dim()
                 view[axis.dim] = -1
                 mask = stays.to(torch.float32).view(view).expand(tensor.shape).clone()

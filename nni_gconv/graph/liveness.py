@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import ChannelMap, Read, lookup
+from nni_gconv.graph.channels import ChannelMap, Read
 from nni_gconv.graph.constants import given_values
 from nni_gconv.graph.masks import Wiring
 from nni_gconv.graph.rules import argument, has_padding
@@ -63,7 +63,7 @@ def silence(
         if not bool(quiet.any()):
             continue
         for name in graph.aliases[axis.tensor]:
-            tensor = lookup(graph, name)
+            tensor = graph.lookup(name)
             before = extended.get(name, torch.ones(tensor.shape, dtype=torch.bool))
             view = [1] * tensor.dim()
             view[axis.dim] = -1

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nni_gconv.errors import CheckpointError, unknown_name
-from nni_gconv.graph.channels import lookup
 from nni_gconv.graph.trace import Graph
 
 Masks = Mapping[str, Mapping[str, Tensor | None]]
@@ -162,7 +161,7 @@ class Wiring:
         if weight not in self._made:
             kept = self._kept.get(weight)
             if kept is None:
-                shape = lookup(self._graph, weight).shape[:2]
+                shape = self._graph.lookup(weight).shape[:2]
                 self._made[weight] = torch.ones(shape, dtype=torch.bool)
             else:
                 # NumPy is several times faster than torch at short rows of bools.

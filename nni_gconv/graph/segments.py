@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from nni_gconv.graph.channels import ChannelMap, flat, varying
 
-__all__ = ["ChannelOrder", "Segments"]
-
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 

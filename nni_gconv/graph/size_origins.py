@@ -21,8 +21,6 @@ from torch.overrides import TorchFunctionMode
 
 from nni_gconv.graph.recorder import op_name, shape_of
 
-__all__ = ["Call", "Origin", "SizeLog", "watch_sizes"]
-
 #: Dimensions that a size was worked out from; empty: a number in the code.
 Origin = frozenset[int]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv import compat
@@ -22,8 +22,6 @@ from nni_gconv.errors import TraceError
 from nni_gconv.graph.recorder import is_users, record
 from nni_gconv.graph.size_origins import Call, SizeLog, watch_sizes
 from nni_gconv.modes import evaluating, forward_of_training
-
-__all__ = ["Graph", "as_inputs", "example_input", "location", "trace"]
 
 #: Image sizes tried, in this order, for a model whose input nobody described.
 _GUESSED_SIZES = (32, 224, 28, 64, 96, 128, 299, 256, 8, 16)
@@ -96,6 +94,16 @@ class Graph:
     def owner(self, node: Node) -> str:
         """Return the dotted name of the innermost module that called the operator."""
         return str(node.meta.get("owner", ""))
+
+    def lookup(self, tensor: str) -> Tensor:
+        """Return the parameter or buffer of a dotted name."""
+        module, _, attribute = tensor.rpartition(".")
+        return getattr(self.modules[module], attribute)
+
+    def is_saved(self, tensor: str) -> bool:
+        """Tell whether a state dict holds a tensor; a buffer may be left out of it."""
+        module, _, attribute = tensor.rpartition(".")
+        return attribute not in self.modules[module]._non_persistent_buffers_set
 
 
 def as_inputs(dummy_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

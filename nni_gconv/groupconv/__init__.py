@@ -1,7 +1,8 @@
 """Group convolutions: what a layer allows, files of group counts, and layers made with them.
 
 Begin with `choices` (the counts a layer allows), `partition` (which channels share a group) and
-`search` (how many groups each layer gets). Knows of profiling, config_list and the graph.
+`search` (how many groups each layer gets). `gather` holds the permutations that are left around a
+group convolution. Knows of profiling and config_list; not of pruners.
 """
 
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         write_entries,
         write_group_config,
     )
+    from nni_gconv.groupconv.gather import gathers_of, unwrapped, wrap_gathers
     from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
 
 __all__ = [
@@ -28,11 +30,14 @@ __all__ = [
     "check_count",
     "check_groups",
     "conv_like",
+    "gathers_of",
     "group_choices",
     "groups_for_max_size",
     "not_groupable",
     "read_group_config",
     "replace_layers",
+    "unwrapped",
+    "wrap_gathers",
     "write_entries",
     "write_group_config",
 ]
@@ -43,6 +48,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "choices": ["check_count", "group_choices", "groups_for_max_size", "not_groupable"],
         "config": ["check_groups", "read_group_config", "write_entries", "write_group_config"],
+        "gather": ["gathers_of", "unwrapped", "wrap_gathers"],
         "layers": ["CONVOLUTIONS", "conv_like", "replace_layers"],
     },
 )

@@ -14,8 +14,6 @@ from torch import nn
 
 from nni_gconv.errors import ConfigError
 
-__all__ = ["check_count", "group_choices", "groups_for_max_size", "not_groupable"]
-
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: A stem of 96 filters could be split by colours; nobody wants that.

@@ -22,8 +22,6 @@ from nni_gconv.errors import ConfigError, nearest
 from nni_gconv.files import write_json
 from nni_gconv.groupconv.choices import check_count, not_groupable
 
-__all__ = ["check_groups", "read_group_config", "write_entries", "write_group_config"]
-
 _PREFIX = "module."
 
 

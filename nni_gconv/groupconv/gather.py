@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["gathers_of", "unwrapped", "wrap_gathers"]
-
 _CLASS = "ChannelGather"
 _SIDES = {"in": "gather_in", "out": "gather_out"}
 

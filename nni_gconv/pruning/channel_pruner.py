@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from nni_gconv import compat
 from nni_gconv.config_list import nni_entries, resolve
 from nni_gconv.errors import ConfigError, check_model
-from nni_gconv.graph.coupling import CoupledSet, Coupling, Member
-from nni_gconv.graph.trace import example_input
+from nni_gconv.graph import CoupledSet, Coupling, Member, example_input
 from nni_gconv.pruning.pruner import Masks
 from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.scheduled import ScheduledPruner

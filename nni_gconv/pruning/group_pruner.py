@@ -15,7 +15,7 @@ from torch import nn
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, check_model, unknown_name
-from nni_gconv.graph.trace import example_input
+from nni_gconv.graph import example_input
 from nni_gconv.groupconv.partition import Partition, l2
 from nni_gconv.pruning.group_sides import LiveLayer
 from nni_gconv.pruning.pruner import Masks

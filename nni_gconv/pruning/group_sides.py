@@ -12,11 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nni_gconv.graph.channels import lookup
-from nni_gconv.graph.coupling import Coupling
-from nni_gconv.graph.liveness import decide
-from nni_gconv.graph.masks import Wiring, read_masks
-from nni_gconv.graph.segments import Segments
+from nni_gconv.graph import Coupling, Segments, Wiring, decide, read_masks
 from nni_gconv.groupconv.partition import Partition
 
 __all__ = ["LiveLayer", "LiveLayers", "Sharing", "Side"]
@@ -106,7 +102,7 @@ class LiveLayers:
         weights = {name: graph.aliases[f"{name}.weight".lstrip(".")][0] for name in names}
         ordered = sorted(weights, key=list(running).index) if set(names) <= set(running) else names
         self.layers = {
-            name: self._layer(weights[name], tuple(lookup(graph, weights[name]).shape[:2]))
+            name: self._layer(weights[name], tuple(graph.lookup(weights[name]).shape[:2]))
             for name in ordered
         }
 

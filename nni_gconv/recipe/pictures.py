@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nni_gconv.groupconv.partition.picture import block_pixels
+from nni_gconv.groupconv.partition import block_pixels
 from nni_gconv.pruning.group_pruner import GroupPruner
 from nni_gconv.training.logs.metric_log import MetricLog
 

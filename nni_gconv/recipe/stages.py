@@ -21,7 +21,7 @@ from nni_gconv.artefact import holds_plan, load_compact, save_compact, versions
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.export import export_model
 from nni_gconv.files import atomic_path, write_json
-from nni_gconv.graph.masks import load_masks
+from nni_gconv.graph import load_masks
 from nni_gconv.pruning.registry import create_pruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.measure import measure_models
@@ -29,8 +29,7 @@ from nni_gconv.recipe.pictures import log_blocks
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.setup import check_runs, choose_device, reset_parameters
-from nni_gconv.speedup.layer_sizes import compare_sizes
-from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.speedup import ModelSpeedup, compare_sizes
 from nni_gconv.training.data import load_data, make_loaders
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.evaluator import make_evaluator

@@ -9,13 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_gconv.graph.rules import write_indices
-from nni_gconv.graph.trace import Graph
-from nni_gconv.groupconv.gather import wrap_gathers
+from nni_gconv.graph import Graph, write_indices
+from nni_gconv.groupconv import wrap_gathers
 from nni_gconv.speedup.fold import shift_bias
 from nni_gconv.speedup.plan import Plan, TensorEdit
-
-__all__ = ["Replaced", "apply_plan"]
 
 
 @dataclass(frozen=True)

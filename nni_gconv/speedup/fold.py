@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import ChannelMap, lookup
-from nni_gconv.graph.liveness import bias_owner
-from nni_gconv.graph.trace import Graph
+from nni_gconv.graph import ChannelMap, Graph, bias_owner
 
 
 def shifts(
@@ -38,7 +36,7 @@ def shifts(
             continue  # what went here is silent or not read
         if not bool((constant != 0).any()):
             continue
-        weight = lookup(graph, reading.weight).detach().to("cpu", torch.float64)
+        weight = graph.lookup(reading.weight).detach().to("cpu", torch.float64)
         name = graph.aliases[reading.weight][0]
         if name in kept:
             weight = weight * kept[name]

@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nni_gconv.graph.channels import ChannelMap
-from nni_gconv.graph.mask_groups import GroupedLayer
-from nni_gconv.graph.segments import ChannelOrder, Segments
+from nni_gconv.graph import ChannelMap, ChannelOrder, GroupedLayer, Segments
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

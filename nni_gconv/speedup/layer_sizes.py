@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nni_gconv.groupconv.gather import gathers_of
+from nni_gconv.groupconv import gathers_of
 from nni_gconv.profiling import profile
-
-__all__ = ["compare_sizes", "layer_sizes"]
 
 #: Attributes that hold a layer's inputs and outputs, by type.
 _SIDES: tuple[tuple[tuple[type, ...], str, str], ...] = (

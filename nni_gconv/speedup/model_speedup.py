@@ -14,12 +14,23 @@ from torch.utils import _pytree as pytree
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, SpeedupError, check_model
-from nni_gconv.graph.liveness import decide, silence
-from nni_gconv.graph.mask_groups import balances, find_grouped
-from nni_gconv.graph.masks import Masks, Wiring, load_masks, read_masks
-from nni_gconv.graph.propagate import map_channels
-from nni_gconv.graph.recorder import module_calls, shape_of
-from nni_gconv.graph.trace import Graph, as_inputs, location, trace
+from nni_gconv.graph import (
+    Graph,
+    Masks,
+    Wiring,
+    as_inputs,
+    balances,
+    decide,
+    find_grouped,
+    load_masks,
+    location,
+    map_channels,
+    module_calls,
+    read_masks,
+    shape_of,
+    silence,
+    trace,
+)
 from nni_gconv.modes import evaluating, forward_of_training
 from nni_gconv.speedup.cut import Replaced, apply_plan
 from nni_gconv.speedup.grouping import group_layers
@@ -33,8 +44,6 @@ from nni_gconv.speedup.verify import (
     uneven_part,
     verify_equal,
 )
-
-__all__ = ["ModelSpeedup"]
 
 #: A forward that holds this many different literal widths is not worth another attempt.
 _MAX_RETRIES = 32

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from nni_gconv.errors import SpeedupError
 from nni_gconv.speedup.cut import Replaced
 
-__all__ = ["rebind"]
-
 
 def rebind(
     optimizer: torch.optim.Optimizer,

@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nni_gconv.graph.channels import ChannelMap
-from nni_gconv.graph.liveness import Decision, Kept
-from nni_gconv.graph.rules import new_indices
-from nni_gconv.graph.segments import ChannelOrder
-from nni_gconv.graph.trace import Graph
+from nni_gconv.graph import ChannelMap, ChannelOrder, Decision, Graph, Kept, new_indices
 from nni_gconv.speedup.fold import shifts
 from nni_gconv.speedup.grouping import Grouping
-
-__all__ = ["Plan", "TensorEdit", "make_plan"]
 
 
 @dataclass(frozen=True)

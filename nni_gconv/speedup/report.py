@@ -8,11 +8,8 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor, nn
 
-from nni_gconv.graph.channels import ChannelMap
-from nni_gconv.graph.liveness import Decision
-from nni_gconv.groupconv.gather import gathers_of, unwrapped
-
-__all__ = ["LayerChange", "SpeedupReport", "layer_changes", "speedup_notes", "weight_shapes"]
+from nni_gconv.graph import ChannelMap, Decision
+from nni_gconv.groupconv import gathers_of, unwrapped
 
 
 @dataclass(frozen=True)

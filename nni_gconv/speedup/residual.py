@@ -15,12 +15,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from nni_gconv.errors import TraceError
-from nni_gconv.graph.branches import ACTIVATIONS, vanishing
-from nni_gconv.graph.constants import known_operands
-from nni_gconv.graph.liveness import silence
-from nni_gconv.graph.masks import Wiring
-from nni_gconv.graph.propagate import map_channels
-from nni_gconv.graph.trace import Graph, trace
+from nni_gconv.graph import (
+    ACTIVATIONS,
+    Graph,
+    Wiring,
+    known_operands,
+    map_channels,
+    silence,
+    trace,
+    vanishing,
+)
 
 _STEPS: dict[str, type[nn.Module]] = {
     name: getattr(nn, name.removeprefix("nn.")) for name in ACTIVATIONS.values()

@@ -17,10 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from nni_gconv.errors import SpeedupError
-from nni_gconv.graph.channels import ChannelMap, varying
-from nni_gconv.graph.segments import ChannelOrder
-from nni_gconv.graph.size_origins import watch_sizes
-from nni_gconv.graph.trace import Graph, as_inputs, trace
+from nni_gconv.graph import ChannelMap, ChannelOrder, Graph, as_inputs, trace, varying, watch_sizes
 from nni_gconv.modes import evaluating, forward_of_training
 
 Shapes = tuple[tuple[int, ...], ...]

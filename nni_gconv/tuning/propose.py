@@ -182,7 +182,7 @@ def solve_budget(options: Options, weights: Weights, limit: float) -> Choice | N
     >>> solve_budget(options, Weights(1.0, np.array([2.0, 1.0]), (np.zeros(0),) * 2), 0.75)
     (0, 1)
     """
-    from nni_gconv.groupconv.search.knapsack import ChoiceProblem, solve_exact
+    from nni_gconv.groupconv.search import ChoiceProblem, solve_exact
 
     losses = [weights.losses(options, i) for i in range(len(options))]
     # The options behind the dense one from small savings to large, as the solver takes them.

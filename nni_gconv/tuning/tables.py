@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.search.tables import ChoiceRules, GroupTables, cost_tables, score_tables
+from nni_gconv.groupconv.search import ChoiceRules, GroupTables, cost_tables, score_tables
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.load import load_recipe
 from nni_gconv.recipe.schema import Recipe

@@ -10,7 +10,7 @@ import torch
 from nni_gconv import search_groups
 from nni_gconv.cli import main
 from nni_gconv.cli.networks.search_groups import parse_budgets
-from nni_gconv.groupconv.config import read_group_config
+from nni_gconv.groupconv import read_group_config
 from nni_gconv.training.zoo import create_model
 
 

@@ -8,8 +8,8 @@ import torch
 from nni_gconv import ModelSpeedup, load_compact, save_compact
 from nni_gconv.artefact import read_plan
 from nni_gconv.cli import main
-from nni_gconv.graph.coupling import Coupling
-from nni_gconv.speedup.residual import take_out
+from nni_gconv.graph import Coupling
+from nni_gconv.speedup import take_out
 from nni_gconv.training.zoo import create_model
 
 OPTIONS = {"width": 0.5, "in_channels": 1, "num_classes": 7}

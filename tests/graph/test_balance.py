@@ -16,7 +16,7 @@ from speedup_tools import randn, randomise
 from torch import nn
 
 from nni_gconv import FPGMPruner, ModelSpeedup
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 
 X = randn(2, 3, 8, 8)
 

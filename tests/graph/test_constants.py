@@ -9,9 +9,7 @@ from speedup_tools import assert_same_outputs, call, masked, randn, randomise, r
 from torch import nn
 
 from nni_gconv import ModelSpeedup
-from nni_gconv.graph.constants import known_values
-from nni_gconv.graph.recorder import op_name
-from nni_gconv.graph.trace import trace
+from nni_gconv.graph import known_values, op_name, trace
 
 X = randn(2, 3, 6, 6)
 

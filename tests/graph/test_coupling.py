@@ -19,7 +19,7 @@ from speedup_nets import Small, conv
 from speedup_tools import line_of, randn, randomise
 from torch import nn
 
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 
 X = randn(2, 3, 8, 8)
 PRODUCERS = (nn.Conv2d, nn.Linear)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nni_gconv.graph.mask_groups import find_blocks
+from nni_gconv.graph import find_blocks
 from nni_gconv.groupconv.partition import Partition
 
 

@@ -11,8 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nni_gconv.errors import TraceError
-from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.trace import location, trace
+from nni_gconv.graph import location, op_name, shape_of, trace
 
 X = torch.zeros(2, 3, 8, 8)
 

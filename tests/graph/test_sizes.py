@@ -10,7 +10,7 @@ from speedup_nets import X, conv, middle, reasons
 from speedup_tools import line_of, randn, randomise, rows_off, shrink
 from torch import nn
 
-from nni_gconv.graph.size_origins import watch_sizes
+from nni_gconv.graph import watch_sizes
 
 
 class Flat(nn.Module):

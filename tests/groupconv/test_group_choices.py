@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.choices import group_choices, groups_for_max_size, not_groupable
-from nni_gconv.groupconv.search.requests import GroupRequest, group_requests
+from nni_gconv.groupconv import group_choices, groups_for_max_size, not_groupable
+from nni_gconv.groupconv.search import GroupRequest, group_requests
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.config import check_groups, read_group_config, write_group_config
+from nni_gconv.groupconv import check_groups, read_group_config, write_group_config
 from nni_gconv.training.zoo import create_model
 
 

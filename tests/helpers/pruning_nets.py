@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.speedup import ModelSpeedup
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.evaluator import LoopEvaluator, make_evaluator

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from speedup_tools import randn, randomise
 from torch import nn
 
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 
 
 def conv(inside, outside, kernel=3, **options):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from nni_gconv import ModelSpeedup
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)

@@ -16,7 +16,7 @@ from nni_gconv.errors import BudgetError, ConfigError
 from nni_gconv.profiling import count
 from nni_gconv.pruning.methods.fpgm import FPGMPruner
 from nni_gconv.pruning.methods.shuffle.pruner import ShufflePruner
-from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.speedup import ModelSpeedup
 from nni_gconv.training.zoo import create_model
 
 CONVS = [{"op_types": ["Conv2d"]}]

@@ -19,7 +19,7 @@ from torch import nn
 
 from nni_gconv.errors import BudgetError, ConfigError
 from nni_gconv.profiling import count
-from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.speedup import ModelSpeedup
 from nni_gconv.training.zoo import create_model
 
 HALF = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]

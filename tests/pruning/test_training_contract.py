@@ -20,7 +20,7 @@ from torch import nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.pruning.methods.nni import NNIMethodPruner
-from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.speedup import ModelSpeedup
 
 HALF = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
 SMALL = torch.zeros(1, 3, 8, 8)

@@ -31,8 +31,7 @@ from nni_gconv.report import (
     write_html,
     write_layers_csv,
 )
-from nni_gconv.speedup.layer_sizes import compare_sizes
-from nni_gconv.speedup.residual import take_out
+from nni_gconv.speedup import compare_sizes, take_out
 from nni_gconv.training.zoo import create_model
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)

@@ -11,8 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nni_gconv import ModelSpeedup, export_model, load_compact, save_compact
-from nni_gconv.groupconv.partition import Partition
-from nni_gconv.groupconv.partition.patterns import fixed_pattern
+from nni_gconv.groupconv.partition import Partition, fixed_pattern
 from nni_gconv.training.zoo import create_model
 
 

@@ -12,8 +12,7 @@ from torch import nn
 
 from nni_gconv import ModelSpeedup
 from nni_gconv.errors import CheckpointError, ConfigError, SpeedupError, TraceError
-from nni_gconv.graph.masks import load_masks
-from nni_gconv.graph.trace import trace
+from nni_gconv.graph import load_masks, trace
 
 X = randn(2, 3, 6, 6)
 

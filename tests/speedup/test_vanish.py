@@ -14,12 +14,9 @@ from torchvision.models import efficientnet_b0, mobilenet_v2, resnet50
 from nni_gconv import load_compact, save_compact
 from nni_gconv.artefact import plan_of, rebuild
 from nni_gconv.errors import CheckpointError
-from nni_gconv.graph.branches import find_branches
-from nni_gconv.graph.coupling import Coupling
-from nni_gconv.graph.trace import trace
+from nni_gconv.graph import Coupling, find_branches, trace
 from nni_gconv.profiling import count
-from nni_gconv.speedup.model_speedup import ModelSpeedup
-from nni_gconv.speedup.residual import steps_of
+from nni_gconv.speedup import ModelSpeedup, steps_of
 from nni_gconv.training.zoo import create_model
 
 X = torch.zeros(1, 3, 32, 32)

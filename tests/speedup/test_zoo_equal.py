@@ -16,7 +16,7 @@ from speedup_tools import (
 from torch import nn
 
 from nni_gconv import ModelSpeedup
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 from nni_gconv.training.zoo import create_model, list_models
 
 ZOO = {

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.config import write_group_config
+from nni_gconv.groupconv import write_group_config
 from nni_gconv.profiling import count
 from nni_gconv.training.zoo import ModelSettings, create_model
 from nni_gconv.training.zoo.grouped import with_groups

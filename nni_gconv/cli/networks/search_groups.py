@@ -68,7 +68,7 @@ def search_groups(  # noqa: PLR0913, PLR0917 - one argument an option
     """
     limits = parse_budgets(budget)
 
-    from nni_gconv.groupconv.search.search import search_groups as search
+    from nni_gconv.groupconv.search import search_groups as search
 
     network, example = build_model(model, shape, option, num_classes=num_classes, weights=weights)
     config_list = [{"op_types": _kinds(network, model), "exclude_op_names_re": exclude or []}]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import ChannelMap, Fields, Pick, Walker, is_saved, lookup
+from nni_gconv.graph.channels import ChannelMap, Fields, Pick, Walker
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.registry import channel_rule, constant_rule, place
 from nni_gconv.graph.rules.state import State, Value, known
@@ -30,9 +30,9 @@ def pick(walker: Walker, node: Node) -> Fields:
     if own is None:
         return rest
     name = walker.parameter(index)
-    if name is None or name not in walker.graph.buffers or not is_saved(walker.graph, name):
+    if name is None or name not in walker.graph.buffers or not walker.graph.is_saved(name):
         return walker.opaque(node)
-    values = lookup(walker.graph, name).cpu()
+    values = walker.graph.lookup(name).cpu()
     if values.dtype not in (torch.int32, torch.int64):
         return walker.opaque(node)
     for other in walker.picks:  # one buffer for both: what it picks from has to stay alike
@@ -52,7 +52,7 @@ def pick_constants(state: State, node: Node) -> Value:
     value, name = state.get(node.args[0]), state.name(index)
     if value is None or name is None or value.shape[dim] == 1:
         return value if name is not None else None
-    return known(value.index_select(dim, lookup(state.graph, name).cpu().long() % value.shape[dim]))
+    return known(value.index_select(dim, state.graph.lookup(name).cpu().long() % value.shape[dim]))
 
 
 def _where(node: Node) -> tuple[int, Any]:
@@ -73,7 +73,7 @@ def new_indices(graph: Graph, channels: ChannelMap, order: ChannelOrder) -> dict
         stays = order.positions(channels.of(entry.source))
         place_of = np.full(entry.source.numel(), -1)
         place_of[stays] = np.arange(len(stays))
-        old = lookup(graph, entry.tensor).cpu().numpy() % len(place_of)
+        old = graph.lookup(entry.tensor).cpu().numpy() % len(place_of)
         new = place_of[old[order.positions(channels.of(entry.picked))]]
         if not np.array_equal(new, old):
             found[entry.tensor] = new.tolist()
@@ -85,7 +85,7 @@ def write_indices(
 ) -> None:
     """Give buffers their new indices, under all their names."""
     for name, values in indices.items():
-        old = lookup(graph, name)
+        old = graph.lookup(name)
         new = torch.tensor(values, dtype=old.dtype, device=old.device)
         for alias in graph.aliases[name]:
             path, _, attribute = alias.rpartition(".")

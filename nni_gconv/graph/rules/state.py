@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import lookup
 from nni_gconv.graph.masks import Wiring
 from nni_gconv.graph.recorder import shape_of
 from nni_gconv.graph.rules.registry import place
@@ -60,7 +59,7 @@ class State:
         name = self.name(node)
         if name is None:
             return None
-        tensor = lookup(self.graph, name).detach().to("cpu", torch.float64)
+        tensor = self.graph.lookup(name).detach().to("cpu", torch.float64)
         kept = self.kept.get(name)
         if kept is None:
             return tensor, torch.ones_like(tensor, dtype=torch.bool)

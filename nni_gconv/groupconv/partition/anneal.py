@@ -27,8 +27,6 @@ from nni_gconv.groupconv.partition.bounds import centred
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-__all__ = ["anneal", "cooling", "default_sweeps", "exchange"]
-
 #: Random pairings between two updates of the group masses.
 _ROUNDS = 4
 #: First temperatures of the chains, and the last of all, as shares of the ordering temperature.

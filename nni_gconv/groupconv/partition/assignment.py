@@ -17,8 +17,6 @@ from scipy.optimize import linear_sum_assignment
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-__all__ = ["alternate", "balanced_assignment", "group_mass", "retained_mass"]
-
 #: Up to this many items, or places a group, the Hungarian algorithm is quicker than ours.
 _HUNGARIAN_ITEMS, _HUNGARIAN_PLACES = 128, 8
 

@@ -25,8 +25,6 @@ from scipy.linalg import eigh
 
 Floats = NDArray[np.float64]
 
-__all__ = ["centred", "dual_bound", "row_bound", "spectral_bound", "upper_bound"]
-
 #: What rounding may take from a sum of this many terms, with a wide margin.
 _SLACK = 1e-11
 

@@ -13,8 +13,6 @@ import numpy as np
 
 from nni_gconv.errors import ConfigError
 
-__all__ = ["kernel_norms", "l1", "l2", "taylor"]
-
 ArrayT = TypeVar("ArrayT")
 
 

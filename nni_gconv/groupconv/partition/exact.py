@@ -19,8 +19,6 @@ from nni_gconv.groupconv.partition.assignment import balanced_assignment
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-__all__ = ["balanced_splits", "count_splits", "solve_exactly"]
-
 _MOST_SPLITS = 50_000
 _MOST_NUMBERS = 10_000_000
 

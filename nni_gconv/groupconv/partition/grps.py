@@ -15,8 +15,6 @@ from scipy.optimize import linear_sum_assignment
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-__all__ = ["grps_permutations", "match_blocks", "sort_permutations"]
-
 
 def grps_permutations(
     scores: Floats, num_groups: int, num_sort_iters: int = 10

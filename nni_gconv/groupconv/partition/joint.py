@@ -24,8 +24,6 @@ from nni_gconv.groupconv.partition.sides import (
 )
 from nni_gconv.groupconv.partition.solve import partition
 
-__all__ = ["partition_joint"]
-
 Floats = NDArray[np.float64]
 
 #: Layers from whose own partitions the search starts, at most.

@@ -35,8 +35,6 @@ from nni_gconv.groupconv.partition.sides import (
 )
 from nni_gconv.groupconv.partition.solve import partition_many
 
-__all__ = ["NestedPartition", "arrange", "nested_counts", "split_costs"]
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

@@ -6,8 +6,6 @@ import numpy as np
 
 from nni_gconv.groupconv.partition.result import Partition, numbered_by_column
 
-__all__ = ["PATTERNS", "fixed_pattern"]
-
 PATTERNS = ("shuffle", "random")
 
 

@@ -7,8 +7,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from nni_gconv.groupconv.partition.result import Partition
 
-__all__ = ["block_pixels"]
-
 _FRAME = (213, 94, 0)
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Partition", "numbered_by_column"]
-
 Ints = NDArray[np.int64]
 
 

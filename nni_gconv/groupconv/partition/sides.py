@@ -21,8 +21,6 @@ from scipy.sparse.csgraph import connected_components
 from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.partition.assignment import balanced_assignment, group_mass
 
-__all__ = ["SharedSides", "SidedLayer", "Sides", "connected", "sided_layers"]
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Sides = dict[Hashable, Ints]

@@ -21,8 +21,6 @@ from nni_gconv.groupconv.partition.grps import grps_permutations, match_blocks, 
 from nni_gconv.groupconv.partition.result import Partition, numbered_by_column
 from nni_gconv.groupconv.partition.spectral import spectral_groups
 
-__all__ = ["METHODS", "Method", "checked_count", "partition", "partition_many"]
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Groups = tuple[Ints, Ints]

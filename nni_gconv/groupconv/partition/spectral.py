@@ -11,8 +11,6 @@ from nni_gconv.groupconv.partition.bounds import centred
 
 Floats = NDArray[np.float64]
 
-__all__ = ["spectral_groups"]
-
 
 def spectral_groups(scores: Floats, num_groups: int, rounds: int = 5) -> NDArray[np.int64]:
     """Balanced k-means of the columns in the space of the G-1 leading singular vectors.

@@ -22,17 +22,6 @@ from nni_gconv.groupconv.search.timing import grouped_copy
 from nni_gconv.profiling import Counts, compare_latency
 from nni_gconv.profiling.forward import batch_of
 
-__all__ = [
-    "SCORES",
-    "STRATEGIES",
-    "Score",
-    "Strategy",
-    "check_reachable",
-    "counts",
-    "solve_tables",
-    "solve_timed",
-]
-
 Strategy = Literal["exact", "max_cost"]
 Score = Literal["relative", "absolute", "geometric"]
 STRATEGIES = {"exact": solve_exact, "max_cost": solve_max_cost}

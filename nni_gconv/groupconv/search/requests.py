@@ -12,8 +12,6 @@ from nni_gconv.config_list import CHANNEL_KEYS, SETTING_KEYS, resolve
 from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.choices import check_count, not_groupable
 
-__all__ = ["GROUP_KEYS", "GroupRequest", "group_requests"]
-
 #: Keys of ours for methods that make group convolutions.
 GROUP_KEYS = ("num_groups", "max_group_size")
 

@@ -44,9 +44,6 @@ from nni_gconv.groupconv.search.timing import LayerTimer
 from nni_gconv.profiling import Counts
 from nni_gconv.pruning.selection.cost import parse_budget
 
-__all__ = ["GroupSearch", "search_groups"]
-
-
 #: What rounding may leave between a bound and the choice that meets it.
 _ROUNDING = 1e-9
 

@@ -17,16 +17,6 @@ from nni_gconv.groupconv.search.requests import GroupRequest, group_requests
 from nni_gconv.groupconv.search.timing import LayerTimer
 from nni_gconv.profiling import Counts, profile
 
-__all__ = [
-    "CRITERIA",
-    "ChoiceRules",
-    "GroupTables",
-    "LayerTable",
-    "cost_tables",
-    "kernel_scores",
-    "score_tables",
-]
-
 #: Criteria by name: weight (F, C, ...) -> scores (F, C).
 CRITERIA: dict[str, Callable[[Any], Any]] = {"l2": l2, "l1": l1}
 #: Called with the matrices that are split so far, and all.

@@ -24,8 +24,6 @@ from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
 from nni_gconv.profiling import compare_latency
 from nni_gconv.profiling.forward import device_of, evaluating, run, to_device
 
-__all__ = ["LatencyGate", "LayerLatency", "LayerTimer", "grouped_copy", "slower_than_dense"]
-
 #: Gathers of a layer: none, one in front, one in front and one behind.
 _GATHERS = (0, 1, 2)
 

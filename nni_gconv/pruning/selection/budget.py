@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from nni_gconv.errors import BudgetError
-from nni_gconv.graph.coupling import CoupledSet
+from nni_gconv.graph import CoupledSet
 from nni_gconv.pruning.selection.allocation import Request, fit_budget, fit_measured
 from nni_gconv.pruning.selection.cost import CostModel
 

@@ -15,8 +15,7 @@ from torch import nn
 from torch.fx import Node
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.graph.coupling import Coupling
-from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph import Coupling, op_name, shape_of
 from nni_gconv.profiling.costs import count
 
 __all__ = ["CostModel", "parse_budget"]

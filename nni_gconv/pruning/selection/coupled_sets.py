@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from nni_gconv import compat
 from nni_gconv.config_list import LayerConfig
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.graph.constants import known_values
-from nni_gconv.graph.coupling import CoupledSet, Coupling
-from nni_gconv.graph.liveness import decide
-from nni_gconv.graph.masks import Wiring
+from nni_gconv.graph import CoupledSet, Coupling, Wiring, decide, known_values
 from nni_gconv.pruning.selection.allocation import Request, removal_steps
 
 __all__ = [

@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 from nni_gconv.profiling import compare_latency
-from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.speedup import ModelSpeedup
 
 __all__ = ["LatencyModel", "measured_ratio"]
 

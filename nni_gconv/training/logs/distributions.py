@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_gconv import compat
-from nni_gconv.groupconv.gather import gathers_of
+from nni_gconv.groupconv import gathers_of
 from nni_gconv.training.logs.metric_log import MetricLog
 
 __all__ = ["distributions", "log_distributions"]

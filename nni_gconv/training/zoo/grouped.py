@@ -26,8 +26,7 @@ import torch
 from torch import nn
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.groupconv.config import check_groups, read_group_config
-from nni_gconv.groupconv.layers import conv_like, replace_layers
+from nni_gconv.groupconv import check_groups, conv_like, read_group_config, replace_layers
 
 __all__ = ["FORMS", "with_groups"]
 

@@ -7,7 +7,7 @@ from speedup_nets import X, conv, middle, reasons, shapes
 from speedup_tools import line_of, randn, randomise, rows_off, shrink
 from torch import nn
 
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 
 # -- sums, concatenation, groups ------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from speedup_tools import line_of, randn, randomise, rows_off, shrink
 from torch import nn
 
 from nni_gconv import ModelSpeedup, load_compact, save_compact
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 
 X = randn(2, 3, 6, 6)
 

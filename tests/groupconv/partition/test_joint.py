@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.partition import Partition, partition, partition_joint
+from nni_gconv.groupconv.partition import Partition, fixed_pattern, partition, partition_joint
 from nni_gconv.groupconv.partition.assignment import retained_mass
-from nni_gconv.groupconv.partition.patterns import fixed_pattern
 
 
 def balanced(size, groups):

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.partition.nested import (
-    NestedPartition,
-    arrange,
-    nested_counts,
-    split_costs,
-)
+from nni_gconv.groupconv.partition import NestedPartition, arrange, nested_counts
+from nni_gconv.groupconv.partition.nested import split_costs
 
 NEAR_DIAGONAL = np.array(
     [[10, 1, 0.2, 0.1], [1, 10, 0.1, 0.2], [0.2, 0.1, 10, 1], [0.1, 0.2, 1, 10]]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nni_gconv.groupconv.partition import partition
-from nni_gconv.groupconv.partition.picture import block_pixels
+from nni_gconv.groupconv.partition import block_pixels, partition
 
 
 def blocks(filters, channels, groups, rng):

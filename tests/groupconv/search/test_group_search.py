@@ -13,17 +13,21 @@ from torch import nn
 
 from nni_gconv import search_groups
 from nni_gconv.errors import BudgetError, ConfigError
-from nni_gconv.groupconv.config import read_group_config
+from nni_gconv.groupconv import read_group_config
 from nni_gconv.groupconv.partition import l1, taylor
-from nni_gconv.groupconv.search.knapsack import (
+from nni_gconv.groupconv.search import (
     ChoiceProblem,
-    _highs_silenced,
+    ChoiceRules,
+    LayerTimer,
+    cost_tables,
+    grouped_copy,
+    score_tables,
+    slower_than_dense,
     solve_close,
     solve_exact,
     solve_max_cost,
 )
-from nni_gconv.groupconv.search.tables import ChoiceRules, cost_tables, score_tables
-from nni_gconv.groupconv.search.timing import LayerTimer, grouped_copy, slower_than_dense
+from nni_gconv.groupconv.search.knapsack import _highs_silenced
 from nni_gconv.profiling import count
 from nni_gconv.training.zoo import create_model
 

@@ -10,7 +10,7 @@ from torchvision.models import efficientnet_b0, resnet50
 
 from nni_gconv import GroupConvPruner, GSparsityPruner, load_compact, save_compact
 from nni_gconv.profiling import count
-from nni_gconv.speedup.residual import steps_of
+from nni_gconv.speedup import steps_of
 from nni_gconv.training.zoo import create_model
 
 DIGIT = torch.zeros(1, 1, 8, 8)

@@ -10,7 +10,7 @@ from torch import nn
 from nni_gconv.errors import ConfigError
 from nni_gconv.profiling import count
 from nni_gconv.pruning.methods.fpgm import FPGMPruner
-from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.speedup import ModelSpeedup
 from nni_gconv.training.zoo import create_model
 
 #: Six filters whose two most replaceable are 2 and 0.

@@ -20,7 +20,7 @@ from torch import nn
 
 from nni_gconv import GSparsityPruner, ModelSpeedup, ProxSGD
 from nni_gconv.errors import BudgetError, ConfigError
-from nni_gconv.graph.coupling import Coupling
+from nni_gconv.graph import Coupling
 from nni_gconv.profiling import count
 from nni_gconv.pruning.methods.gsparsity.group_lasso import (
     NormSpread,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nni_gconv.groupconv.partition.nested import NestedPartition, nested_counts
+from nni_gconv.groupconv.partition import NestedPartition, nested_counts
 from nni_gconv.pruning.methods.shuffle.hierarchy import (
     bisect_threshold,
     deepest,

@@ -10,17 +10,20 @@ import numpy as np
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.choices import groups_for_max_size
-from nni_gconv.groupconv.search.budget import Score
-from nni_gconv.groupconv.search.requests import GroupRequest
-from nni_gconv.groupconv.search.search import GroupSearch, search_groups
-from nni_gconv.groupconv.search.timing import slower_than_dense
+from nni_gconv.groupconv import groups_for_max_size
+from nni_gconv.groupconv.search import (
+    GroupRequest,
+    GroupSearch,
+    Score,
+    search_groups,
+    slower_than_dense,
+)
 from nni_gconv.profiling import count as costs_of
 from nni_gconv.pruning.group_sides import LiveLayer, Sharing, Side
 from nni_gconv.pruning.pruner import from_main_process
 from nni_gconv.pruning.selection.cost import parse_budget
 from nni_gconv.pruning.selection.near_limit import CLOSE
-from nni_gconv.speedup.model_speedup import ModelSpeedup
+from nni_gconv.speedup import ModelSpeedup
 
 __all__ = [
     "fitting_counts",

@@ -27,14 +27,19 @@ from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.graph.coupling import Coupling
-from nni_gconv.groupconv.config import check_groups, read_group_config
-from nni_gconv.groupconv.partition import Partition, l2, partition_joint, partition_many
-from nni_gconv.groupconv.partition.nested import nested_counts
-from nni_gconv.groupconv.partition.patterns import PATTERNS, fixed_pattern
-from nni_gconv.groupconv.partition.solve import checked_count
-from nni_gconv.groupconv.search.requests import GroupRequest, group_requests
-from nni_gconv.groupconv.search.tables import kernel_scores
+from nni_gconv.graph import Coupling
+from nni_gconv.groupconv import check_groups, read_group_config
+from nni_gconv.groupconv.partition import (
+    PATTERNS,
+    Partition,
+    checked_count,
+    fixed_pattern,
+    l2,
+    nested_counts,
+    partition_joint,
+    partition_many,
+)
+from nni_gconv.groupconv.search import GroupRequest, group_requests, kernel_scores
 from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, unwrapped_input
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
 from nni_gconv.pruning.methods.gconv.group_counts import (

@@ -11,9 +11,7 @@ from functools import cache
 
 from torch import Tensor
 
-from nni_gconv.graph.branches import Branch, find_branches
-from nni_gconv.graph.constants import known_operands
-from nni_gconv.graph.coupling import CoupledSet, Coupling
+from nni_gconv.graph import Branch, CoupledSet, Coupling, find_branches, known_operands
 
 __all__ = ["DeadBlocks"]
 

@@ -13,8 +13,7 @@ from torch.fx import Node
 
 from nni_gconv.config_list import resolve
 from nni_gconv.errors import ConfigError
-from nni_gconv.graph.coupling import Coupling, Member
-from nni_gconv.graph.recorder import op_name
+from nni_gconv.graph import Coupling, Member, op_name
 from nni_gconv.pruning.selection.cost import CostModel
 from nni_gconv.training.proxsgd import gain_scale, group_soft_threshold
 

@@ -39,7 +39,7 @@ from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.graph.coupling import CoupledSet, Member
+from nni_gconv.graph import CoupledSet, Member
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics, Rule
 from nni_gconv.pruning.methods.gsparsity.dead_blocks import DeadBlocks
 from nni_gconv.pruning.methods.gsparsity.group_lasso import (

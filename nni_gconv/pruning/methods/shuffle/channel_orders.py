@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
-from nni_gconv.groupconv.partition import Partition
-from nni_gconv.groupconv.partition.nested import NestedPartition, arrange
+from nni_gconv.groupconv.partition import NestedPartition, Partition, arrange
 
 __all__ = ["ChannelOrders"]
 

@@ -39,8 +39,8 @@ from nni.compression.utils import Evaluator
 from torch import nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.graph.coupling import Coupling
-from nni_gconv.groupconv.choices import check_count
+from nni_gconv.graph import Coupling
+from nni_gconv.groupconv import check_count
 from nni_gconv.groupconv.partition import l1
 from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, unwrapped_input
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing

@@ -10,11 +10,19 @@ from typing import Any
 from torch import nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.partition.nested import nested_counts
-from nni_gconv.groupconv.search.budget import check_reachable, solve_tables, solve_timed
-from nni_gconv.groupconv.search.requests import GroupRequest, group_requests
-from nni_gconv.groupconv.search.tables import ChoiceRules, GroupTables, LayerTable, cost_tables
-from nni_gconv.groupconv.search.timing import LayerTimer
+from nni_gconv.groupconv.partition import nested_counts
+from nni_gconv.groupconv.search import (
+    ChoiceRules,
+    GroupRequest,
+    GroupTables,
+    LayerTable,
+    LayerTimer,
+    check_reachable,
+    cost_tables,
+    group_requests,
+    solve_tables,
+    solve_timed,
+)
 from nni_gconv.pruning.methods.shuffle.hierarchy import bisect_threshold, deepest, saved_share
 from nni_gconv.pruning.selection.near_limit import CLOSE, nearest_choice
 

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.graph.coupling import CoupledSet, Coupling
+from nni_gconv.graph import CoupledSet, Coupling
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics, Rule
 from nni_gconv.pruning.methods.slimming.scales import (
     add_subgradient_,

@@ -1,0 +1,78 @@
+"""Packages are entered by their faces: no code looks for a name behind one."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import nni_gconv
+
+ROOT = Path(nni_gconv.__file__).parent
+FACES = ["graph", "groupconv", "groupconv.partition", "groupconv.search", "speedup"]
+
+
+@cache
+def imports(path):
+    """Modules that a file of the package imports from."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.append(node.module)
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return found
+
+
+def behind(face, files):
+    """Files outside a package that import from a module inside it."""
+    own = ROOT / face.replace(".", "/")
+    inner = {f"nni_gconv.{other}" for other in FACES}
+    return [
+        (str(path.relative_to(ROOT)), module)
+        for path in files
+        if not path.is_relative_to(own)
+        for module in imports(path)
+        if module.startswith(f"nni_gconv.{face}.") and module not in inner
+    ]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_others_import_from_the_face(face):
+    assert behind(face, ROOT.rglob("*.py")) == []
+
+
+def test_an_import_from_behind_a_face_is_found():
+    path = ROOT / "cli" / "somewhere.py"
+
+    class File(type(path)):
+        __hash__ = object.__hash__
+
+        def read_text(self, **_):
+            return "from nni_gconv.graph.channels import Walker"
+
+    assert behind("graph", [File(path)]) == [("cli/somewhere.py", "nni_gconv.graph.channels")]
+    assert behind("speedup", [File(path)]) == []
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_face_says_what_it_is_and_holds_what_it_names(face):
+    module = importlib.import_module(f"nni_gconv.{face}")
+    assert "egin with" in module.__doc__
+    assert "nows of" in module.__doc__ or "eeds" in module.__doc__
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    assert set(module.__all__) <= set(dir(module))
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_only_faces_list_names(face):
+    folder = ROOT / face.replace(".", "/")
+    listing = [
+        p.name
+        for p in folder.glob("*.py")
+        if p.name != "__init__.py" and "__all__" in p.read_text()
+    ]
+    assert listing == []
