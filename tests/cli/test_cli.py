@@ -6,20 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import call
 
 from nni_gconv.cli import main
 from nni_gconv.cli.output import parse_overrides
 from nni_gconv.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-
-
-def call(capsys, *args):
-    """Run the command line in this process; return its exit code and what it wrote."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(args))
-    out, err = capsys.readouterr()
-    return caught.value.code, out, err
 
 
 @pytest.fixture

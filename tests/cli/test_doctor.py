@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from commands import call
 
-from nni_gconv.cli import main
 from nni_gconv.diagnose import diagnose
 from nni_gconv.training.zoo import create_model
 
@@ -56,15 +56,8 @@ def nets(tmp_path, monkeypatch):
     return "nets_of_a_user"
 
 
-def call(capfd, *args):
-    with pytest.raises(SystemExit) as caught:
-        main(["doctor", *args])
-    out, err = capfd.readouterr()
-    return caught.value.code, out, err
-
-
 def test_a_network_of_the_zoo(capfd):
-    code, out, err = call(capfd, "resnet8")
+    code, out, err = call(capfd, "doctor", "resnet8")
     assert (code, err) == (0, "")
     found = diagnose(create_model("resnet8"), torch.zeros(1, 3, 32, 32))
     for row in found.sets:
@@ -75,7 +68,7 @@ def test_a_network_of_the_zoo(capfd):
 
 
 def test_as_json(capfd):
-    code, out, err = call(capfd, "resnet8", "--ratio", "0.25", "--json")
+    code, out, err = call(capfd, "doctor", "resnet8", "--ratio", "0.25", "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["ratio"] == 0.25
@@ -86,7 +79,7 @@ def test_as_json(capfd):
 
 def test_options_and_input(capfd):
     args = ["resnet8", "--json", "--input", "1x1x16x16", "-o", "in_channels=1", "-o", "width=0.5"]
-    code, out, _ = call(capfd, *args)
+    code, out, _ = call(capfd, "doctor", *args)
     assert code == 0
     stem = next(row for row in json.loads(out)["sets"] if row["layers"][0] == "conv1")
     assert stem["channels"] == 8
@@ -101,7 +94,7 @@ def test_options_and_input(capfd):
     ],
 )
 def test_torchvision(capfd, name, kept, free):
-    code, out, err = call(capfd, f"torchvision:{name}", "--input", "1x3x64x64")
+    code, out, err = call(capfd, "doctor", f"torchvision:{name}", "--input", "1x3x64x64")
     assert (code, err) == (0, "")
     table, _, lines = out.partition("└")
     assert free in table.replace("\n", "")
@@ -109,13 +102,13 @@ def test_torchvision(capfd, name, kept, free):
 
 
 def test_a_network_of_the_user(capfd, nets):
-    code, out, _ = call(capfd, f"{nets}:Net", "-o", "width=12", "--json")
+    code, out, _ = call(capfd, "doctor", f"{nets}:Net", "-o", "width=12", "--json")
     assert code == 0
     assert [row["channels"] for row in json.loads(out)["sets"]] == [12, 10]
 
 
 def test_what_the_forward_does_not_use_is_said(capfd, nets):
-    code, out, _ = call(capfd, f"{nets}:Spare")
+    code, out, _ = call(capfd, "doctor", f"{nets}:Spare")
     assert code == 0
     assert "note: spare: not used by the forward" in out
 
@@ -140,7 +133,7 @@ def test_what_the_forward_does_not_use_is_said(capfd, nets):
     ],
 )
 def test_a_broken_network_is_one_line(capfd, nets, net, more, words):
-    code, out, err = call(capfd, f"{nets}:{net}", *more)
+    code, out, err = call(capfd, "doctor", f"{nets}:{net}", *more)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -153,6 +146,6 @@ def test_a_broken_network_is_one_line(capfd, nets, net, more, words):
     [("resnet9", "resnet9"), ("torchvision:resnet5", "did you mean 'resnet50'?")],
 )
 def test_an_unknown_network(capfd, name, said):
-    code, out, err = call(capfd, name)
+    code, out, err = call(capfd, "doctor", name)
     assert (code, out) == (2, "")
     assert said in err

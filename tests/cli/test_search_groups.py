@@ -6,20 +6,12 @@ import json
 
 import pytest
 import torch
+from commands import call
 
 from nni_gconv import search_groups
-from nni_gconv.cli import main
 from nni_gconv.cli.networks.search_groups import parse_budgets
 from nni_gconv.groupconv import read_group_config
 from nni_gconv.training.zoo import create_model
-
-
-def call(capsys, *args):
-    """Run the command line in this process; return its exit code and what it wrote."""
-    with pytest.raises(SystemExit) as caught:
-        main(["search-groups", *args])
-    out, err = capsys.readouterr()
-    return caught.value.code, out, err
 
 
 @pytest.fixture
@@ -32,7 +24,8 @@ def weights(tmp_path):
 def test_it_finds_what_the_library_finds(capsys, tmp_path, weights):
     path = tmp_path / "found" / "groups.json"
     code, out, err = call(
-        capsys, "resnet8", "--weights", weights, "--budget", "params=0.5", "--budget", "macs=0.6",
+        capsys, "search-groups", "resnet8", "--weights", weights,
+        "--budget", "params=0.5", "--budget", "macs=0.6",
         "--exclude", r"layer1\.", "--min-factor", "2", "--output", str(path), "--json",
     )  # fmt: skip
     assert code == 0
@@ -50,7 +43,9 @@ def test_it_finds_what_the_library_finds(capsys, tmp_path, weights):
 
 
 def test_it_prints_a_table(capsys):
-    code, out, err = call(capsys, "resnet8", "--budget", "macs=0.5", "--strategy", "max_cost")
+    code, out, err = call(
+        capsys, "search-groups", "resnet8", "--budget", "macs=0.5", "--strategy", "max_cost"
+    )
     assert code == 0
     assert "layer1.0.conv1" in out
     assert "max_cost: retained" in out
@@ -74,7 +69,7 @@ def test_it_prints_a_table(capsys):
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, args, words):
-    code, out, err = call(capsys, *args)
+    code, out, err = call(capsys, "search-groups", *args)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -83,7 +78,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, args, words):
 
 def test_nothing_is_saved_when_the_budget_is_out_of_reach(capsys, tmp_path):
     path = tmp_path / "groups.json"
-    code, _, _ = call(capsys, "resnet8", "--budget", "macs=0.01", "--output", str(path))
+    code, _, _ = call(
+        capsys, "search-groups", "resnet8", "--budget", "macs=0.01", "--output", str(path)
+    )
     assert code == 2
     assert not path.exists()
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 import yaml
+from commands import call
 
 from nni_gconv import GroupConvPruner, ModelSpeedup
-from nni_gconv.cli import main
 from nni_gconv.profiling import count
 from nni_gconv.recipe.load import apply_overrides, load_recipe
 from nni_gconv.training.zoo import create_model
@@ -24,13 +24,6 @@ RECIPE = {
 KEY = "prune.options.group_config."
 
 
-def call(capsys, *args):
-    with pytest.raises(SystemExit) as caught:
-        main(["search-space", *map(str, args)])
-    out, err = capsys.readouterr()
-    return caught.value.code, out, err
-
-
 @pytest.fixture
 def recipe(tmp_path):
     file = tmp_path / "recipe.yml"
@@ -40,7 +33,7 @@ def recipe(tmp_path):
 
 def test_the_costs_are_those_of_the_network_that_a_trial_makes(capsys, recipe, tmp_path):
     path = tmp_path / "made" / "search_space.json"
-    code, _, err = call(capsys, recipe, "--output", path, "--min-factor", "2")
+    code, _, err = call(capsys, "search-space", recipe, "--output", path, "--min-factor", "2")
     assert code == 0, err
     assert "conv1 stays dense" in err
     space = json.loads(path.read_text())
@@ -64,7 +57,7 @@ def test_the_costs_are_those_of_the_network_that_a_trial_makes(capsys, recipe, t
 
 
 def test_it_goes_to_standard_output_without_a_file(capsys, recipe):
-    code, out, _ = call(capsys, recipe, "--max-groups", "2")
+    code, out, _ = call(capsys, "search-space", recipe, "--max-groups", "2")
     assert code == 0
     assert {len(spec["_value"]) for spec in json.loads(out).values()} == {2}
 
@@ -80,6 +73,6 @@ def test_it_goes_to_standard_output_without_a_file(capsys, recipe):
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, recipe, args, words):
-    code, out, err = call(capsys, recipe, *args)
+    code, out, err = call(capsys, "search-space", recipe, *args)
     assert (code, out) == (2, "")
     assert words in err.splitlines()[-1]

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 import yaml
+from commands import call
 from safetensors.torch import load_file
 
 from nni_gconv import sensitivity
-from nni_gconv.cli import main
 from nni_gconv.cli.networks.sensitivity import parse_ratios
 from nni_gconv.errors import ConfigError
 from nni_gconv.recipe.load import load_recipe
@@ -30,14 +30,6 @@ RECIPE = {
 }
 
 
-def call(capsys, *args):
-    """Run the command line in this process; return its exit code and what it wrote."""
-    with pytest.raises(SystemExit) as caught:
-        main(["sensitivity", *map(str, args)])
-    out, err = capsys.readouterr()
-    return caught.value.code, out, err
-
-
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -48,7 +40,7 @@ def recipe(tmp_path, monkeypatch):
 
 def test_a_recipe_is_trained_measured_and_gone_on_with(capsys, recipe):
     asked = (recipe, "--criterion", "gamma", "--ratios", "0,0.5", "--tolerance", "0.3", "--json")
-    code, out, err = call(capsys, *asked)
+    code, out, err = call(capsys, "sensitivity", *asked)
     assert code == 0, err
     assert "train 2/2" in err
     assert "6 points done" in err
@@ -77,7 +69,7 @@ def test_a_recipe_is_trained_measured_and_gone_on_with(capsys, recipe):
     assert not (folder.parent / "recipe.yml").exists()
 
     before = (folder / "gamma/scores.jsonl").read_bytes()
-    code, again, err = call(capsys, *asked)
+    code, again, err = call(capsys, "sensitivity", *asked)
     assert (code, again) == (0, out)
     assert "train" not in err
     assert (folder / "gamma/scores.jsonl").read_bytes() == before
@@ -86,7 +78,8 @@ def test_a_recipe_is_trained_measured_and_gone_on_with(capsys, recipe):
 def test_a_model_with_weights_and_data(capsys, tmp_path):
     torch.save(create_model("resnet8", in_channels=1).state_dict(), tmp_path / "weights.pt")
     code, out, err = call(
-        capsys, "resnet8", "-o", f"model.weights={tmp_path}/weights.pt", "-o", "data.name=digits",
+        capsys, "sensitivity", "resnet8", "-o", f"model.weights={tmp_path}/weights.pt",
+        "-o", "data.name=digits",
         "-o", "data.train_size=100", "--ratios", "0.5", "--criterion", "fpgm", "--option",
         "distance=cosine", "--output", tmp_path / "here", "--quiet",
     )  # fmt: skip
@@ -117,7 +110,7 @@ def test_a_model_with_weights_and_data(capsys, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, recipe, args, words):
-    code, out, err = call(capsys, *args, "-o", "model.options.width=0.25")
+    code, out, err = call(capsys, "sensitivity", *args, "-o", "model.options.width=0.25")
     assert (code, out) == (2, "")
     (error,) = err.splitlines()  # nothing has been trained
     assert error.startswith("error: ")

@@ -4,23 +4,16 @@ import json
 
 import pytest
 import torch
+from commands import call
 
 from nni_gconv import ModelSpeedup, load_compact, save_compact
 from nni_gconv.artefact import read_plan
-from nni_gconv.cli import main
 from nni_gconv.graph import Coupling
 from nni_gconv.speedup import take_out
 from nni_gconv.training.zoo import create_model
 
 OPTIONS = {"width": 0.5, "in_channels": 1, "num_classes": 7}
 IMAGES = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def call(capfd, *args):
-    with pytest.raises(SystemExit) as caught:
-        main(list(map(str, args)))
-    out, err = capfd.readouterr()
-    return caught.value.code, out, err
 
 
 def small_net(name="resnet8", **options):

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from speedup_tools import assert_same_outputs, call, masked, randn, randomise, rows_off, shrink
+from speedup_tools import (
+    assert_same_outputs,
+    masked,
+    outputs_of,
+    randn,
+    randomise,
+    rows_off,
+    shrink,
+)
 from torch import nn
 
 from nni_gconv import ModelSpeedup
@@ -249,10 +257,10 @@ def test_silence_masks_the_norm_and_says_so():
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1),
     ))  # fmt: skip
     only = {"0": {"weight": rows_off(net, "0", [1, 2])["0"]["weight"]}}
-    expected = call(masked(net, rows_off(net, "0", [1, 2], "1")), X)
-    assert not torch.allclose(expected[0], call(masked(net, only), X)[0])
+    expected = outputs_of(masked(net, rows_off(net, "0", [1, 2], "1")), X)
+    assert not torch.allclose(expected[0], outputs_of(masked(net, only), X)[0])
     speedup = ModelSpeedup(net, X, only)
-    assert_same_outputs(expected, call(speedup.speedup_model(), X))
+    assert_same_outputs(expected, outputs_of(speedup.speedup_model(), X))
     notes = " ".join(speedup.report().notes)
     for name in ("0.bias", "1.weight", "1.bias"):
         assert f"{name}: 2 values silenced" in notes

@@ -3,7 +3,15 @@
 import torch
 import torch.nn.functional as F
 from speedup_nets import X, conv, shapes
-from speedup_tools import assert_same_outputs, call, line_of, masked, randomise, rows_off, shrink
+from speedup_tools import (
+    assert_same_outputs,
+    line_of,
+    masked,
+    outputs_of,
+    randomise,
+    rows_off,
+    shrink,
+)
 from torch import nn
 
 
@@ -41,7 +49,7 @@ def test_auxiliary_head_is_cut_along():
     assert "never: not used by the forward, left as they are" in notes
     for model in (reference, net):
         model.train().aux[3].eval()  # dropout draws as many numbers as there are channels
-    assert_same_outputs(call(reference, X), call(net, X))
+    assert_same_outputs(outputs_of(reference, X), outputs_of(net, X))
 
 
 def test_channels_that_only_training_reads():
@@ -70,7 +78,7 @@ def test_halves_that_only_training_cuts():
     assert "equal parts of chunk" in " ".join(speedup.report().notes)
     for model in (reference, net):
         model.train().aux[3].eval()
-    assert_same_outputs(call(reference, X), call(net, X))
+    assert_same_outputs(outputs_of(reference, X), outputs_of(net, X))
 
 
 def test_training_that_cannot_be_traced_is_said():

@@ -64,7 +64,7 @@ def masked(model, masks):
     return copied
 
 
-def call(model, inputs):
+def outputs_of(model, inputs):
     """Return all output tensors; a dict gives keywords, a tuple arguments."""
     inputs = copy.deepcopy(inputs)
     with torch.no_grad():
@@ -100,14 +100,14 @@ def flags(model):
 def shrink(model, dummy, masks, inputs=None, *, smaller=True, **options):
     """Speed a model up and judge the result; return the ModelSpeedup."""
     inputs = dummy if inputs is None else inputs
-    expected = call(masked(model, masks), inputs)
+    expected = outputs_of(masked(model, masks), inputs)
     before, dense = flags(model), size(model)
     options = {"verify": False, **options}
     speedup = ModelSpeedup(model, dummy, masks, **options)
     small = speedup.speedup_model()
     assert small is model, "the model passed in is the one returned"
     assert flags(small) == before
-    assert_same_outputs(expected, call(small, inputs))
+    assert_same_outputs(expected, outputs_of(small, inputs))
     assert size(small) < dense if smaller else size(small) == dense
     return speedup
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from mask_tools import Stop, seeded
 from nni.compression.pruning import AGPPruner, LinearPruner
 from pruner_cases import GROUP_PRUNERS, masks_of_processes
 from pruning_nets import GroupBlock, conv, loop_evaluator, mobile_net, plain_net, randomised
@@ -29,11 +30,6 @@ DIGIT = torch.zeros(1, 1, 8, 8)
 def make(request):
     """The class of a pruner."""
     return GROUP_PRUNERS[request.param]
-
-
-def seeded(build, seed=0):
-    torch.manual_seed(seed)
-    return build()
 
 
 def chain():
@@ -189,10 +185,6 @@ class TestBudget:
         said = r"budget: macs of 0.010 of dense \([\d,]+\) cannot be reached; .* reach 0\.\d+"
         with pytest.raises(BudgetError, match=said):
             make(chain(), CONVS, dummy_input=SMALL, budget={"macs": 0.01})
-
-
-class Stop(Exception):
-    pass
 
 
 def ramp(make, folder, *, stop_at=None, resume=False, seed=0, epochs=4, **options):

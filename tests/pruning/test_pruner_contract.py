@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from mask_process import digests
+from mask_tools import alive, seeded, widths
 from pruner_cases import HAVE_A_GOAL, PRUNERS
 from pruning_nets import GroupBlock, conv, mobile_net, plain_net, randomised
 from torch import nn
@@ -34,21 +35,8 @@ def make(request):
     return PRUNERS[request.param]
 
 
-def seeded(build, seed=0):
-    torch.manual_seed(seed)
-    return build()
-
-
 def resnet(kind="A", depth=8, width=0.5):
     return seeded(lambda: create_model(f"resnet{depth}", shortcut=kind, width=width))
-
-
-def alive(mask, dim=0):
-    return mask.movedim(dim, 0).flatten(1).any(1)
-
-
-def widths(masks, *names):
-    return [int(alive(masks[name]["weight"]).sum()) for name in names]
 
 
 class Skip(nn.Module):

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from mask_tools import Stop, same_masks, seeded, widths
 from nni.compression.pruning import AGPPruner, LinearPruner
 from pruner_cases import PRUNERS, masks_of_processes
 from pruning_nets import (
@@ -36,36 +37,8 @@ def make(request):
     return PRUNERS[request.param]
 
 
-def seeded(build, seed=0):
-    torch.manual_seed(seed)
-    return build()
-
-
 def digits_net():
     return GroupBlock(channels=1)
-
-
-def alive(mask, dim=0):
-    return mask.movedim(dim, 0).flatten(1).any(1)
-
-
-def widths(masks, *names):
-    return [int(alive(masks[name]["weight"]).sum()) for name in names]
-
-
-def same_masks(a, b):
-    return list(a) == list(b) and all(
-        list(a[m]) == list(b[m])
-        and all(
-            x is None if y is None else torch.equal(x, y)
-            for x, y in zip(a[m].values(), b[m].values(), strict=True)
-        )
-        for m in a
-    )
-
-
-class Stop(Exception):
-    pass
 
 
 def sparsify(make, folder, *, stop_at=None, resume=False, seed=0):

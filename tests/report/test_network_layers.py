@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from commands import call
 from filelock import FileLock
 from tiny_recipes import tiny
 from torch import nn
 
 from nni_gconv import save_compact
 from nni_gconv.artefact import load_compact
-from nni_gconv.cli import main
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.profiling import count
 from nni_gconv.recipe import run_recipe
@@ -53,13 +53,6 @@ def runs(tmp_path_factory):
         )
         run_recipe(recipe, output=folder / name, quiet=True)
     return folder
-
-
-def call(capfd, *args):
-    with pytest.raises(SystemExit) as caught:
-        main(list(map(str, args)))
-    out, err = capfd.readouterr()
-    return caught.value.code, out, err
 
 
 # -- what is read ---------------------------------------------------------------------------------

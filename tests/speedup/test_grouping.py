@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from speedup_tools import assert_same_outputs, call, masked, randn, randomise, silent_masks
+from speedup_tools import assert_same_outputs, masked, outputs_of, randn, randomise, silent_masks
 from torch import nn
 from torch.fx import GraphModule
 
@@ -46,11 +46,11 @@ def joined(first, second):
 
 def convert(model, dummy, masks, **options):
     """Speed up, judge, and return the ModelSpeedup."""
-    expected = call(masked(model, masks), dummy)
+    expected = outputs_of(masked(model, masks), dummy)
     own = {type(module) for module in model.modules()}
     speedup = ModelSpeedup(model, dummy, masks, verify=False, **options)
     small = speedup.speedup_model()
-    assert_same_outputs(expected, call(small, dummy))
+    assert_same_outputs(expected, outputs_of(small, dummy))
     added = {type(module) for module in small.modules()} - own
     assert all(kind.__module__.startswith("torch.") for kind in added)
     return speedup
@@ -156,9 +156,9 @@ class TestLayers:
                 return super().forward(x) * 2
 
         net = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), Doubled(8, 8, 1), nn.Conv2d(8, 2, 1)))
-        expected = call(masked(net, masks := group_masks(net, {"1": 4})), randn(1, 3, 5, 5))
+        expected = outputs_of(masked(net, masks := group_masks(net, {"1": 4})), randn(1, 3, 5, 5))
         ModelSpeedup(net, randn(1, 3, 5, 5), masks).speedup_model()
-        assert_same_outputs(expected, call(net, randn(1, 3, 5, 5)))
+        assert_same_outputs(expected, outputs_of(net, randn(1, 3, 5, 5)))
         assert net[1].groups == 1
 
     def test_a_lone_convolution_has_no_place_for_gathers(self):
@@ -308,9 +308,9 @@ class TestFiles:
         net = copy.deepcopy(small).double()
         dummy = randn(1, 3, 7, 7)
         masks = silent_masks(net, dummy, 2)
-        expected = call(masked(net, masks), dummy)
+        expected = outputs_of(masked(net, masks), dummy)
         ModelSpeedup(net, dummy, masks).speedup_model()
-        assert_same_outputs(expected, call(net, dummy))
+        assert_same_outputs(expected, outputs_of(net, dummy))
 
 
 def test_an_optimizer_goes_on():

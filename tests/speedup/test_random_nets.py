@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from speedup_tools import (
     assert_same_outputs,
-    call,
     filter_masks,
     masked,
+    outputs_of,
     randn,
     randomise,
     silent_masks,
@@ -344,15 +344,15 @@ def test_small_equals_masked(case):
             entry["weight"] = entry.get("weight", 1.0) * targets["weight"]
     if any(b == "tied" for b in case["blocks"]):
         masks = one_mask_for_tied(net, masks)
-    expected = call(masked(net, masks), dummy)
+    expected = outputs_of(masked(net, masks), dummy)
     before = sum(p.numel() for p in net.parameters())
     constants = "silence" if case["masks"] == "silent" else "fold"
     speedup = ModelSpeedup(net, dummy, masks, verify=False, constants=constants)
-    assert_same_outputs(expected, call(speedup.speedup_model(), dummy))
+    assert_same_outputs(expected, outputs_of(speedup.speedup_model(), dummy))
     if case["masks"] == "silent":
         assert sum(p.numel() for p in net.parameters()) <= before
     net.train()
-    call(net, dummy)
+    outputs_of(net, dummy)
 
 
 def one_mask_for_tied(net, masks):

@@ -5,9 +5,9 @@ import torch
 import torchvision
 from speedup_tools import (
     assert_same_outputs,
-    call,
     filter_masks,
     masked,
+    outputs_of,
     randn,
     randomise,
     shrink,
@@ -108,10 +108,10 @@ def test_zoo_foreign_masks_silence(name):
         for name, targets in silent.items()
         if isinstance(model.get_submodule(name), nn.Conv2d | nn.Linear)
     }
-    expected = call(masked(model, silent), dummy)
-    assert not torch.allclose(expected[0], call(masked(model, only_filters), dummy)[0])
+    expected = outputs_of(masked(model, silent), dummy)
+    assert not torch.allclose(expected[0], outputs_of(masked(model, only_filters), dummy)[0])
     speedup = ModelSpeedup(model, dummy, only_filters, verify=False)
-    assert_same_outputs(expected, call(speedup.speedup_model(), dummy))
+    assert_same_outputs(expected, outputs_of(speedup.speedup_model(), dummy))
     assert any("silenced" in note for note in speedup.report().notes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nni
 import pytest
 import torch
+from mask_tools import Stop
 from nni.compression import TorchEvaluator
 from nni.compression.pruning import AGPPruner, L1NormPruner, SlimPruner, TaylorPruner
 from training_nets import conv_net, plain_net, same_weights, synthetic
@@ -17,10 +18,6 @@ from nni_gconv.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(epochs=3, optimizer={"lr": 0.05}, no_decay_norm_bias=True)
 CONV = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
-
-
-class Stop(Exception):
-    pass
 
 
 def evaluator_for(net, directory, settings=SETTINGS, **options):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mask_tools import Stop
 from pydantic import ValidationError
 from torch import nn
 from training_nets import conv_net, plain_net, same_weights, synthetic
@@ -48,10 +49,6 @@ def train(directory, net=None, *, loaders=None, resume=False, **options):
         **{"seed": 7, "progress": False, **fit_options},
     )
     return net, result
-
-
-class Stop(Exception):
-    """Stands for whatever ends a process in the middle of an epoch."""
 
 
 def stop_after(steps):

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from speedup_nets import X, conv, middle, reasons, shapes
 from speedup_tools import (
     assert_same_outputs,
-    call,
     filter_masks,
     line_of,
     masked,
+    outputs_of,
     randn,
     randomise,
     rows_off,
@@ -272,9 +272,9 @@ def test_shufflenet_unit(groups, inner):
 
 def test_shufflenet_unit_with_foreign_masks():
     net = randomise(nn.Sequential(conv(3, 8), ShuffleUnit(8, 12, 2), conv(8, 4)))
-    expected = call(masked(net, masks := filter_masks(net, share=0.6)), X)
+    expected = outputs_of(masked(net, masks := filter_masks(net, share=0.6)), X)
     assert_same_outputs(
-        expected, call(ModelSpeedup(net, X, masks, constants="fold").speedup_model(), X)
+        expected, outputs_of(ModelSpeedup(net, X, masks, constants="fold").speedup_model(), X)
     )
     net = randomise(nn.Sequential(conv(3, 8), ShuffleUnit(8, 12, 2), conv(8, 4)))
     # Places 1 and 4 of both halves of the shuffle are in different groups behind it; 2 is not
