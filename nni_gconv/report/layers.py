@@ -10,7 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nni_gconv.artefact import read_plan
 from nni_gconv.errors import CheckpointError
 from nni_gconv.report.files import output_file
 from nni_gconv.report.sources import trial_file
@@ -134,6 +133,8 @@ def read_network(source: str | Path, label: str | None = None) -> Network:
     '16→9'
     """
     file = trial_file(source)
+    from nni_gconv.artefact import read_plan  # loads torch, which tables and plots do without
+
     found = read_plan(file)
     plan, sizes = found["plan"], found["layers"]
     try:

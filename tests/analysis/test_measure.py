@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import signal
-import subprocess
-import sys
 
 import pytest
 import sensitivity_process
 import torch
 import yaml
+from processes import run
 from torch import nn
 from torch.nn import functional as F
 
@@ -230,9 +229,8 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(batch, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_goes_on(tmp_path):
-    script = sensitivity_process.__file__
-    command = [sys.executable, script, tmp_path / "parts", "9"]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    killed = run("sensitivity_process.py", tmp_path / "parts", 9)
+    assert killed.code == -signal.SIGKILL, killed.said
     with (tmp_path / "parts/scores.jsonl").open("a") as file:
         file.write("[3, 1, 0.0")  # the power went in the middle of a line
     rest, whole = (sensitivity_process.run(tmp_path / folder) for folder in ("parts", "whole"))

@@ -45,7 +45,8 @@ class Workshop:
         self.home = folder / "home"
         self.home.mkdir(parents=True)
         (folder / TRIAL.name).write_text(TRIAL.read_text())
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        places = [str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH")]
+        path = os.pathsep.join(filter(None, places))
         self.env = {**os.environ, "HOME": str(self.home), "PYTHONPATH": path}
         # NNI keeps its list of algorithms in the virtual environment; give it one of ours.
         self.env["NNI_CONFIG_DIR"] = str(self.home / "config")

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TRIAL = """
 import json, os, time
 from pathlib import Path
-import nni
+import light_nni, nni
 from nni_gconv.slots import gpu_slots
 nni.get_next_parameter()
 with gpu_slots() as gpus:

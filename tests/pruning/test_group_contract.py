@@ -9,7 +9,8 @@ import pytest
 import torch
 from mask_tools import Stop, seeded
 from nni.compression.pruning import AGPPruner, LinearPruner
-from pruner_cases import GROUP_PRUNERS, masks_of_processes
+from processes import written_by_ranks
+from pruner_cases import GROUP_PRUNERS
 from pruning_nets import GroupBlock, conv, loop_evaluator, mobile_net, plain_net, randomised
 from torch import nn
 
@@ -328,10 +329,7 @@ def test_the_schedules_of_nni_drive_it_to_its_goal(make, tmp_path, schedule):
 @pytest.mark.slow
 def test_two_processes_make_the_masks_of_one(tmp_path):
     """With batch norm on running statistics, so that two halves of a batch are the batch."""
-    found = {
-        processes: masks_of_processes("group_process.py", tmp_path / str(processes), processes)
-        for processes in (1, 2)
-    }
+    found = {n: written_by_ranks("group_process.py", tmp_path / str(n), "masks", n) for n in (1, 2)}
     assert sorted(found[1][0]) == sorted(GROUP_PRUNERS)
     assert found[2][0] == found[2][1]
     assert found[2][0] == found[1][0]

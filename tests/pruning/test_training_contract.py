@@ -8,7 +8,8 @@ import pytest
 import torch
 from mask_tools import Stop, same_masks, seeded, widths
 from nni.compression.pruning import AGPPruner, LinearPruner
-from pruner_cases import PRUNERS, masks_of_processes
+from processes import written_by_ranks
+from pruner_cases import PRUNERS
 from pruning_nets import (
     GroupBlock,
     conv,
@@ -92,8 +93,7 @@ class TestSparsify:
 def test_two_processes_make_the_masks_of_one(tmp_path):
     """With batch norm on running statistics, so that two halves of a batch are the batch."""
     found = {
-        processes: masks_of_processes("sparsify_process.py", tmp_path / str(processes), processes)
-        for processes in (1, 2)
+        n: written_by_ranks("sparsify_process.py", tmp_path / str(n), "masks", n) for n in (1, 2)
     }
     assert sorted(found[1][0]) == sorted([*PRUNERS, "disagreeing"])
     assert found[2][0] == found[2][1]

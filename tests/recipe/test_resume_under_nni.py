@@ -6,12 +6,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from filelock import FileLock
+from processes import run
 from tiny_recipes import tiny
 
 from nni_gconv import compat
@@ -45,12 +45,8 @@ def cut_off(tmp_path_factory):
     whole = run_recipe(tiny(), output=folder / "whole", quiet=True)
     file = folder / "recipe.json"
     file.write_text(json.dumps(tiny()))
-    here = Path(__file__).parents[1] / "helpers"
-    killed = subprocess.run(
-        [sys.executable, here / "recipe_process.py", file, folder / "old", "finetune=7"],
-        env={**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}"}, check=False,
-    )  # fmt: skip
-    assert killed.returncode == -9
+    killed = run("recipe_process.py", file, folder / "old", "finetune=7")
+    assert killed.code == -9, killed.said
     return folder / "old", whole
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from filelock import FileLock
+from processes import run as run_script
 from safetensors.torch import load_file
 from tiny_recipes import tiny
 from torch import nn
@@ -38,31 +35,11 @@ def dense():
     return create_model("resnet8", num_classes=10, in_channels=1, width=0.25)
 
 
-def start(recipe, output, *options, processes=1):
-    """Start a recipe in a process of its own."""
+def in_a_process(recipe, output, *options, processes=1):
+    """Run a recipe in a process of its own, or in several."""
     file = output.parent / f"{output.name}.json"
     file.write_text(json.dumps(recipe))
-    command = [sys.executable]
-    if processes > 1:
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = server.getsockname()[1]
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
-    command += [str(HERE / "recipe_process.py"), str(file), str(output), *options]
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1]), *filter(None, sys.path)])
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process):
-    said = process.communicate()[0]
-    return process.returncode, said
+    return run_script("recipe_process.py", file, output, *options, processes=processes)
 
 
 def events(folder):
@@ -159,7 +136,7 @@ def test_a_killed_trial_goes_on_and_ends_the_same(done, tmp_path):
     whole, folder = done
     cut = tmp_path / "cut"
     for stage in ("train", "finetune"):
-        assert finish(start(tiny(), cut, f"{stage}=7"))[0] == -signal.SIGKILL
+        assert in_a_process(tiny(), cut, f"{stage}=7").code == -signal.SIGKILL
         assert (cut / stage / "checkpoint.pt").is_file()
         assert not (cut / "result.json").exists()
     assert "train" in json.loads((cut / "stages.json").read_text())
@@ -409,8 +386,8 @@ def test_two_processes_train_one_trial_and_one_writes(tmp_path):
     objective = {"accuracy": 1.0, "latency_ratio": 0.0}
     report = {"latency": {"batch_sizes": [1], "min_runs": 2, "min_seconds": 0}}
     recipe = tiny(report=report, objective=objective)
-    code, said = finish(start(recipe, output, processes=2))
-    assert code == 0, said
+    done = in_a_process(recipe, output, processes=2)
+    assert done.code == 0, done.said
     result = json.loads((output / "result.json").read_text())
     assert 0.5 < result["metrics"]["macs_ratio"] <= 0.6
     lines = [json.loads(line) for line in (output / "metrics.jsonl").open()]
@@ -423,6 +400,6 @@ def test_two_processes_train_one_trial_and_one_writes(tmp_path):
 @pytest.mark.slow
 def test_what_torchrun_cannot_do_is_said_by_every_process(tmp_path):
     train = {"epochs": 1, "share": str(tmp_path / "shared")}
-    code, said = finish(start(tiny(train=train), tmp_path / "two", processes=2))
-    assert code != 0
-    assert "train.share: cannot be used under torchrun" in said
+    done = in_a_process(tiny(train=train), tmp_path / "two", processes=2)
+    assert done.code != 0
+    assert "train.share: cannot be used under torchrun" in done.said

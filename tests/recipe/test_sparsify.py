@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run
 from safetensors.torch import load_file
 from tiny_recipes import tiny
 
@@ -36,14 +34,10 @@ def recipe(method):
                 prune=METHODS[method], finetune=None)  # fmt: skip
 
 
-def start(content, output, *options):
+def in_a_process(content, output, *options):
     file = output.parent / f"{output.name}.json"
     file.write_text(json.dumps(content))
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1]), *filter(None, sys.path)])
-    return subprocess.run(
-        [sys.executable, str(HERE / "recipe_process.py"), str(file), str(output), *options],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return run("recipe_process.py", file, output, *options)
 
 
 @pytest.mark.slow
@@ -51,8 +45,8 @@ def start(content, output, *options):
 def test_a_killed_trial_ends_with_the_same_files(tmp_path, method):
     whole = run_recipe(recipe(method), output=tmp_path / "whole", quiet=True)
     assert whole.metrics["macs_ratio"] <= 0.6
-    died = start(recipe(method), tmp_path / "cut", "sparsify=7")
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    died = in_a_process(recipe(method), tmp_path / "cut", "sparsify=7")
+    assert died.code == -signal.SIGKILL, died.said
     assert not (tmp_path / "cut" / "masks.safetensors").exists()
     resumed = run_recipe(recipe(method), output=tmp_path / "cut", quiet=True)
     assert resumed.metrics == whole.metrics

@@ -1,36 +1,30 @@
-"""Two processes started by torchrun train as one would."""
+"""Two processes, started by torchrun or with what it tells them, train as one would."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from processes import HERE, run
 from torch import nn
 from training_nets import same_weights
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.training.distributed import Distributed
 
-HERE = Path(__file__).parents[1] / "helpers"
 
-
-def free_port() -> int:
+def launch_with_torchrun(directory, *options):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def launch(directory, *options, processes=1):
-    directory.mkdir(exist_ok=True)
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    torchrun += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    command = [sys.executable, *(torchrun if processes > 1 else [])]
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
     command += [str(HERE / "fit_process.py"), str(directory), *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -47,9 +41,11 @@ def numbers(history):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    done = launch(one, "net=plain", "batch=16")
-    assert done.returncode == 0, done.stderr
-    done = launch(two, "net=plain", "batch=8", processes=2)
+    one.mkdir()
+    two.mkdir()
+    alone = run("fit_process.py", one, "net=plain", "batch=16")
+    assert alone.code == 0, alone.said
+    done = launch_with_torchrun(two, "net=plain", "batch=8")
     assert done.returncode == 0, done.stderr
     alone, first, second = final(one), final(two, 0), final(two, 1)
     assert same_weights(first["weights"], second["weights"])
@@ -69,12 +65,15 @@ def test_two_processes_equal_one(tmp_path):
 def test_two_processes_that_are_killed_resume_to_the_same_weights(tmp_path):
     """With batch norm and dropout, whose state differs between the processes."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = launch(whole, "batch=8", "epochs=2", processes=2)
-    assert done.returncode == 0, done.stderr
-    assert launch(cut, "batch=8", "epochs=2", "kill_at=6", processes=2).returncode != 0
+    whole.mkdir()
+    cut.mkdir()
+    given = ["batch=8", "epochs=2"]
+    done = run("fit_process.py", whole, *given, processes=2)
+    assert done.code == 0, done.said
+    assert run("fit_process.py", cut, *given, "kill_at=6", processes=2).code == -signal.SIGKILL
     assert not (cut / "final-0.pt").exists()
-    done = launch(cut, "batch=8", "epochs=2", "resume=yes", processes=2)
-    assert done.returncode == 0, done.stderr
+    done = run("fit_process.py", cut, *given, "resume=yes", processes=2)
+    assert done.code == 0, done.said
     for rank in (0, 1):
         assert same_weights(final(whole, rank)["weights"], final(cut, rank)["weights"])
     assert same_weights(final(cut, 0)["weights"], final(cut, 1)["weights"])

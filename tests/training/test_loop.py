@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mask_tools import Stop
+from processes import run
 from pydantic import ValidationError
 from torch import nn
 from training_nets import conv_net, plain_net, same_weights, synthetic
@@ -127,17 +125,15 @@ def test_resume_in_the_middle_of_an_epoch_changes_nothing(tmp_path, optimizer, k
 
 def run_process(directory, *options):
     directory.mkdir(exist_ok=True)
-    command = [sys.executable, str(HERE / "fit_process.py"), str(directory), *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return run("fit_process.py", directory, *options)
 
 
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
     whole = run_process(tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    assert whole.code == 0, whole.said
     killed = run_process(tmp_path / "killed", "kill_at=10")  # epoch 3, after 2 of 4 steps
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.code == -signal.SIGKILL
     assert not (tmp_path / "killed" / "final-0.pt").exists()
     # Even in the middle of writing: what is left of a temporary file is in nobody's way.
     (tmp_path / "killed" / f".{CHECKPOINT_NAME}.12345").write_bytes(b"half a checkpoint")
@@ -145,7 +141,7 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
     assert lines.count("\n") == 2
     (tmp_path / "killed" / "metrics.jsonl").write_text(lines + '{"stage": "tra')  # torn line
     resumed = run_process(tmp_path / "killed", "resume=yes")
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.code == 0, resumed.said
     a, b = (torch.load(tmp_path / d / "final-0.pt") for d in ("whole", "killed"))
     assert same_weights(a["weights"], b["weights"])
     assert without_time(a["history"]) == without_time(b["history"])

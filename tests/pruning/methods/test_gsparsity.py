@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import nni
 import numpy as np
@@ -16,6 +10,7 @@ import pytest
 import torch
 from mask_tools import Stop, alive, seeded
 from nni.compression import TorchEvaluator
+from processes import written_by_ranks
 from pruning_nets import GroupBlock, conv, loop_evaluator, plain_net, randomised
 from torch import nn
 
@@ -33,7 +28,6 @@ from nni_gconv.pruning.methods.gsparsity.group_lasso import (
 )
 from nni_gconv.training.zoo import create_model
 
-HERE = Path(__file__).parents[2] / "helpers"
 CONVS = [{"op_types": ["Conv2d"]}]
 SMALL = torch.zeros(1, 3, 8, 8)
 DIGIT = torch.zeros(1, 1, 8, 8)
@@ -436,23 +430,8 @@ class TestBudget:
 
     @pytest.mark.slow
     def test_two_processes_go_the_same_way(self, tmp_path):
-        found = []
-        for processes in (1, 2):
-            folder = tmp_path / str(processes)
-            with socket.socket() as server:
-                server.bind(("127.0.0.1", 0))
-                port = server.getsockname()[1]
-            torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-            torchrun += ["--master_addr=127.0.0.1", f"--master_port={port}"]
-            done = subprocess.run(
-                [sys.executable, *(torchrun if processes > 1 else []),
-                 str(HERE / "gsparsity_process.py"), str(folder)],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            found += [json.loads((folder / f"said-{r}.json").read_text()) for r in range(processes)]
-        alone, first, second = found
+        (alone,) = written_by_ranks("gsparsity_process.py", tmp_path / "one", "said", 1)
+        first, second = written_by_ranks("gsparsity_process.py", tmp_path / "two", "said", 2)
         assert first == second
         assert first["masks"] == alone["masks"]
         assert first["gains"] == pytest.approx(alone["gains"], rel=1e-3)
