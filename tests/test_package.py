@@ -27,6 +27,13 @@ def test_import_prints_nothing_and_loads_nothing_heavy():
     assert fresh(f"import sys, nni_gconv\nassert not {heavy} & set(sys.modules)") == ""
 
 
+def test_tables_and_plots_of_trials_need_no_torch():
+    code = (
+        "import sys, nni_gconv.report\nassert not {'torch', 'nni', 'matplotlib'} & set(sys.modules)"
+    )
+    assert fresh(code) == ""
+
+
 def test_a_public_name_loads_its_part_quietly():
     assert fresh("from nni_gconv import Recipe, save_compact\nassert Recipe.model_fields") == ""
     assert fresh("from nni_gconv import FPGMPruner, ModelSpeedup, run_recipe") == ""
