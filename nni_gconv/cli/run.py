@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, parse_overrides, print_json
 
 __all__ = ["run"]
@@ -43,6 +44,7 @@ def run(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    no_import: NoImport = False,
 ) -> None:
     """Run a recipe: train, prune, speed up, fine-tune, export, measure."""
     overrides = parse_overrides(override or [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,6 +121,7 @@ def resume_plan(
     from nni_gconv.compat import write_resume_file
 
     folder = find_experiment(experiment)
+    _check_owner(folder)
     data = read_config(folder)
     manager = _manager_of(folder.name)
     if manager is not None:
@@ -155,6 +157,16 @@ def resume_plan(
     start = log.stat().st_size if log.is_file() else 0
     notes = (f"ended {left} processes that the earlier manager left running",) if left else ()
     return replace(plan, notes=(*notes, *plan.notes), resumes=Resumption(folder.name, ended, start))
+
+
+def _check_owner(folder: Path) -> None:
+    """Refuse an experiment of another user: going on with it runs the commands that it holds."""
+    file = folder / "db" / "nni.sqlite"
+    if hasattr(os, "getuid") and file.is_file() and file.stat().st_uid not in (os.getuid(), 0):
+        raise ConfigError(
+            f"{file} belongs to another user (number {file.stat().st_uid}); going on with an "
+            "experiment runs the commands that it holds"
+        )
 
 
 def _manager_of(experiment_id: str) -> psutil.Process | None:

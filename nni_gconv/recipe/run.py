@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_gconv import compat
+from nni_gconv.errors import ConfigError
 from nni_gconv.files import write_json
+from nni_gconv.own_code import code_names
 from nni_gconv.recipe.adopt import adopt_unfinished
 from nni_gconv.recipe.folder import TrialFolder, choose_output
 from nni_gconv.recipe.gpus import trial_gpus
@@ -83,6 +85,7 @@ def run_recipe(
             compat.next_parameters() if distributed.is_main and compat.running_under_nni() else {}
         )
         loaded = load_recipe(recipe, {**given, **distributed.broadcast_object(asked)})
+        _refuse_code(loaded, first)
         path = choose_output(loaded, Path(output) if output else None)
         if distributed.is_main and compat.running_under_nni():
             compat.end_leftovers()
@@ -90,6 +93,17 @@ def run_recipe(
                 adopt_unfinished(path, loaded)
         with TrialFolder(path, loaded, distributed, resume=resume) as folder:
             return _run(loaded, folder, distributed, quiet)
+
+
+def _refuse_code(recipe: Recipe, own: Recipe) -> None:
+    """Refuse a tuner's parameters that name code which the recipe itself does not."""
+    known = set(code_names(own.model_dump(mode="json")).values())
+    for key, value in code_names(recipe.model_dump(mode="json")).items():
+        if value not in known:
+            raise ConfigError(
+                f"{key}: the tuner's parameters name code, {value!r}; only the recipe file and the "
+                "command may"
+            )
 
 
 def _run(recipe: Recipe, folder: TrialFolder, distributed: Distributed, quiet: bool) -> TrialResult:

@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 from nni_gconv.cli.doctor.installation import doctor_installation
-from nni_gconv.cli.networks.model_options import InputShape, ModelOptions, build_model
+from nni_gconv.cli.networks.model_options import (
+    InputShape,
+    ModelOptions,
+    NoImport,
+    build_model,
+)
 from nni_gconv.cli.output import print_json
 
 __all__ = ["doctor"]
@@ -29,6 +34,7 @@ def doctor(
     ] = 0.5,
     option: ModelOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    no_import: NoImport = False,
 ) -> None:
     """Look at the installation, trace a network without training, or check an experiment.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, print_json, print_trials, write_report
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def create(
             "login, serves any file of yours and runs what it is sent.",
         ),
     ] = False,
+    no_import: NoImport = False,
 ) -> None:
     """Start an NNI experiment and wait for its end.
 

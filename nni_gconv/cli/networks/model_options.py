@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nni_gconv.cli.output import parse_overrides
 from nni_gconv.errors import ConfigError
+from nni_gconv.own_code import NO_IMPORT
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-__all__ = ["InputShape", "ModelName", "ModelOptions", "build_model", "parse_shape"]
 
 ModelName = Annotated[
     str,
@@ -26,6 +26,23 @@ ModelOptions = Annotated[
     list[str] | None,
     typer.Option(
         "-o", "--option", metavar="KEY=VALUE", help="Option of the model; may be repeated."
+    ),
+]
+
+
+def _forbid(wanted: bool) -> bool:
+    if wanted:
+        os.environ[NO_IMPORT] = "1"  # the processes that this one starts obey it too
+    return wanted
+
+
+NoImport = Annotated[
+    bool,
+    typer.Option(
+        "--no-import",
+        callback=_forbid,
+        is_eager=True,
+        help="Refuse whatever names code of one's own, package.module:name.",
     ),
 ]
 

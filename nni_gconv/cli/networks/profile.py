@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from nni_gconv.cli.networks.model_options import InputShape, ModelName, ModelOptions, build_model
+from nni_gconv.cli.networks.model_options import (
+    InputShape,
+    ModelName,
+    ModelOptions,
+    NoImport,
+    build_model,
+)
 from nni_gconv.cli.output import print_json
 from nni_gconv.errors import ConfigError
 
@@ -25,6 +31,7 @@ def profile(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for --latency.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    no_import: NoImport = False,
 ) -> None:
     """Show parameters, multiply-accumulates, memory and time of a network, layer by layer."""
     network, example = build_model(model, shape, option, num_classes=num_classes, weights=weights)

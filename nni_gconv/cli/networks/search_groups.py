@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nni_gconv.cli.networks.model_options import InputShape, ModelName, ModelOptions, build_model
+from nni_gconv.cli.networks.model_options import (
+    InputShape,
+    ModelName,
+    ModelOptions,
+    NoImport,
+    build_model,
+)
 from nni_gconv.cli.output import note, print_json, progress_bar
 from nni_gconv.errors import ConfigError
 
@@ -60,6 +66,7 @@ def search_groups(  # noqa: PLR0913, PLR0917 - one argument an option
         Path | None, typer.Option(metavar="FILE", help="Write the group counts as JSON.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    no_import: NoImport = False,
 ) -> None:
     """Choose the number of groups of each convolution: most kernel score within a budget.
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, parse_overrides, print_json, progress_bar
 from nni_gconv.errors import ConfigError
 
@@ -61,6 +62,7 @@ def sensitivity(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    no_import: NoImport = False,
 ) -> None:
     """Remove more and more channels of one coupled set at a time and measure the accuracy.
 

@@ -33,6 +33,7 @@ from nni_gconv.experiment.remote_machines import (
     services_of,
     with_tunnel_end,
 )
+from nni_gconv.own_code import code_names
 from nni_gconv.remote.yaml_lines import plain_key
 
 if TYPE_CHECKING:
@@ -275,6 +276,18 @@ def _check_command(config: Any) -> None:
         recipe = code / Path(words[2]).expanduser()
         if not recipe.is_file():
             raise ConfigError(f"trialCommand: no such recipe: {recipe}")
+        _check_no_code(config.search_space, recipe)
+
+
+def _check_no_code(space: Any, recipe: Path) -> None:
+    """A trial refuses parameters that name code which its recipe does not: say so now."""
+    own = recipe.read_text(encoding="utf-8", errors="replace")
+    for key, value in code_names(space).items():
+        if value not in own:
+            raise ConfigError(
+                f"search space {key.removesuffix('._name')!r}: {value!r} names code, which only "
+                f"the recipe {recipe.name} may"
+            )
 
 
 def _check_port(port: int) -> int:

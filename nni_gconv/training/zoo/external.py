@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.own_code import import_constructor, importable_here
 
 from .weights import check_fit, load_weights
-
-__all__ = ["create_from_path", "create_torchvision", "import_factory"]
 
 logger = logging.getLogger(__name__)
 
@@ -133,56 +129,20 @@ def _load_published(model: nn.Module, state: Mapping[str, Tensor], weights: str 
     model.load_state_dict(fitting, strict=False)
 
 
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """Let modules of the working directory be imported, as ``python -m`` does."""
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
-
-
 def import_factory(path: str) -> Callable[..., Any]:
-    """Import ``package.module:factory``; modules of the working directory are found too.
+    """Import ``package.module:factory``, a subclass of ``nn.Module`` or a function that makes one.
 
     Raises
     ------
     ConfigError
-        Says which half failed: the module (and why), or the name in it.
+        See :func:`nni_gconv.own_code.import_constructor`.
 
     Examples
     --------
     >>> import_factory("torch.nn:Linear").__name__
     'Linear'
     """
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise ConfigError(f"model.name: {path!r} is not of the form 'package.module:factory'")
-    with _importable_here():
-        importlib.invalidate_caches()
-        try:
-            found: Any = importlib.import_module(module_name)
-        except Exception as error:
-            # A user's module may fail with anything; where it does is his to know.
-            raise ConfigError(
-                f"model.name: module {module_name!r} of {path!r} cannot be imported "
-                f"({type(error).__name__}: {error})"
-            ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
-            raise ConfigError(
-                unknown_name(f"factory in module {module_name!r}", part, names, "model.name")
-            )
-        found = getattr(found, part)
-    if not callable(found):
-        raise ConfigError(f"model.name: {path!r} is a {type(found).__name__}, not a constructor")
-    return found
+    return import_constructor(path, nn.Module, "model.name")
 
 
 def create_from_path(
@@ -211,7 +171,7 @@ def create_from_path(
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if num_classes is not None and ("num_classes" in parameters or open_ended):
         options["num_classes"] = num_classes
-    with _importable_here():
+    with importable_here():
         model = _call(factory, path, options)
     if not isinstance(model, nn.Module):
         raise ConfigError(
