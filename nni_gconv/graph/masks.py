@@ -86,55 +86,55 @@ def read_masks(
     modules = dict(model.named_modules(remove_duplicate=False))
     kept: dict[str, Tensor] = {}
     for module_name, targets in masks.items():
-        if module_name in aliases and module_name not in modules:
-            module, _, target = module_name.rpartition(".")
-            raise CheckpointError(
-                f"masks: {module_name} is a parameter; write {{{module!r}: {{{target!r}: mask}}}}"
-            )
-        if module_name not in modules:
-            names = [name for name in modules if name]
-            raise CheckpointError(unknown_name("module", module_name, names, "masks"))
+        module = _module(module_name, modules, aliases)
         if not isinstance(targets, Mapping):
             raise CheckpointError(
                 f"masks: {module_name} must hold {{target: tensor}}, not {type(targets).__name__}"
             )
         for target, mask in targets.items():
-            if mask is None:
-                continue
             name = f"{module_name}.{target}" if module_name else target
-            live = _live(name, mask)
-            tensor = modules[module_name]._parameters.get(target)
-            if tensor is None:
-                if bool(live.all()):
-                    continue
-                raise CheckpointError(
-                    f"masks: {name} is not a parameter; masks of inputs, outputs and computed "
-                    "weights cannot be cut"
-                )
-            if live.shape != tensor.shape:
-                raise CheckpointError(
-                    f"masks: {name} has shape {tuple(tensor.shape)}, its mask {tuple(live.shape)}"
-                )
-            if bool(live.all()):
-                continue
-            first = aliases[name][0]
-            kept[first] = kept[first] & live if first in kept else live
+            live = None if mask is None else _live(name, mask, module._parameters.get(target))
+            if live is not None:
+                first = aliases[name][0]
+                kept[first] = kept[first] & live if first in kept else live
     return kept
 
 
-def _live(name: str, mask: object) -> Tensor:
-    """Return where a mask keeps, as bool on the CPU; a mask is made of zeros and ones."""
+def _module(
+    name: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, tuple[str, ...]]
+) -> nn.Module:
+    if name in modules:
+        return modules[name]
+    if name in aliases:
+        module, _, target = name.rpartition(".")
+        raise CheckpointError(
+            f"masks: {name} is a parameter; write {{{module!r}: {{{target!r}: mask}}}}"
+        )
+    names = [known for known in modules if known]
+    raise CheckpointError(unknown_name("module", name, names, "masks"))
+
+
+def _live(name: str, mask: object, parameter: Tensor | None) -> Tensor | None:
+    """Return where a mask keeps, as bool on the CPU; None where it keeps everything."""
     if not isinstance(mask, Tensor):
         raise CheckpointError(f"masks: {name} must be a tensor, not {type(mask).__name__}")
-    if mask.dtype == torch.bool:
-        return mask.cpu()
     live = mask != 0
-    if not torch.equal(mask == 1, live):
+    if not torch.equal(mask == 1, live):  # a mask is made of zeros and ones
         strange = mask[(mask != 1) & live]
         raise CheckpointError(
             f"masks: {name} must hold zeros and ones, it has {strange.flatten()[0].item()!r}"
         )
-    return live.cpu()
+    whole = bool(live.all())
+    if parameter is None and not whole:
+        raise CheckpointError(
+            f"masks: {name} is not a parameter; masks of inputs, outputs and computed "
+            "weights cannot be cut"
+        )
+    if parameter is not None and live.shape != parameter.shape:
+        raise CheckpointError(
+            f"masks: {name} has shape {tuple(parameter.shape)}, its mask {tuple(live.shape)}"
+        )
+    return None if whole else live.cpu()
 
 
 class Wiring:

@@ -9,8 +9,9 @@ in another order passes a gather, one in front of it or one behind it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,15 +92,23 @@ def group_layers(
     return [g for g in made if g not in unwrappable], order, notes
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Kept:
     """A layer without what goes: classes and groups along its two sides, 0 out and 1 in."""
 
     layer: GroupedLayer
     classes: tuple[Ints, Ints]
     groups: tuple[Ints, Ints]
-    #: Groups in the order they stand, once something fixes it.
-    order: list[int] | None = field(default=None)
+
+    @property
+    def weight(self) -> str:
+        """Name of the layer's weight."""
+        return self.layer.weight
+
+    @property
+    def num_groups(self) -> int:
+        """Number of its groups."""
+        return self.layer.blocks.num_groups
 
     @classmethod
     def of(cls, layer: GroupedLayer, removed: Bools) -> _Kept | None:
@@ -118,7 +127,7 @@ class _Kept:
 # -- choosing the order ---------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Wish:
     """That the groups of one side of a layer stand together in a segment."""
 
@@ -135,6 +144,12 @@ class _Wish:
         return number[self.groups].tobytes()
 
 
+#: Wishes that one order of a segment grants: those for the same parts together, coarse parts first.
+_Granted = list[list[_Wish]]
+#: Weight of a layer -> its groups in the order they stand, once a segment has fixed it.
+_Orders = dict[str, list[int]]
+
+
 def _choose(segments: Segments, layers: Sequence[_Kept]) -> dict[int, Ints]:
     """Find for each segment the order that saves most gathers: segment -> rank of each member."""
     wishes: dict[int, list[_Wish]] = {}
@@ -144,20 +159,26 @@ def _choose(segments: Segments, layers: Sequence[_Kept]) -> dict[int, Ints]:
                 wishes.setdefault(segment, []).append(_Wish(layer, side, groups))
     granted = {segment: _agree(asked) for segment, asked in wishes.items()}
     ranks: dict[int, Ints] = {}
-    # From the segments that most depends on to those that their layers lead to.
-    for start in sorted(granted, key=lambda s: -sum(len(level) for level in granted[s])):
+    orders: _Orders = {}
+    for segment in _visits(granted):
+        members = _members_in_order(granted[segment], orders)
+        ranks[segment] = np.argsort(members)
+        orders = {**_orders_fixed(granted[segment], members), **orders}
+    return ranks
+
+
+def _visits(granted: Mapping[int, _Granted]) -> list[int]:
+    """Put segments in order: from those that most depends on to those that their layers lead to."""
+    of = {s: {w.layer.weight for level in levels for w in level} for s, levels in granted.items()}
+    visited: dict[int, None] = {}
+    for start in sorted(granted, key=lambda s: -sum(map(len, granted[s]))):
         queue = deque([start])
         while queue:
             segment = queue.popleft()
-            if segment in ranks:
-                continue
-            ranks[segment] = _rank(granted[segment], len(segments.members[segment]))
-            touched = {id(w.layer) for level in granted[segment] for w in level}
-            queue += [
-                s for s, levels in granted.items()
-                if s not in ranks and any(id(w.layer) in touched for lv in levels for w in lv)
-            ]  # fmt: skip
-    return ranks
+            if segment not in visited:
+                visited[segment] = None
+                queue += [s for s in granted if s not in visited and of[s] & of[segment]]
+    return list(visited)
 
 
 def _by_segment(segments: Segments, layer: _Kept, side: int) -> Iterable[tuple[int, Ints]]:
@@ -166,7 +187,7 @@ def _by_segment(segments: Segments, layer: _Kept, side: int) -> Iterable[tuple[i
     of = segments.of[classes]
     if len(np.unique(classes)) != len(classes):
         return
-    for group in range(layer.layer.blocks.num_groups):
+    for group in range(layer.num_groups):
         if len(np.unique(of[groups == group])) != 1:
             return
     for segment in np.unique(of):
@@ -176,7 +197,7 @@ def _by_segment(segments: Segments, layer: _Kept, side: int) -> Iterable[tuple[i
         yield int(segment), aligned
 
 
-def _agree(wishes: Sequence[_Wish]) -> list[list[_Wish]]:
+def _agree(wishes: Sequence[_Wish]) -> _Granted:
     """Choose wishes that one order can grant, those of equal parts together, coarse parts first.
 
     An edge from one layer to another passes one gather at most when all that write the segment, or
@@ -206,26 +227,28 @@ def _contiguous(groups: Ints) -> bool:
     return int((groups[1:] != groups[:-1]).sum()) + 1 == len(np.unique(groups))
 
 
-def _rank(levels: Sequence[Sequence[_Wish]], size: int) -> Ints:
-    """Rank the members of a segment, coarse parts first, in the order that layers already have."""
+def _members_in_order(levels: _Granted, orders: _Orders) -> Ints:
+    """Sort the members of a segment, coarse parts first, in the order that layers already have."""
     keys = []
     for level in levels:
-        speaker = next((w for w in level if w.layer.order is not None), level[0])
+        speaker = next((w for w in level if w.layer.weight in orders), level[0])
         present = list(dict.fromkeys(speaker.groups.tolist()))
-        if speaker.layer.order is not None:
-            present = [g for g in speaker.layer.order if g in set(present)]
+        known = orders.get(speaker.layer.weight, present)
+        present = [group for group in known if group in set(present)]
         place = np.empty(max(present) + 1, np.int64)
         place[present] = np.arange(len(present))
         keys.append(place[speaker.groups])
-    order = np.lexsort([np.arange(size), *reversed(keys)])
-    for level in levels:
-        for wish in level:
-            standing = list(dict.fromkeys(wish.groups[order].tolist()))
-            if wish.layer.order is None and len(standing) == wish.layer.layer.blocks.num_groups:
-                wish.layer.order = standing
-    rank = np.empty(size, np.int64)
-    rank[order] = np.arange(size)
-    return rank
+    return np.lexsort([np.arange(len(keys[0])), *reversed(keys)])
+
+
+def _orders_fixed(levels: _Granted, members: Ints) -> _Orders:
+    """Read off a segment how the groups of layers stand that lie in it with all of them."""
+    fixed: _Orders = {}
+    for wish in chain.from_iterable(levels):
+        standing = list(dict.fromkeys(wish.groups[members].tolist()))
+        if len(standing) == wish.layer.num_groups:
+            fixed.setdefault(wish.layer.weight, standing)
+    return fixed
 
 
 # -- what it comes to -----------------------------------------------------------------------------

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, SpeedupError, check_model
-from nni_gconv.graph import (
-    Graph,
-    Masks,
-    Wiring,
-    as_inputs,
-    balances,
-    decide,
-    find_grouped,
-    load_masks,
-    location,
-    map_channels,
-    module_calls,
-    read_masks,
-    shape_of,
-    silence,
-    trace,
-)
-from nni_gconv.modes import evaluating, forward_of_training
+from nni_gconv.graph import Graph, Masks, Wiring, load_masks, location, read_masks, trace
 from nni_gconv.speedup.cut import Replaced, apply_plan
-from nni_gconv.speedup.grouping import group_layers
+from nni_gconv.speedup.literal_widths import written_width
 from nni_gconv.speedup.optimizer import rebind
-from nni_gconv.speedup.plan import Plan, make_plan
+from nni_gconv.speedup.plan import Cut, Plan, plan_cut
 from nni_gconv.speedup.report import SpeedupReport, layer_changes, speedup_notes, weight_shapes
-from nni_gconv.speedup.residual import without_dead_blocks
-from nni_gconv.speedup.verify import (
-    mask_parameters,
-    precise_copy,
-    uneven_part,
-    verify_equal,
-)
+from nni_gconv.speedup.residual import Thinned, without_dead_blocks
+from nni_gconv.speedup.verify import mask_parameters, precise_copy, verify_equal
 
 #: A forward that holds this many different literal widths is not worth another attempt.
 _MAX_RETRIES = 32
@@ -131,67 +106,65 @@ class ModelSpeedup:
     def speedup_model(self) -> nn.Module:
         """Make the model small, in place, and return it."""
         dense = trace(self.model, self.dummy_input)
-        asked = read_masks(self.model, self._masks, dense.aliases)
+        masks = read_masks(self.model, self._masks, dense.aliases)
         thinned = without_dead_blocks(
-            self.model, self.dummy_input, dense, asked, silently=self.constants == "silence"
+            self.model, self.dummy_input, dense, masks, silently=self.constants == "silence"
         )
-        graph, masks = thinned.graph, thinned.masks
-        wiring = Wiring(graph, masks)  # silence adds nothing to weights: it serves throughout
-        pins: dict[Node, str] = {}
-        no_change: dict[str, Tensor] = {}
-        for _ in range(_MAX_RETRIES):
-            channels = map_channels(graph, pin=pins.items())
-            kept, silenced = masks, no_change
-            if self.constants == "silence":
-                kept, silenced = silence(graph, channels, masks, wiring)
-            grouped = find_grouped(graph, channels, wiring)
-            balanced = replace(
-                channels, balances=(*channels.balances, *balances(channels, grouped))
-            )
-            decision = decide(graph, balanced, kept, wiring, fold=self.constants == "fold")
-            groups, order, left = group_layers(
-                channels, decision.removed, grouped, fold=self.fold_permutations
-            )
-            plan = make_plan(graph, channels, kept, decision, order, groups)
-            small = thinned.copy_of(self.model)
-            ready = apply_plan(small, graph, plan, kept)
-            blocked = self._try_forward(small, graph, pins)
-            if blocked is None and channels.halvings:
-                blocked = uneven_part(small, self.dummy_input, graph, channels, decision.removed)
-            if blocked is None:
-                break
-            pins[blocked] = f"a width is written in the forward, met at {location(blocked)}"
-        else:
-            raise SpeedupError("the forward holds too many literal widths to work around")
-        difference = None
-        if self.verify:
-            # Cut anew in float64: constants folded into biases are rounded in the model's own.
-            masked = precise_copy(self.model)
-            small = thinned.copy_of(masked)
-            apply_plan(small, graph, plan, kept)
-            # Only now: the small model has to be masked by the plan, not by what it is cut from.
-            mask_parameters(masked, {**thinned.gone, **kept}, dense.aliases)
-            difference = verify_equal(
-                masked,
-                small,
-                self.dummy_input,
-                graph=graph,
-                channels=channels,
-                order=order,
-                seed=self.seed,
-            )
+        cut, ready = self._cut_that_runs(thinned)
+        difference = self._verified(dense, thinned, cut) if self.verify else None
         before, self._before = weight_shapes(self.model), list(self.model.parameters())
         thinned.thin(self.model)
-        self._replaced = apply_plan(self.model, graph, plan, kept, ready)
-        self.plan = plan
+        self._replaced = apply_plan(self.model, thinned.graph, cut.plan, cut.kept, ready)
+        self.plan = cut.plan
         notes = (
-            *thinned.notes, *speedup_notes(channels, masks, silenced, decision), *left,
-            *graph.notes,
+            *thinned.notes, *speedup_notes(cut, thinned.masks), *cut.notes, *thinned.graph.notes,
         )  # fmt: skip
         changes = layer_changes(self.model, before)
         gathers = sum(change.gathers for change in changes)
         self._report = SpeedupReport(changes, notes, gathers, difference)
         return self.model
+
+    def _cut_that_runs(self, thinned: Thinned) -> tuple[Cut, list[Replaced]]:
+        """Find a cut that the forward can do with, and what it makes of a copy's tensors."""
+        graph, masks = thinned.graph, thinned.masks
+        wiring = Wiring(graph, masks)  # silence adds nothing to weights: it serves throughout
+        pins: dict[Node, str] = {}
+        for _ in range(_MAX_RETRIES):
+            cut = plan_cut(
+                graph,
+                masks,
+                wiring,
+                pins,
+                fold_constants=self.constants == "fold",
+                fold_permutations=self.fold_permutations,
+            )
+            small = thinned.copy_of(self.model)
+            ready = apply_plan(small, graph, cut.plan, cut.kept)
+            met = written_width(
+                small, self.dummy_input, graph, cut.channels, cut.decision.removed, pins
+            )
+            if met is None:
+                return cut, ready
+            pins[met] = f"a width is written in the forward, met at {location(met)}"
+        raise SpeedupError("the forward holds too many literal widths to work around")
+
+    def _verified(self, dense: Graph, thinned: Thinned, cut: Cut) -> float:
+        """Compare masked and small model, both made anew, and return the difference."""
+        # Cut anew in float64: constants folded into biases are rounded in the model's own.
+        masked = precise_copy(self.model)
+        small = thinned.copy_of(masked)
+        apply_plan(small, thinned.graph, cut.plan, cut.kept)
+        # Only now: the small model has to be masked by the plan, not by what it is cut from.
+        mask_parameters(masked, {**thinned.gone, **cut.kept}, dense.aliases)
+        return verify_equal(
+            masked,
+            small,
+            self.dummy_input,
+            graph=thinned.graph,
+            channels=cut.channels,
+            order=cut.order,
+            seed=self.seed,
+        )
 
     def report(self) -> SpeedupReport:
         """Return what was done, per layer; call :meth:`speedup_model` first."""
@@ -237,54 +210,3 @@ class ModelSpeedup:
         self.report()
         rebind(optimizer, self._replaced, self.model, self._before)
         return optimizer
-
-    def _try_forward(self, small: nn.Module, graph: Graph, pins: dict[Node, str]) -> Node | None:
-        """Run the small model; if it fails at a literal width, return the operator to pin."""
-        args, kwargs = as_inputs(self.dummy_input)
-        forwards: list[tuple[Any, tuple[Node, ...]]] = [
-            (evaluating, graph.nodes),
-            (forward_of_training, graph.training),
-        ]
-        for mode, nodes in forwards if graph.training else forwards[:1]:
-            try:
-                with mode(small), torch.no_grad(), module_calls(small) as running:
-                    result = small(*args, **kwargs)
-            except Exception as error:
-                node = _culprit(graph, pins, running)
-                if node is None:
-                    raise SpeedupError(
-                        f"the small model does not run: {_one_line(error)}"
-                    ) from error
-                return node
-            got = [tuple(x.shape) for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
-            dense = [shape_of(n) for n in pytree.tree_leaves(nodes[-1].args) if shape_of(n)]
-            if [s for s in got if s] != dense:
-                raise SpeedupError(
-                    f"the small model's outputs would have other shapes, {got} and not {dense}: "
-                    "the forward depends on the width of a layer"
-                )
-        return None
-
-
-def _culprit(graph: Graph, pins: dict[Node, str], running: list[str]) -> Node | None:
-    """Find the traced operator at which the small model's forward just failed."""
-    walk = sys.exc_info()[2]
-    lines = []
-    while walk is not None:
-        file = walk.tb_frame.f_code.co_filename
-        if not compat.is_torch_file(file) and file != __file__:
-            lines.append((file, walk.tb_lineno))
-        walk = walk.tb_next
-    free = [n for n in graph.all_nodes if n.op == "call_function" and n not in pins]
-    inside = [n for n in free if running and graph.owner(n) == running[-1]]
-    for place in reversed(lines):
-        for nodes in (inside, free):
-            for node in nodes:
-                frames = node.meta.get("frames", ())
-                if place in {(file, line) for file, line, _ in frames}:
-                    return node
-    return inside[0] if inside else None
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,15 +1,30 @@
-"""From a decision to a plan: what each tensor and module becomes."""
+"""From masks to a plan: what goes, and what each tensor and module becomes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from torch import Tensor
+from torch.fx import Node
 
-from nni_gconv.graph import ChannelMap, ChannelOrder, Decision, Graph, Kept, new_indices
+from nni_gconv.graph import (
+    ChannelMap,
+    ChannelOrder,
+    Decision,
+    Graph,
+    Kept,
+    Wiring,
+    balances,
+    decide,
+    find_grouped,
+    map_channels,
+    new_indices,
+    silence,
+)
 from nni_gconv.speedup.fold import shifts
-from nni_gconv.speedup.grouping import Grouping
+from nni_gconv.speedup.grouping import Grouping, group_layers
 
 
 @dataclass(frozen=True)
@@ -114,3 +129,71 @@ def make_plan(
         shifted[layer] = [shift[row] for row in edit.keep.get(0, range(len(shift)))]
     indices = new_indices(graph, channels, order)
     return Plan(tensors, pads, shifted, tuple(groups), norms, indices)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A way to make a masked model small, and what it follows from.
+
+    Attributes
+    ----------
+    channels : ChannelMap
+        Of the dense model.
+    kept : dict of str to bool Tensor
+        Masks by parameter name, extended by what follows from them.
+    zeroed : dict of str to Tensor
+        Parameter -> positions that are masked in addition.
+    decision : Decision
+        What goes.
+    order : ChannelOrder
+        In which order the rest stands.
+    plan : Plan
+        What each tensor and module becomes.
+    notes : tuple of str
+        Layers whose masks leave groups and that stay dense, and why.
+    """
+
+    channels: ChannelMap
+    kept: Kept
+    zeroed: dict[str, Tensor]
+    decision: Decision
+    order: ChannelOrder
+    plan: Plan
+    notes: tuple[str, ...]
+
+
+def plan_cut(
+    graph: Graph,
+    masks: Kept,
+    wiring: Wiring,
+    pins: Mapping[Node, str],
+    *,
+    fold_constants: bool,
+    fold_permutations: bool,
+) -> Cut:
+    """Work out from masks how to make a model small.
+
+    Parameters
+    ----------
+    graph : Graph
+        The traced model.
+    masks : dict of str to bool Tensor
+        By parameter name.
+    wiring : Wiring
+        Of the same masks.
+    pins : mapping of Node to str
+        Operators whose inputs must keep their width, with the reason.
+    fold_constants : bool
+        Constants that masks leave go into the biases of their readers; else what is behind a
+        masked filter is masked with it.
+    fold_permutations : bool
+        Channels may change places where that saves gathers.
+    """
+    channels = map_channels(graph, pin=pins.items())
+    kept, zeroed = (masks, {}) if fold_constants else silence(graph, channels, masks, wiring)
+    grouped = find_grouped(graph, channels, wiring)
+    balanced = replace(channels, balances=(*channels.balances, *balances(channels, grouped)))
+    decision = decide(graph, balanced, kept, wiring, fold=fold_constants)
+    groups, order, notes = group_layers(channels, decision.removed, grouped, fold=fold_permutations)
+    plan = make_plan(graph, channels, kept, decision, order, groups)
+    return Cut(channels, kept, zeroed, decision, order, plan, tuple(notes))

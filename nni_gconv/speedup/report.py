@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 from torch import Tensor, nn
 
-from nni_gconv.graph import ChannelMap, Decision
 from nni_gconv.groupconv import gathers_of, unwrapped
+from nni_gconv.speedup.plan import Cut
 
 
 @dataclass(frozen=True)
@@ -111,27 +112,23 @@ def layer_changes(
     return tuple(changes)
 
 
-def speedup_notes(
-    channels: ChannelMap,
-    masks: dict[str, Tensor],
-    silenced: dict[str, Tensor],
-    decision: Decision,
-) -> tuple[str, ...]:
+def speedup_notes(cut: Cut, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Tell what the masks did not say themselves."""
     notes = [
         f"{name}: {len(positions)} values silenced with the filters they follow"
-        for name, positions in silenced.items()
+        for name, positions in cut.zeroed.items()
     ]
     notes += [
-        text if "one channel" in text else f"{text} ({n})" for text, n in decision.held.items()
+        text if "one channel" in text else f"{text} ({n})" for text, n in cut.decision.held.items()
     ]
+    channels = cut.channels
     for axis in channels.axes.values():
         mask = masks.get(axis.tensor)
         if axis.role != "row" or mask is None:
             continue
         dead = ~mask.movedim(axis.dim, 0).flatten(1).any(1).numpy()
         of = channels.of(axis.labels)
-        stay = dead & ~decision.removed[of]
+        stay = dead & ~cut.decision.removed[of]
         if stay.any():
             reasons = sorted({channels.pinned[c] for c in of[stay] if c in channels.pinned})
             why = reasons[0] if reasons else "what it is coupled to is not masked"

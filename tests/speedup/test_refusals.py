@@ -257,9 +257,9 @@ def test_forward_in_float32_is_verified_in_float32():
 
 def test_verification_sees_a_wrong_plan(monkeypatch):
     """Sabotage: cut one channel more than is masked; verification has to stop it."""
-    from nni_gconv.speedup import model_speedup
+    from nni_gconv.speedup import plan
 
-    decide = model_speedup.decide
+    decide = plan.decide
 
     def one_too_many(graph, channels, *rest, **options):
         decision = decide(graph, channels, *rest, **options)
@@ -267,7 +267,7 @@ def test_verification_sees_a_wrong_plan(monkeypatch):
         decision.removed[rows[3]] = True
         return decision
 
-    monkeypatch.setattr(model_speedup, "decide", one_too_many)
+    monkeypatch.setattr(plan, "decide", one_too_many)
     model = net()
     message = refused(model, good_masks(model), SpeedupError)
     assert "they part at 3 (Conv2d)" in message

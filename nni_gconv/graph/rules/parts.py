@@ -8,6 +8,8 @@ of parts or for a width that is written down shows when the small model is trace
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
@@ -28,7 +30,7 @@ def deal(walker: Walker, node: Node, field: Field, pieces: list[Field]) -> bool:
     """
     if not _equal_parts(node, field, pieces):
         return False
-    origins = _origins(walker, node)
+    origins = _Asked(walker, node).origins
     if op_name(node) != "chunk" and origins is not None and not all(origins):
         walker.pin(field, _written(node))
         return True
@@ -43,8 +45,8 @@ def deal(walker: Walker, node: Node, field: Field, pieces: list[Field]) -> bool:
 def pin_written(walker: Walker, node: Node, piece: Field) -> None:
     """Pin channels that a view puts into a dimension whose size is a number in the code."""
     if op_name(node) in _VIEWS:
-        asked = _asked_sizes(walker, node)
-        if any(asked[d] == Origin() and not _left_open(node, d) for d in varying(piece)):
+        asked = _Asked(walker, node)
+        if any(asked.origin(d) == Origin() and not asked.left_open(d) for d in varying(piece)):
             walker.pin(piece, _written(node))
 
 
@@ -83,7 +85,7 @@ def fold_split(walker: Walker, node: Node, field: Field, piece: Field) -> Field 
     along = _split_over(node, field, piece)
     if len(along) < 2:
         return None
-    following = _following(walker, node, along, varying(field)[0])
+    following = _following(_Asked(walker, node), along, shape_of(node), varying(field)[0])
     if following is None:
         walker.pin(field, _written(node))
         following = along[-1]
@@ -106,53 +108,50 @@ def _split_over(node: Node, field: Field, piece: Field) -> list[int]:
     return varying(compress(run_on(node, [places.contiguous()])))
 
 
-def _following(walker: Walker, node: Node, along: list[int], dim: int) -> int | None:
+def _following(asked: _Asked, along: list[int], shape: tuple[int, ...], dim: int) -> int | None:
     """Say which dimension grows with the channels; the others hold the number of parts.
 
     None: all of them are numbers in the code.
     """
-    shape, asked = shape_of(node), _asked_sizes(walker, node)
-    known = [d for d in along if asked[d] is not None]
-
-    def largest(dims: list[int]) -> int:
-        return max(dims, key=lambda d: (shape[d], d))
-
+    known = {d: origin for d in along if (origin := asked.origin(d)) is not None}
     for wanted in (
-        [d for d in known if dim in asked[d]],  # type: ignore[operator]
-        [d for d in known if asked[d] - {0}],  # type: ignore[operator]
-        [d for d in along if _left_open(node, d)],
+        [d for d, origin in known.items() if dim in origin],
+        [d for d, origin in known.items() if origin - {0}],
+        [d for d in along if asked.left_open(d)],
+        along if len(known) < len(along) else [],
     ):
         if wanted:
-            return largest(wanted)
-    return None if len(known) == len(along) else largest(along)
+            return max(wanted, key=lambda d: (shape[d], d))
+    return None
 
 
-def _asked_sizes(walker: Walker, node: Node) -> list[Origin | None]:
-    """For each dimension of a view's result where its size comes from; None: not known."""
-    origins = _origins(walker, node)
-    asked: list[Origin | None] = [None] * len(shape_of(node))
-    if origins is not None:
-        first = _first_asked(node)
-        asked[first : first + len(origins)] = origins
-    return asked
+class _Asked:
+    """The sizes that a view or a split was asked for.
 
+    Attributes
+    ----------
+    origins : tuple of frozenset of int, or None
+        Where each size comes from, as far as the trace has seen it.
+    first : int
+        Dimension of a view's result that the first size speaks of.
+    """
 
-def _origins(walker: Walker, node: Node) -> tuple[Origin, ...] | None:
-    call = walker.graph.called.get(node)
-    return None if call is None else call.origins
+    def __init__(self, walker: Walker, node: Node) -> None:
+        call = walker.graph.called.get(node)
+        self.origins = None if call is None else call.origins
+        unflattens = op_name(node) == "unflatten"
+        self.first = int(node.args[1]) % len(shape_of(node.args[0])) if unflattens else 0  # type: ignore[arg-type]
+        self._sizes: Any = node.args[2 if unflattens else 1]
 
+    def origin(self, dim: int) -> Origin | None:
+        """Dimensions from which the size of one of the result follows; None: not known."""
+        known = self.origins or ()
+        return known[dim - self.first] if 0 <= dim - self.first < len(known) else None
 
-def _left_open(node: Node, dim: int) -> bool:
-    """Tell whether a view was asked for a size of -1 there."""
-    sizes = node.args[2 if op_name(node) == "unflatten" else 1]
-    place = dim - _first_asked(node)
-    return 0 <= place < len(sizes) and bool(sizes[place] == -1)  # type: ignore[arg-type, index]
-
-
-def _first_asked(node: Node) -> int:
-    if op_name(node) == "unflatten":
-        return int(node.args[1]) % len(shape_of(node.args[0]))  # type: ignore[arg-type]
-    return 0
+    def left_open(self, dim: int) -> bool:
+        """Tell whether the size was asked to be -1."""
+        place = dim - self.first
+        return 0 <= place < len(self._sizes) and bool(self._sizes[place] == -1)
 
 
 def _confirm(walker: Walker, node: Node) -> None:

@@ -82,23 +82,32 @@ def move(walker: Walker, node: Node) -> Any:
     several = isinstance(value, list | tuple)
     results: list[list[Field]] = [[] for _ in value] if several else [[]]  # type: ignore[union-attr]
     for field in walker.fields(node.args[0]):
-        full = field.expand(shape_of(node.args[0]))
-        # A view of the data need not be a view of labels that are stored once and broadcast.
-        moved = run_on(node, [full.contiguous() if op_name(node) == "view" else full])
-        pieces = [compress(piece) for piece in (moved if several else [moved])]
-        folded = None if several else fold_split(walker, node, field, pieces[0])
-        if folded is not None:
-            pieces = [folded]
-        elif not deal(walker, node, field, pieces):
-            for problem in _problems(node, field, pieces):
-                walker.pin(field, f"{problem} at {location(node)}")
-        for result, piece in zip(results, pieces, strict=True):
+        for result, piece in zip(results, _follow(walker, node, field), strict=True):
             if varying(piece):
                 pin_written(walker, node, piece)
                 result.append(piece)
             else:  # all channels are one by now: nothing tells any more where they run
                 walker.pin(piece, f"a single channel at {location(node)}")
     return [tuple(r) for r in results] if several else tuple(results[0])
+
+
+def _follow(walker: Walker, node: Node, field: Field) -> list[Field]:
+    """Run the operator on one field; pin what a smaller model would not see in its place."""
+    full = field.expand(shape_of(node.args[0]))
+    # A view of the data need not be a view of labels that are stored once and broadcast.
+    moved = run_on(node, [full.contiguous() if op_name(node) == "view" else full])
+    if isinstance(moved, Tensor):
+        pieces = [compress(moved)]
+        folded = fold_split(walker, node, field, pieces[0])
+        if folded is not None:
+            return [folded]
+    else:
+        pieces = [compress(piece) for piece in moved]
+        if deal(walker, node, field, pieces):
+            return pieces
+    for problem in _problems(node, field, pieces):
+        walker.pin(field, f"{problem} at {location(node)}")
+    return pieces
 
 
 @constant_rule(*_MOVES, "channel_shuffle", "native_channel_shuffle")
