@@ -162,7 +162,7 @@ def _gone(coupling: Coupling, sets: list[CoupledSet], ratio: float) -> np.ndarra
     """Mark a share of the channels of each set, as far as groups and one last channel allow."""
     removed = coupling.empty()
     for coupled in sets:
-        steps = removal_steps(np.zeros(coupled.size), blocks=coupled.blocks)
+        steps = removal_steps(np.zeros(coupled.size), blocks=coupled.parts)
         count = math.ceil(len(steps) * ratio) if ratio == 1 else round(len(steps) * ratio)
         for step in steps[:count]:
             removed[coupled.classes[step]] = True

@@ -13,8 +13,14 @@ from nni_gconv.graph.branches import ACTIVATIONS, Branch, find_branches, vanishi
 from nni_gconv.graph.channels import Axis, Balance, ChannelMap, Read, varying
 from nni_gconv.graph.constants import given_values, known_operands, known_values
 from nni_gconv.graph.coupling import CoupledSet, Coupling, Member
-from nni_gconv.graph.liveness import Decision, Kept, bias_owner, decide, silence
-from nni_gconv.graph.mask_groups import Blocks, GroupedLayer, balances, find_blocks, find_grouped
+from nni_gconv.graph.liveness import Decision, Kept, bias_owner, decide, extend_masks
+from nni_gconv.graph.mask_groups import (
+    GroupedLayer,
+    MaskGroups,
+    balances,
+    find_grouped,
+    find_mask_groups,
+)
 from nni_gconv.graph.masks import Masks, Wiring, load_masks, read_masks
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.recorder import module_calls, op_name, shape_of
@@ -27,7 +33,6 @@ __all__ = [
     "ACTIVATIONS",
     "Axis",
     "Balance",
-    "Blocks",
     "Branch",
     "ChannelMap",
     "ChannelOrder",
@@ -37,6 +42,7 @@ __all__ = [
     "Graph",
     "GroupedLayer",
     "Kept",
+    "MaskGroups",
     "Masks",
     "Member",
     "Read",
@@ -47,9 +53,10 @@ __all__ = [
     "bias_owner",
     "decide",
     "example_input",
-    "find_blocks",
+    "extend_masks",
     "find_branches",
     "find_grouped",
+    "find_mask_groups",
     "given_values",
     "known_operands",
     "known_values",
@@ -61,7 +68,6 @@ __all__ = [
     "op_name",
     "read_masks",
     "shape_of",
-    "silence",
     "trace",
     "vanishing",
     "varying",

@@ -2,7 +2,7 @@
 
 The parts of a chunk may go on to different layers, and a grouped convolution may read two others
 side by side: no channel of one part is tied to a channel of another, but all parts have to stay
-equally wide. Classes that the same layers make and that stand as often in the same blocks are of
+equally wide. Classes that the same layers make and that stand as often in the same parts are of
 one *kind*; a *step* takes so many of each kind that every balance is kept. The smallest steps are
 solutions of small integer programs.
 """
@@ -38,15 +38,15 @@ class Balanced:
         Classes of different layers that only together keep a balance are one class.
     links : ndarray of int64, shape (classes,)
         Number of the balance that is left to mind between channels of the same layers; -1: none.
-    blocks : ndarray of int64, shape (classes,)
-        Block of each class there, from 0: every block must lose as many. -1: none.
+    parts : ndarray of int64, shape (classes,)
+        Part of each class there, from 0: every part must lose as many. -1: none.
     problems : dict of int to str
         Class -> why it cannot go although nothing pins it.
     """
 
     channels: ChannelMap
     links: Ints
-    blocks: Ints
+    parts: Ints
     problems: dict[int, str]
 
 
@@ -65,7 +65,7 @@ def balance_classes(channels: ChannelMap, layers: Ints) -> Balanced:
     Balanced
     """
     count = len(layers)
-    links, blocks, unit = np.full(count, -1), np.full(count, -1), np.arange(count)
+    links, parts, unit = np.full(count, -1), np.full(count, -1), np.arange(count)
     problems: dict[int, str] = {}
     number = 0
     for component in _components(channels, count):
@@ -78,22 +78,22 @@ def balance_classes(channels: ChannelMap, layers: Ints) -> Balanced:
             if joint:
                 unit[steps] = steps[:, :1]
             else:
-                links[steps], blocks[steps] = number, np.arange(steps.shape[1])
+                links[steps], parts[steps] = number, np.arange(steps.shape[1])
                 number += 1
         problems.update(dict.fromkeys(sorted(stuck), component.problem))
     roots, renumbered = np.unique(unit, return_inverse=True)
     pinned = {int(renumbered[c]): reason for c, reason in channels.pinned.items()}
     joined = replace(channels, classes=renumbered[channels.classes], pinned=pinned)
     problems = {int(renumbered[c]): reason for c, reason in problems.items()}
-    return Balanced(joined, links[roots], blocks[roots], problems)
+    return Balanced(joined, links[roots], parts[roots], problems)
 
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """Classes that balances link, and how often each stands in each block of these."""
+    """Classes that balances link, and how often each stands in each part of these."""
 
     classes: Ints
-    #: One matrix for each balance: classes x blocks.
+    #: One matrix for each balance: classes x parts.
     times: tuple[Ints, ...]
     problem: str
 
@@ -118,9 +118,9 @@ def _components(channels: ChannelMap, count: int) -> Iterator[_Component]:
 
 
 def _table(channels: ChannelMap, balance: Balance, count: int) -> csr_matrix | None:
-    """How often each class stands in each block; None if each stands as often in all of them."""
-    of, blocks = channels.of(balance.labels), balance.blocks.numpy()
-    table = csr_matrix((np.ones(len(of), np.int64), (blocks, of)), (int(blocks.max()) + 1, count))
+    """How often each class stands in each part; None if each stands as often in all of them."""
+    of, parts = channels.of(balance.labels), balance.parts.numpy()
+    table = csr_matrix((np.ones(len(of), np.int64), (parts, of)), (int(parts.max()) + 1, count))
     return table if (table[1:] - table[:-1]).nnz else None
 
 
@@ -139,7 +139,7 @@ def _steps(component: _Component, layers: Ints) -> Iterator[tuple[Ints, bool]]:
     makers = np.array([layers[kind[0]] for kind in kinds])
     left = np.array([len(kind) for kind in kinds])
     if len(set(makers.tolist())) == 1 and len(set(left.tolist())) == 1 and _even(times):
-        yield np.stack(kinds, axis=1), False  # groups of one layer: one of each block
+        yield np.stack(kinds, axis=1), False  # groups of one layer: one of each part
         return
     while left.any() and len(kinds) <= _MOST_KINDS:
         first = int(np.argmax(left > 0))

@@ -59,10 +59,10 @@ class Read:
 
 @dataclass(frozen=True)
 class Balance:
-    """Every block must keep the same number of `labels`; `blocks[i]` is the block of label i."""
+    """Every part must keep the same number of `labels`; `parts[i]` is the part of label i."""
 
     labels: Tensor
-    blocks: Tensor
+    parts: Tensor
     where: str
 
 

@@ -57,15 +57,15 @@ class CoupledSet:
         Class of each channel of the set in the channel map.
     members : tuple of Member
         The layers, in the order of the model.
-    blocks : ndarray of int64, shape (size,), or None
-        Block of each channel; every block must lose as many. None: no groups to balance.
+    parts : ndarray of int64, shape (size,), or None
+        Part of each channel; every part must lose as many. None: no groups to balance.
     reason : str or None
         Why the set cannot be pruned; None when it can.
     """
 
     classes: np.ndarray
     members: tuple[Member, ...]
-    blocks: np.ndarray | None
+    parts: np.ndarray | None
     reason: str | None
 
     @property
@@ -136,15 +136,15 @@ class Coupling:
         grouped = find_grouped(graph, channels, Wiring(graph, kept))
         added = balances(channels, grouped)
         found = _find_sets(graph, replace(channels, balances=(*channels.balances, *added)))
-        return replace(found, groups={x.weight: x.blocks.num_groups for x in grouped})
+        return replace(found, groups={x.weight: x.groups.num_groups for x in grouped})
 
     def masks(self, removed: np.ndarray) -> dict[str, dict[str, Tensor]]:
-        """Write NNI masks that silence classes: filters, biases, and the norms behind them.
+        """Write NNI masks that zero classes: filters, biases, and the norms behind them.
 
         Parameters
         ----------
         removed : ndarray of bool, shape (classes,)
-            The classes to silence.
+            The classes to zero.
 
         Returns
         -------
@@ -193,8 +193,8 @@ def _find_sets(graph: Graph, channels: ChannelMap) -> Coupling:
     made = []
     for (reason, *_), members in sets.items():
         own = np.array([number for number, _ in members])
-        blocks = balanced.blocks[own] if reason is None and balanced.blocks[own[0]] >= 0 else None
-        made.append(CoupledSet(own, _members(axes, [f for _, f in members]), blocks, reason))
+        parts = balanced.parts[own] if reason is None and balanced.parts[own[0]] >= 0 else None
+        made.append(CoupledSet(own, _members(axes, [f for _, f in members]), parts, reason))
     return Coupling(graph, channels, tuple(made))
 
 

@@ -38,10 +38,10 @@ class Decision:
     given: dict[Node, Tensor]
 
 
-def silence(
+def extend_masks(
     graph: Graph, channels: ChannelMap, kept: Kept, wiring: Wiring
 ) -> tuple[Kept, dict[str, Tensor]]:
-    """Extend masks that silence only filters to all that acts behind the filter.
+    """Extend masks that zero only filters to all that acts behind the filter.
 
     A class all of whose filters are masked is meant to be gone; its biases and the scale and shift
     of the norms behind it are masked with it.
@@ -159,7 +159,7 @@ def _needed(channels: ChannelMap, reading: Read, wiring: Wiring, removed: np.nda
 def _settle(
     channels: ChannelMap, candidates: np.ndarray, before: np.ndarray
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Keep as many in every block of a group and at least one on every axis.
+    """Keep as many in every part of a balance and at least one on every axis.
 
     What was removed `before` stays removed: it is balanced as it is, and the search must not turn
     in circles.
@@ -175,16 +175,16 @@ def _settle(
                 removed[of[~before[of]][0]] = False
                 held[f"{axis.tensor}: one channel stays, none would be left"] = 1
                 changed = True
-        # Small blocks first: what they hold back is often all that larger ones ask for.
-        for balance in sorted(channels.balances, key=lambda b: -int(b.blocks.max())):
+        # Small parts first: what they hold back is often all that larger ones ask for.
+        for balance in sorted(channels.balances, key=lambda b: -int(b.parts.max())):
             of = channels.of(balance.labels)
-            blocks = balance.blocks.numpy()
-            counts = np.bincount(blocks, weights=~removed[of]).astype(int)
-            for block in np.flatnonzero(counts < counts.max()):
-                # The last channels that would go stay, as zeros, so that blocks are equally wide.
-                gone = of[(blocks == block) & removed[of] & ~before[of]]
+            parts = balance.parts.numpy()
+            counts = np.bincount(parts, weights=~removed[of]).astype(int)
+            for part in np.flatnonzero(counts < counts.max()):
+                # The last channels that would go stay, as zeros, so that parts are equally wide.
+                gone = of[(parts == part) & removed[of] & ~before[of]]
                 classes, times = np.unique(gone, return_counts=True)
-                filled = np.cumsum(times[::-1]) >= counts.max() - counts[block]
+                filled = np.cumsum(times[::-1]) >= counts.max() - counts[part]
                 back = classes[::-1][: int(filled.argmax()) + 1]
                 removed[back] = False
                 key = f"{balance.where}: channels stay so that groups are equally wide"
@@ -202,7 +202,7 @@ def foldable(
     """Tell for each channel a layer reads whether its bias can take what the channel gives.
 
     Zero padding shows the border of a constant, a transposed convolution overlaps unevenly, and a
-    layer that is called twice has one bias for both calls: there only silence can go.
+    layer that is called twice has one bias for both calls: there only zero can go.
 
     Returns
     -------

@@ -33,7 +33,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
+class MaskGroups:
     """Groups of a masked layer.
 
     Attributes
@@ -51,7 +51,7 @@ class Blocks:
     num_groups: int
 
 
-def find_blocks(connected: Bools) -> Blocks | None:
+def find_mask_groups(connected: Bools) -> MaskGroups | None:
     """Find the most equal groups such that nothing connects two of them.
 
     Parameters
@@ -62,13 +62,13 @@ def find_blocks(connected: Bools) -> Blocks | None:
 
     Returns
     -------
-    Blocks or None
+    MaskGroups or None
         None when there are no two groups, or components do not fill groups of one size.
 
     Examples
     --------
-    >>> blocks = find_blocks(np.array([[0, 1, 0, 1], [1, 0, 1, 0]] * 2, bool))
-    >>> blocks.rows.tolist(), blocks.columns.tolist()
+    >>> groups = find_mask_groups(np.array([[0, 1, 0, 1], [1, 0, 1, 0]] * 2, bool))
+    >>> groups.rows.tolist(), groups.columns.tolist()
     ([0, 1, 0, 1], [1, 0, 1, 0])
     """
     filters, channels = connected.shape
@@ -88,7 +88,7 @@ def find_blocks(connected: Bools) -> Blocks | None:
         if group is None:
             continue
         rows, columns = (np.where(of >= 0, group[of], LOOSE) for of in (of_row, of_column))
-        return Blocks(
+        return MaskGroups(
             _fill(rows, num_groups, filters), _fill(columns, num_groups, channels), num_groups
         )
     return None
@@ -144,7 +144,7 @@ class GroupedLayer:
     weight: str
     rows: Ints
     columns: Ints
-    blocks: Blocks
+    groups: MaskGroups
 
 
 def find_grouped(graph: Graph, channels: ChannelMap, wiring: Wiring) -> list[GroupedLayer]:
@@ -155,14 +155,14 @@ def find_grouped(graph: Graph, channels: ChannelMap, wiring: Wiring) -> list[Gro
         if weight is None or weight in found or not wiring.masked(weight):
             continue
         rows, columns = (channels.axes.get((weight, dim)) for dim in (0, 1))
-        blocks = find_blocks(wiring.of(weight).numpy())
-        if rows is not None and columns is not None and blocks is not None:
+        groups = find_mask_groups(wiring.of(weight).numpy())
+        if rows is not None and columns is not None and groups is not None:
             found[weight] = GroupedLayer(
                 graph.owner(node),
                 weight,
                 channels.of(rows.labels),
                 channels.of(columns.labels),
-                blocks,
+                groups,
             )
     return list(found.values())
 
@@ -189,7 +189,7 @@ def balances(channels: ChannelMap, layers: Sequence[GroupedLayer]) -> tuple[Bala
     """What channels have to keep so that groups stay equally wide."""
     made = []
     for layer in layers:
-        sides = ((0, layer.blocks.rows), (1, layer.blocks.columns))
+        sides = ((0, layer.groups.rows), (1, layer.groups.columns))
         for dim, groups in sides:
             inside = torch.from_numpy(groups >= 0)
             labels = channels.axes[layer.weight, dim].labels[inside]

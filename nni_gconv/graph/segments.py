@@ -146,8 +146,8 @@ def _lines(channels: ChannelMap, fixed: Bools) -> Iterator[Ints]:
     for axis in channels.axes.values():
         yield channels.of(axis.labels)
     for balance in channels.balances:
-        blocks = balance.blocks.numpy()
-        cuts = np.flatnonzero(blocks[1:] != blocks[:-1]) + 1
+        parts = balance.parts.numpy()
+        cuts = np.flatnonzero(parts[1:] != parts[:-1]) + 1
         yield from np.split(channels.of(balance.labels), cuts)
     for value in channels.values.values():
         for field in flat(value):

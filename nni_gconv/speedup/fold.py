@@ -33,7 +33,7 @@ def shifts(
         constant = torch.where(gone, given[reading.node].nan_to_num(nan=0.0), 0.0)
         layer = bias_owner(graph, reading)
         if layer is None or reading.groups > 1 or reading.transposed:
-            continue  # what went here is silent or not read
+            continue  # what went here is zero or not read
         if not bool((constant != 0).any()):
             continue
         weight = graph.lookup(reading.weight).detach().to("cpu", torch.float64)

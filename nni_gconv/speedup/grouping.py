@@ -108,17 +108,17 @@ class _Kept:
     @property
     def num_groups(self) -> int:
         """Number of its groups."""
-        return self.layer.blocks.num_groups
+        return self.layer.groups.num_groups
 
     @classmethod
     def of(cls, layer: GroupedLayer, removed: Bools) -> _Kept | None:
         classes, groups = [], []
-        blocks = layer.blocks
-        for axis, of in ((layer.rows, blocks.rows), (layer.columns, blocks.columns)):
+        found = layer.groups
+        for axis, of in ((layer.rows, found.rows), (layer.columns, found.columns)):
             stays = ~removed[axis]
             classes.append(axis[stays])
             groups.append(of[stays])
-            count = np.bincount(groups[-1] + 1, minlength=blocks.num_groups + 1)
+            count = np.bincount(groups[-1] + 1, minlength=found.num_groups + 1)
             if count[0] or len(set(count[1:].tolist())) != 1:
                 return None
         return cls(layer, (classes[0], classes[1]), (groups[0], groups[1]))
@@ -258,13 +258,13 @@ def _grouping(kept: _Kept, order: ChannelOrder) -> Grouping:
     """Read off the order what a layer keeps, and which gathers it needs."""
     layer = kept.layer
     rows, columns = order.positions(layer.rows), order.positions(layer.columns)
-    of_row, of_column = layer.blocks.rows[rows], layer.blocks.columns[columns]
+    of_row, of_column = layer.groups.rows[rows], layer.groups.columns[columns]
     # Writing in order is worth as much as reading in order; both are possible if they agree.
     leader = next((of for of in (of_row, of_column) if _contiguous(of)), of_column)
     place = np.argsort(list(dict.fromkeys(leader.tolist())))
     out = np.argsort(place[of_row], kind="stable")
     into = np.argsort(place[of_column], kind="stable")
-    width = len(columns) // layer.blocks.num_groups
+    width = len(columns) // layer.groups.num_groups
     return Grouping(
         module=layer.module,
         weight=layer.weight,

@@ -108,7 +108,7 @@ class ModelSpeedup:
         dense = trace(self.model, self.dummy_input)
         masks = read_masks(self.model, self._masks, dense.aliases)
         thinned = without_dead_blocks(
-            self.model, self.dummy_input, dense, masks, silently=self.constants == "silence"
+            self.model, self.dummy_input, dense, masks, followers_too=self.constants == "silence"
         )
         cut, ready = self._cut_that_runs(thinned)
         difference = self._verified(dense, thinned, cut) if self.verify else None
@@ -127,7 +127,9 @@ class ModelSpeedup:
     def _cut_that_runs(self, thinned: Thinned) -> tuple[Cut, list[Replaced]]:
         """Find a cut that the forward can do with, and what it makes of a copy's tensors."""
         graph, masks = thinned.graph, thinned.masks
-        wiring = Wiring(graph, masks)  # silence adds nothing to weights: it serves throughout
+        wiring = Wiring(
+            graph, masks
+        )  # extending masks adds nothing to weights: it serves throughout
         pins: dict[Node, str] = {}
         for _ in range(_MAX_RETRIES):
             cut = plan_cut(

@@ -18,10 +18,10 @@ from nni_gconv.graph import (
     Wiring,
     balances,
     decide,
+    extend_masks,
     find_grouped,
     map_channels,
     new_indices,
-    silence,
 )
 from nni_gconv.speedup.fold import shifts
 from nni_gconv.speedup.grouping import Grouping, group_layers
@@ -190,7 +190,7 @@ def plan_cut(
         Channels may change places where that saves gathers.
     """
     channels = map_channels(graph, pin=pins.items())
-    kept, zeroed = (masks, {}) if fold_constants else silence(graph, channels, masks, wiring)
+    kept, zeroed = (masks, {}) if fold_constants else extend_masks(graph, channels, masks, wiring)
     grouped = find_grouped(graph, channels, wiring)
     balanced = replace(channels, balances=(*channels.balances, *balances(channels, grouped)))
     decision = decide(graph, balanced, kept, wiring, fold=fold_constants)

@@ -50,7 +50,7 @@ class SpeedupReport:
     layers : tuple of LayerChange
         Every layer with weights, in the order of the model.
     notes : tuple of str
-        What stayed although its mask asked for less, and what was silenced, one line each.
+        What stayed although its mask asked for less, and what was zeroed, one line each.
     gathers : int
         Index operations the small model has to run for permutations that could not be folded.
     difference : float or None
@@ -115,7 +115,7 @@ def layer_changes(
 def speedup_notes(cut: Cut, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Tell what the masks did not say themselves."""
     notes = [
-        f"{name}: {len(positions)} values silenced with the filters they follow"
+        f"{name}: {len(positions)} values zeroed with the filters they follow"
         for name, positions in cut.zeroed.items()
     ]
     notes += [

@@ -19,9 +19,9 @@ from nni_gconv.graph import (
     ACTIVATIONS,
     Graph,
     Wiring,
+    extend_masks,
     known_operands,
     map_channels,
-    silence,
     trace,
     vanishing,
 )
@@ -135,7 +135,7 @@ def without_dead_blocks(
     graph: Graph,
     masks: Mapping[str, Tensor],
     *,
-    silently: bool,
+    followers_too: bool,
 ) -> Thinned:
     """Find the residual blocks whose branch is masked, and trace a copy without them.
 
@@ -145,7 +145,7 @@ def without_dead_blocks(
         The model that was traced; left as it was found.
     graph, masks
         Its trace, and bool masks by parameter name.
-    silently : bool
+    followers_too : bool
         Norms behind masked filters are masked with them.
 
     Returns
@@ -157,8 +157,8 @@ def without_dead_blocks(
     if all(bool(mask.any()) for mask in masks.values()):
         return whole  # saves following what is known through the network
     kept = dict(masks)
-    if silently:
-        kept, _ = silence(graph, map_channels(graph), kept, Wiring(graph, kept))
+    if followers_too:
+        kept, _ = extend_masks(graph, map_channels(graph), kept, Wiring(graph, kept))
     blocks = vanishing(graph, known_operands(graph, kept))
     if not blocks:
         return whole

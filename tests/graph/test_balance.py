@@ -155,12 +155,12 @@ def removable_by_cutting(arranged, net, rows):
             got = arranged.cut(net, rows, keep)
             if got is None:
                 continue
-            if torch.allclose(got, silenced(net, gone)(X), rtol=0, atol=1e-10):
+            if torch.allclose(got, zeroed(net, gone)(X), rtol=0, atol=1e-10):
                 found.add(frozenset(gone))
     return found
 
 
-def silenced(net, gone):
+def zeroed(net, gone):
     net = copy.deepcopy(net)
     gone = torch.tensor(gone, dtype=torch.long)
     first = len(net.a.bias)
@@ -196,8 +196,8 @@ def removable_by_coupling(net):
                 offset = first if member.module == "c" else 0
                 rows[unit] |= {row + offset + group * (first // share) for group in range(share)}
         units = range(coupled.size)
-        blocks = np.zeros(coupled.size, int) if coupled.blocks is None else coupled.blocks
-        width = blocks.max() + 1 if coupled.blocks is not None else 0
+        blocks = np.zeros(coupled.size, int) if coupled.parts is None else coupled.parts
+        width = blocks.max() + 1 if coupled.parts is not None else 0
         options.append([
             frozenset().union(*(rows[u] for u in some))
             for size in range(coupled.size)
@@ -223,7 +223,7 @@ def test_two_groupings_cross():
     ))  # fmt: skip
     coupled = Coupling.trace(net, X).sets[0]
     assert coupled.reason is None
-    assert np.bincount(coupled.blocks).tolist() == [3, 3, 3, 3]
+    assert np.bincount(coupled.parts).tolist() == [3, 3, 3, 3]
     uneven = randomise(Small(
         lambda s, x: s.d(s.b(y := s.a(x)) + s.c(y)),
         a=conv(3, 12), b=conv(12, 6, groups=2), c=conv(12, 6, groups=3), d=conv(6, 2),

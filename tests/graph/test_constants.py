@@ -1,4 +1,4 @@
-"""What a masked filter leaves behind: silenced and reported, or folded into the next bias."""
+"""What a masked filter leaves behind: zeroed and reported, or folded into the next bias."""
 
 import math
 
@@ -63,7 +63,7 @@ def test_zero_padding_keeps_the_channel(padding):
     net, masks = one_constant(0.4, [nn.Conv2d(4, 2, 3, padding=padding)])
     shrink(net, X, masks, constants="fold", smaller=False)
     net, masks = one_constant(-0.4, [nn.Conv2d(4, 2, 3, padding=padding)])
-    shrink(net, X, masks, constants="fold")  # the ReLU makes it silent
+    shrink(net, X, masks, constants="fold")  # the ReLU makes it zero
 
 
 def test_reflected_padding_shows_no_border():
@@ -210,7 +210,7 @@ def test_group_norm_of_constants(bias):
 
 
 def test_groups_of_a_transposed_convolution():
-    """What one group reads is silent: its filters emit their biases, the others are unknown."""
+    """What one group reads is zero: its filters emit their biases, the others are unknown."""
     net = randomise(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 4, 2, groups=2)))
     known = known_channels(net, X, rows_off(net, "0", [0, 1, 2]), "conv_transpose2d")
     assert known[:2] == net[1].bias[:2].tolist()
@@ -263,13 +263,13 @@ def test_silence_masks_the_norm_and_says_so():
     assert_same_outputs(expected, outputs_of(speedup.speedup_model(), X))
     notes = " ".join(speedup.report().notes)
     for name in ("0.bias", "1.weight", "1.bias"):
-        assert f"{name}: 2 values silenced" in notes
+        assert f"{name}: 2 values zeroed" in notes
     assert speedup.report().difference < 1e-9
     assert (net[0].out_channels, net[3].in_channels) == (2, 2)
 
 
 def test_silence_leaves_half_masked_sets_alone():
-    """One summand of two is masked: its bias and norm are not silenced, they count."""
+    """One summand of two is masked: its bias and norm are not zeroed, they count."""
 
     class Sum(nn.Module):
         def __init__(self):
@@ -283,7 +283,7 @@ def test_silence_leaves_half_masked_sets_alone():
     net = randomise(Sum())
     only = {"a": {"weight": rows_off(net, "a", [1, 2])["a"]["weight"]}}
     speedup = shrink(net, X, only, constants="silence", smaller=False)
-    assert not any("silenced" in note for note in speedup.report().notes)
+    assert not any("zeroed" in note for note in speedup.report().notes)
 
 
 def test_silence_leaves_outputs_alone():

@@ -1,6 +1,6 @@
 """Coupled sets against a definition of their own: which channels can be told apart.
 
-Two filters belong to the same channel when silencing the one alone can never make it removable:
+Two filters belong to the same channel when zeroing the one alone can never make it removable:
 zero a filter (and what acts on it) in a copy of the network and look, in every value that any
 layer reads, at which positions the signal of that filter arrives *before* it is mixed. That is
 found by running the network with random weights in which one filter is disturbed, and seeing
@@ -234,11 +234,11 @@ def test_groups_have_blocks():
     net = randomise(Small(lambda s, x: s.c(s.b(s.a(x))), a=conv(3, 8), b=conv(8, 12, groups=4),
                           c=conv(12, 2)))  # fmt: skip
     first, second, _ = Coupling.trace(net, X).sets
-    assert first.blocks.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert np.bincount(second.blocks).tolist() == [3, 3, 3, 3]
+    assert first.parts.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert np.bincount(second.parts).tolist() == [3, 3, 3, 3]
 
 
-def test_masks_silence_all_that_acts_on_a_channel():
+def test_masks_zero_all_that_acts_on_a_channel():
     net = randomise(nn.Sequential(
         conv(3, 4), nn.BatchNorm2d(4), nn.PReLU(4), conv(4, 4, groups=4), conv(4, 2),
     ))  # fmt: skip

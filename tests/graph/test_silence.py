@@ -1,4 +1,4 @@
-"""What keeps a masked channel silent on its way, what breaks its silence, and in-place writes."""
+"""What keeps a masked channel zero on its way, what makes it another number, and in-place writes."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_in_place_relu_and_add():
 
 
 def test_value_read_before_it_is_overwritten():
-    """The constant -0.3 is read, then made zero in place: it is not silent for the first reader."""
+    """The constant -0.3 is read, then made zero in place: it is not zero for the first reader."""
 
     def forward(s, x):
         y = s.a(x)
@@ -48,7 +48,7 @@ def test_value_read_before_it_is_overwritten():
     ],
     ids=["select", "view", "detach", "dropout", "copy", "out"],
 )
-def test_silence_overwritten_through_an_alias(write):
+def test_zeros_overwritten_through_an_alias(write):
     def forward(s, x):
         y = F.relu(s.a(x))
         write(y)
@@ -91,7 +91,7 @@ def test_opaque_operator_names_its_line():
     ids=lambda p: type(p).__name__,
 )
 @pytest.mark.parametrize("constants", ["fold", "silence"])
-def test_a_constant_and_a_silent_channel_through(pool, constants):
+def test_a_constant_and_a_zeroed_channel_through(pool, constants):
     net = middle(lambda s, x: s.pool(s.a(x)), a=conv(8, 8), pool=pool)
     masks = rows_off(net, "a", [3, 4])
     if constants == "fold":
@@ -148,7 +148,7 @@ def test_statistics_over_everything_pin():
     shrink(net, X, rows_off(net, "a", [1, 2]), smaller=False)
 
 
-SILENT_FORMS = {
+ZERO_FORMS = {
     "where": lambda y: torch.where(y > 0, y, 0.0),
     "where of zeros": lambda y: torch.where(y > 0, y, torch.zeros_like(y)),
     "where the other way": lambda y: torch.where(y < 0, torch.zeros_like(y), y),
@@ -167,9 +167,9 @@ SILENT_FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", SILENT_FORMS)
-def test_forms_that_keep_silence(name):
-    net = middle(lambda s, x: SILENT_FORMS[name](s.a(x)), a=conv(8, 8))
+@pytest.mark.parametrize("name", ZERO_FORMS)
+def test_forms_that_keep_zeros(name):
+    net = middle(lambda s, x: ZERO_FORMS[name](s.a(x)), a=conv(8, 8))
     shrink(net, X, rows_off(net, "a", [1, 2]))
     assert shapes(net, "a", "head") == [(6, 8), (4, 6)]
 
@@ -184,7 +184,7 @@ LOUD_FORMS = {
 
 
 @pytest.mark.parametrize("name", LOUD_FORMS)
-def test_forms_that_break_silence(name):
+def test_forms_that_break_zeros(name):
     """Exact in any case: the channel stays, as the constant it is."""
     net = middle(lambda s, x: LOUD_FORMS[name](s.a(x)), a=conv(8, 8))
     shrink(net, X, rows_off(net, "a", [1, 2]), smaller=False)

@@ -53,7 +53,7 @@ def test_auxiliary_head_is_cut_along():
 
 
 def test_channels_that_only_training_reads():
-    """The head reads what evaluation does not need; silence alone lets it go."""
+    """The head reads what evaluation does not need; zeros alone let it go."""
     net = randomise(WithAuxiliaryHead())
     unread = torch.ones_like(net.b.weight)
     unread[:, [3, 4]] = 0

@@ -112,8 +112,8 @@ def shrink(model, dummy, masks, inputs=None, *, smaller=True, **options):
     return speedup
 
 
-def silent_masks(model, dummy, seed=0, share=0.4):
-    """Return masks that silence random channels of every coupled set that can be pruned."""
+def zeroing_masks(model, dummy, seed=0, share=0.4):
+    """Return masks that zero random channels of every coupled set that can be pruned."""
     rng = np.random.default_rng(seed)
     coupling = Coupling.trace(model, dummy)
     removed = coupling.empty()
@@ -124,13 +124,12 @@ def silent_masks(model, dummy, seed=0, share=0.4):
 
 
 def random_channels(coupled, rng, share):
-    """Draw channels of a set, as many from each of its blocks, and never all."""
-    blocks = np.zeros(coupled.size, int) if coupled.blocks is None else coupled.blocks
-    smallest = np.bincount(blocks).min()
+    """Draw channels of a set, as many from each of its parts, and never all."""
+    parts = np.zeros(coupled.size, int) if coupled.parts is None else coupled.parts
+    smallest = np.bincount(parts).min()
     count = min(smallest - 1, max(1, round(share * smallest)))
     drawn = [
-        rng.choice(np.flatnonzero(blocks == block), count, replace=False)
-        for block in np.unique(blocks)
+        rng.choice(np.flatnonzero(parts == part), count, replace=False) for part in np.unique(parts)
     ]
     return np.concatenate(drawn)
 
@@ -151,7 +150,7 @@ def filter_masks(model, seed=0, share=0.4):
 
 
 def rows_off(model, name, rows, *others):
-    """Return masks that silence `rows` of a layer, its bias, and whole further modules' entries."""
+    """Return masks that zero `rows` of a layer, its bias, and whole further modules' entries."""
     masks = {}
     for module_name in (name, *others):
         module = model.get_submodule(module_name)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from speedup_tools import assert_same_outputs, masked, outputs_of, randn, randomise, silent_masks
+from speedup_tools import assert_same_outputs, masked, outputs_of, randn, randomise, zeroing_masks
 from torch import nn
 from torch.fx import GraphModule
 
@@ -237,7 +237,7 @@ class TestTogetherWithChannels:
     def test_channels_that_go_leave_groups_equally_wide(self, seed):
         net = randomise(Residual())
         dummy = randn(2, 3, 7, 7)
-        masks = joined(silent_masks(net, dummy, seed), group_masks(net, {"blocks.0.3": 2}, seed))
+        masks = joined(zeroing_masks(net, dummy, seed), group_masks(net, {"blocks.0.3": 2}, seed))
         speedup = convert(net, dummy, masks)
         layer = changes(speedup)["blocks.0.3"]
         assert layer.groups == 2
@@ -260,7 +260,7 @@ class TestTogetherWithChannels:
         torch.manual_seed(0)
         net = randomise(create_model(name))
         dummy = randn(1, 3, 32, 32)
-        masks = joined(silent_masks(net, dummy, 1), group_masks(net, 4))
+        masks = joined(zeroing_masks(net, dummy, 1), group_masks(net, 4))
         speedup = convert(net, dummy, masks)
         assert any(layer.groups == 4 for layer in changes(speedup).values())
 
@@ -271,7 +271,7 @@ class TestTogetherWithChannels:
         )  # fmt: skip
         net = randomise(net)
         dummy = randn(1, 3, 5, 5)
-        masks = joined(silent_masks(net, dummy, 0, 0.25), group_masks(net, {"1": 2, "3": 4}))
+        masks = joined(zeroing_masks(net, dummy, 0, 0.25), group_masks(net, {"1": 2, "3": 4}))
         found = changes(convert(net, dummy, masks))
         assert [found[str(n)].groups for n in range(5)] == [1, 2, 4, 4, 1]
 
@@ -307,7 +307,7 @@ class TestFiles:
     def test_a_converted_model_is_traced_and_cut_again(self, small):
         net = copy.deepcopy(small).double()
         dummy = randn(1, 3, 7, 7)
-        masks = silent_masks(net, dummy, 2)
+        masks = zeroing_masks(net, dummy, 2)
         expected = outputs_of(masked(net, masks), dummy)
         ModelSpeedup(net, dummy, masks).speedup_model()
         assert_same_outputs(expected, outputs_of(net, dummy))

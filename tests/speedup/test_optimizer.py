@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from speedup_tools import randn, silent_masks
+from speedup_tools import randn, zeroing_masks
 from torch import nn
 
 from nni_gconv import ModelSpeedup, ProxSGD
@@ -63,7 +63,7 @@ def step(model, optimizer, masks=None):
 
 
 def masks_of(plan, masked):
-    """Where weights stay: those go as well that read silent channels and so act on nothing."""
+    """Where weights stay: those go as well that read zeroed channels and so act on nothing."""
     masks = {}
     for name, edit in plan.tensors.items():
         if name not in dict(masked.named_parameters()):
@@ -87,7 +87,7 @@ def test_a_step_of_the_small_model_is_a_step_of_the_masked_one(make):
     other = make(masked.parameters())
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
-    speedup = ModelSpeedup(dense, X, silent_masks(dense, X, share=0.4))
+    speedup = ModelSpeedup(dense, X, zeroing_masks(dense, X, share=0.4))
     small = speedup.speedup_model()
     masks = masks_of(speedup.plan, masked)
     assert any(not mask[:, 0].any() for mask in masks.values() if mask.dim() == 4)
@@ -122,7 +122,7 @@ def test_a_filter_of_proxsgd_counts_the_weights_it_had_at_first():
         optimizer.step()
 
     train(net, optimizer)
-    speedup = ModelSpeedup(net, x, silent_masks(net, x, share=0.5))
+    speedup = ModelSpeedup(net, x, zeroing_masks(net, x, share=0.5))
     small = speedup.speedup_model()
     speedup.rebind_optimizer(optimizer)
     assert small[1].weight.shape == (2, 2, 1, 1)
@@ -139,7 +139,7 @@ def test_a_filter_of_proxsgd_counts_the_weights_it_had_at_first():
 
 def test_an_optimizer_of_another_model_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)).double()
-    speedup = ModelSpeedup(net, X, silent_masks(net, X, share=0.5))
+    speedup = ModelSpeedup(net, X, zeroing_masks(net, X, share=0.5))
     speedup.speedup_model()
     stranger = torch.optim.SGD(nn.Conv2d(3, 5, 1).parameters(), lr=0.1)
     with pytest.raises(SpeedupError, match=r"shape \(5, 3, 1, 1\)"):

@@ -17,7 +17,7 @@ from speedup_tools import (
     outputs_of,
     randn,
     randomise,
-    silent_masks,
+    zeroing_masks,
 )
 from torch import nn
 
@@ -337,7 +337,7 @@ def test_small_equals_masked(case):
     dummy = randn(2, 3, 14, 14, seed=case["seed"])
     masks = {}
     if case["masks"] in ("silent", "both"):
-        masks = silent_masks(net, dummy, case["seed"], min(case["share"], 0.8))
+        masks = zeroing_masks(net, dummy, case["seed"], min(case["share"], 0.8))
     if case["masks"] in ("filters", "both"):
         for name, targets in filter_masks(net, case["seed"], case["share"]).items():
             entry = masks.setdefault(name, {})

@@ -11,7 +11,7 @@ from speedup_tools import (
     randn,
     randomise,
     shrink,
-    silent_masks,
+    zeroing_masks,
 )
 from torch import nn
 
@@ -82,9 +82,9 @@ def test_zoo_is_covered():
 
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("share", [0.3, 0.95])
-def test_zoo_silent_masks(name, share):
+def test_zoo_zeroing_masks(name, share):
     model, dummy = zoo_net(name)
-    masks = silent_masks(model, dummy, seed=1, share=share)
+    masks = zeroing_masks(model, dummy, seed=1, share=share)
     shrink(model, dummy, masks, randn(3, 3, 20, 20, seed=5))
     model.train()
     model(randn(3, 3, 16, 16)).sum().backward()
@@ -93,32 +93,32 @@ def test_zoo_silent_masks(name, share):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_foreign_masks_fold(name):
-    # Nothing but filters is masked: the reference is that, and nothing may be silenced besides.
+    # Nothing but filters is masked: the reference is that, and nothing may be zeroed besides.
     model, dummy = zoo_net(name)
     shrink(model, dummy, filter_masks(model), constants="fold", smaller=True)
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_foreign_masks_silence(name):
-    """Filters of whole coupled sets are masked: the result is that of the silent masks."""
+    """Filters of whole coupled sets are masked: the result is that of the zeroing masks."""
     model, dummy = zoo_net(name)
-    silent = silent_masks(model, dummy, seed=2)
+    zeroing = zeroing_masks(model, dummy, seed=2)
     only_filters = {
         name: {"weight": targets["weight"]}
-        for name, targets in silent.items()
+        for name, targets in zeroing.items()
         if isinstance(model.get_submodule(name), nn.Conv2d | nn.Linear)
     }
-    expected = outputs_of(masked(model, silent), dummy)
+    expected = outputs_of(masked(model, zeroing), dummy)
     assert not torch.allclose(expected[0], outputs_of(masked(model, only_filters), dummy)[0])
     speedup = ModelSpeedup(model, dummy, only_filters, verify=False)
     assert_same_outputs(expected, outputs_of(speedup.speedup_model(), dummy))
-    assert any("silenced" in note for note in speedup.report().notes)
+    assert any("zeroed" in note for note in speedup.report().notes)
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name):
     model, dummy = torchvision_net(name)
-    masks = silent_masks(model, dummy, seed=3, share=0.5)
+    masks = zeroing_masks(model, dummy, seed=3, share=0.5)
     before = sum(p.numel() for p in model.parameters())
     shrink(model, dummy, masks)
     share = sum(p.numel() for p in model.parameters()) / before
@@ -137,7 +137,7 @@ def test_flags_and_grads_are_kept():
     model.layer1.eval()
     model.conv1.weight.requires_grad_(False)
     model.layer2[0].bn1.bias.requires_grad_(False)
-    masks = silent_masks(model, dummy)
+    masks = zeroing_masks(model, dummy)
     training = {n: m.training for n, m in model.named_modules()}
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     ModelSpeedup(model, dummy, masks).speedup_model()
@@ -156,7 +156,7 @@ def test_flags_and_grads_are_kept():
 def test_half_the_network_is_gone_and_verified():
     model, dummy = zoo_net("vgg16")
     dense = sum(p.numel() for p in model.parameters())
-    speedup = ModelSpeedup(model, dummy, silent_masks(model, dummy, share=0.5))
+    speedup = ModelSpeedup(model, dummy, zeroing_masks(model, dummy, share=0.5))
     small = speedup.speedup_model()
     assert sum(p.numel() for p in small.parameters()) < 0.3 * dense
     assert 0 <= speedup.report().difference < 1e-9

@@ -19,7 +19,7 @@ from nni_gconv.graph.trace import location
 
 @channel_rule("conv1d", "conv2d", "conv3d")
 def convolution(walker: Walker, node: Node) -> Fields:
-    """Dense convolutions read all channels, grouped ones a block each, depthwise ones their own."""
+    """Dense convolutions read all channels, grouped ones a part each, depthwise ones their own."""
     x, weight = node.args[0], node.args[1]
     name = walker.parameter(weight)
     if name is None:
@@ -44,9 +44,9 @@ def convolution(walker: Walker, node: Node) -> Fields:
         walker.equal(rows, own.repeat_interleave(filters // groups))
     else:
         where = f"groups of {walker.graph.owner(node)}"
-        block = torch.arange(groups)
-        walker.balances.append(Balance(own, block.repeat_interleave(per_group), where))
-        walker.balances.append(Balance(rows, block.repeat_interleave(filters // groups), where))
+        group = torch.arange(groups)
+        walker.balances.append(Balance(own, group.repeat_interleave(per_group), where))
+        walker.balances.append(Balance(rows, group.repeat_interleave(filters // groups), where))
         walker.reads.append(Read(node, name, own, groups, transposed=False))
     _bias(walker, argument(node, 2, "bias"), rows)
     return (place(rows, rank, dim),)
@@ -81,9 +81,9 @@ def transposed_convolution(walker: Walker, node: Node) -> Fields:
             walker.equal(own, columns)
             walker.reads.append(Read(node, name, own, 1, transposed=True))
             if groups > 1:
-                block = torch.arange(groups).repeat_interleave(inputs // groups)
+                group = torch.arange(groups).repeat_interleave(inputs // groups)
                 where = f"groups of {walker.graph.owner(node)}"
-                walker.balances.append(Balance(own, block, where))
+                walker.balances.append(Balance(own, group, where))
     _bias(walker, argument(node, 2, "bias"), out)
     return (place(out, rank, dim),)
 
@@ -136,8 +136,8 @@ def layer_constants(state: State, node: Node) -> Value:
     connected = _connections(state.wiring.of(name, transposed), groups, transposed=transposed)
     filters, positions = connected.shape
     given = given.view(groups, positions)
-    # Zero padding shows a constant channel its border; only silence survives that. A transposed
-    # convolution overlaps unevenly, so there, too, only silence is certain.
+    # Zero padding shows a constant channel its border; only zero survives that. A transposed
+    # convolution overlaps unevenly, so there, too, only zero is certain.
     exact = given == 0 if transposed or (not is_linear and has_padding(node)) else ~given.isnan()
     unknown = (connected & ~_for_each(exact, filters)).any(1)
     if bool(unknown.all()):

@@ -35,9 +35,9 @@ def deal(walker: Walker, node: Node, field: Field, pieces: list[Field]) -> bool:
         walker.pin(field, _written(node))
         return True
     labels = torch.cat([piece.reshape(-1) for piece in pieces])
-    blocks = torch.arange(len(pieces)).repeat_interleave(pieces[0].numel())
+    numbers = torch.arange(len(pieces)).repeat_interleave(pieces[0].numel())
     where = f"equal parts of {op_name(node)} at {location(node)}"
-    walker.balances.append(Balance(labels, blocks, where))
+    walker.balances.append(Balance(labels, numbers, where))
     _confirm(walker, node)
     return True
 

@@ -53,7 +53,7 @@ def passes_constants(state: State, node: Node) -> Value:
     if given is None or not (isinstance(value, Tensor) and value.is_floating_point()):
         return None
     if op_name(node).endswith("dropout") and argument(node, 2, "train"):
-        # In training mode only silence stays what it is, and not behind every dropout.
+        # In training mode only zero stays what it is, and not behind every dropout.
         return None if "alpha" in op_name(node) else known(given.masked_fill(given != 0, torch.nan))
     return given
 

@@ -232,7 +232,7 @@ def step_limits(
 
 def joined_blocks(coupled: CoupledSet, settings: Sequence[LayerConfig]) -> np.ndarray | None:
     """Blocks of the graph's groups together with those of ``internal_metric_block``."""
-    blocks = coupled.blocks
+    blocks = coupled.parts
     for layer in settings:
         asked = layer.internal_metric_block
         if asked is None or asked == 1:

@@ -90,7 +90,7 @@ def test_linear_layers_on_sequences():
 
 
 def test_bias_without_norm():
-    """A filter without its bias still emits the bias: silenced when asked, folded when told."""
+    """A filter without its bias still emits the bias: zeroed when asked, folded when told."""
     net = randomise(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4)))
     masks = rows_off(net, "0", [2, 5])
     shrink(net, X, masks)
@@ -214,7 +214,7 @@ def test_scale_parameter_follows():
     net = randomise(Scaled())
     gone = torch.ones(1, 8, 1, 1)
     gone[:, [1, 6]] = 0
-    shrink(net, X, {"": {"scale": gone}})  # only the scale is masked: that silences it
+    shrink(net, X, {"": {"scale": gone}})  # only the scale is masked: that zeroes it
     assert net.a.out_channels == 6
     assert (tuple(net.scale.shape), tuple(net.stretch.shape)) == ((1, 6, 1, 1), (6, 1, 1))
     net = randomise(Scaled())

@@ -14,7 +14,7 @@ from speedup_tools import (
     randomise,
     rows_off,
     shrink,
-    silent_masks,
+    zeroing_masks,
 )
 from torch import nn
 
@@ -49,7 +49,7 @@ def test_halves_lose_as_many():
     assert shapes(net, "a", "b", "head") == [(6, 8), (4, 3), (4, 7)]
     assert "equal parts of chunk" in " ".join(speedup.report().notes)
     found = Coupling.trace(middle(forward, a=conv(8, 8), b=conv(4, 4)), X)
-    assert [s.blocks for s in found.sets if s.members[0].module == "stem"] == [None]
+    assert [s.parts for s in found.sets if s.members[0].module == "stem"] == [None]
 
 
 def test_product_of_halves_goes_together():
@@ -100,7 +100,7 @@ def test_concatenation_read_in_groups():
         lambda s, x: s.g(torch.cat([s.a(x), s.b(x)], 1)), width=12,
         a=conv(8, 8), b=conv(8, 4), g=conv(12, 12, groups=2),
     )  # fmt: skip
-    sets = {(s.name, s.size): s.blocks for s in Coupling.trace(net, X).sets if s.reason is None}
+    sets = {(s.name, s.size): s.parts for s in Coupling.trace(net, X).sets if s.reason is None}
     # The first group reads six of a; a unit is one of these and one that the second group reads.
     assert set(sets) == {("stem", 8), ("a (+1)", 4), ("a", 4), ("g", 12)}
     assert sets["a", 4].tolist() == [0, 0, 1, 1]
@@ -262,7 +262,7 @@ def test_shufflenet_unit(groups, inner):
         conv(width, 4),
     ))  # fmt: skip
     assert all(s.reason in (None, "an output of the model") for s in Coupling.trace(net, X).sets)
-    speedup = shrink(net, X, silent_masks(net, X, share=0.5))
+    speedup = shrink(net, X, zeroing_masks(net, X, share=0.5))
     assert not [note for note in speedup.report().notes if "stay" in note]
     assert net[0].out_channels <= width - groups
     for unit in (net[1], net[2]):

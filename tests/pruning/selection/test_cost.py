@@ -51,7 +51,7 @@ def test_cost_equals_the_count_of_the_small_model(name):
         removed = coupling.empty()
         for coupled in coupling.sets:
             if coupled.reason is None:
-                steps = removal_steps(rng.random(coupled.size), blocks=coupled.blocks)
+                steps = removal_steps(rng.random(coupled.size), blocks=coupled.parts)
                 for step in steps[: int(rng.random() * 2 * share * len(steps))]:
                     removed[coupled.classes[step]] = True
         assert removed.any()
