@@ -107,8 +107,8 @@ def make_plan(
         positions = order.positions(channels.of(reading.labels))
         if np.array_equal(positions, np.arange(reading.labels.numel())):
             continue
-        block, place = np.divmod(positions, reading.labels.numel() // reading.groups)
-        columns = [place[block == group].tolist() for group in range(reading.groups)]
+        group_of, place = np.divmod(positions, reading.labels.numel() // reading.groups)
+        columns = [place[group_of == group].tolist() for group in range(reading.groups)]
         name = graph.aliases[reading.weight][0]
         tensors[name] = TensorEdit(tensors.get(name, TensorEdit()).keep, columns)
     for grouping in groups:

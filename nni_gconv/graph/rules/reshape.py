@@ -181,10 +181,10 @@ def pixel_shuffle(walker: Walker, node: Node) -> Fields:
     if own is None:
         return ()
     factor = int(node.args[1])  # type: ignore[arg-type]
-    blocks = own.view(-1, factor * factor)
-    walker.equal(blocks[:, :1], blocks)
+    pixels = own.view(-1, factor * factor)
+    walker.equal(pixels[:, :1], pixels)
     rank = len(shape_of(node))
-    return (place(blocks[:, 0].contiguous(), rank, rank - 3),) if len(blocks) > 1 else ()
+    return (place(pixels[:, 0].contiguous(), rank, rank - 3),) if len(pixels) > 1 else ()
 
 
 @channel_rule("pixel_unshuffle")

@@ -1,4 +1,4 @@
-"""What keeps a masked channel zero on its way, what makes it another number, and in-place writes."""
+"""What keeps a masked channel zero on its way, what makes it another number, in-place writes."""
 
 import pytest
 import torch

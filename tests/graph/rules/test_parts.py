@@ -21,7 +21,7 @@ from torch import nn
 from nni_gconv import ModelSpeedup
 from nni_gconv.graph import Coupling
 
-HERE = "test_splits.py"
+HERE = "test_parts.py"
 
 
 def test_unequal_split_is_pinned():
