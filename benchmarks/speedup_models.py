@@ -145,7 +145,7 @@ def half_masks(model: Any, dummy: Any) -> dict[str, dict[str, Any]]:
     generator = np.random.default_rng(0)
     for coupled in coupling.sets:
         if coupled.reason is None:
-            for step in removal_steps(generator.random(coupled.size), blocks=coupled.blocks):
+            for step in removal_steps(generator.random(coupled.size), blocks=coupled.parts):
                 if 2 * (int(removed[coupled.classes].sum()) + len(step)) <= coupled.size:
                     removed[coupled.classes[step]] = True
     masks = coupling.masks(removed)

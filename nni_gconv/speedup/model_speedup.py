@@ -127,9 +127,7 @@ class ModelSpeedup:
     def _cut_that_runs(self, thinned: Thinned) -> tuple[Cut, list[Replaced]]:
         """Find a cut that the forward can do with, and what it makes of a copy's tensors."""
         graph, masks = thinned.graph, thinned.masks
-        wiring = Wiring(
-            graph, masks
-        )  # extending masks adds nothing to weights: it serves throughout
+        wiring = Wiring(graph, masks)  # of the weights, which no attempt masks further
         pins: dict[Node, str] = {}
         for _ in range(_MAX_RETRIES):
             cut = plan_cut(
