@@ -11,7 +11,7 @@ from nni_gconv.graph.rules.registry import channel_rule, constant_rule, constant
 from nni_gconv.graph.rules.state import State, Value
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
-_ANEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+_ANEW = ("new_zeros", "new_ones", "new_full", "new_empty")
 
 
 @channel_rule(*_CHECKS)

@@ -15,17 +15,15 @@ from nni_gconv.graph.trace import location
 
 #: Operator -> how many trailing dimensions it works on.
 _POOLS = {
-    **{f"{kind}_pool{k}d": k for k in (1, 2, 3) for kind in ("max", "avg", "lp")},
+    **{f"{kind}_pool{k}d": k for k in (1, 2, 3) for kind in ("max", "avg")},
     **{f"adaptive_{kind}_pool{k}d": k for k in (1, 2, 3) for kind in ("max", "avg")},
     "max_pool2d_with_indices": 2,
     "max_pool3d_with_indices": 3,
-    "upsample_nearest1d": 1,
+    **{f"upsample_nearest{k}d": k for k in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{k}d": k for k in (1, 2, 3)},
     "upsample_linear1d": 1,
-    **{
-        f"upsample_{kind}2d": 2
-        for kind in ("nearest", "bilinear", "bicubic", "_nearest_exact", "_bilinear_aa")
-    },
-    "upsample_nearest3d": 3,
+    **{f"upsample_{kind}2d": 2 for kind in ("bilinear", "bicubic")},
+    **{f"_upsample_{kind}2d_aa": 2 for kind in ("bilinear", "bicubic")},
     "upsample_trilinear3d": 3,
 }
 

@@ -1,5 +1,7 @@
 """The table of rules: what follows channels says, too, what it makes of constants."""
 
+import torch
+
 from nni_gconv.graph.rules import CHANNEL_RULES, CONSTANT_RULES
 from nni_gconv.graph.rules.registry import channel_rule, constants_unknown, nothing_known
 
@@ -31,5 +33,10 @@ def test_what_is_unknown_is_a_short_list():
     assert unknown == set(
         "_assert_async _assert_scalar _assert_tensor_metadata _log_softmax _softmax cumsum "
         "empty_like full_like layer_norm linalg_vector_norm log_softmax new_empty new_full "
-        "new_ones new_tensor new_zeros norm ones_like rms_norm softmax sort std topk var".split()
+        "new_ones new_zeros norm ones_like rms_norm softmax sort std topk var".split()
     )
+
+
+def test_rules_are_named_as_torch_names_its_operators():
+    names = set(CHANNEL_RULES) | set(CONSTANT_RULES)
+    assert {name for name in names if not hasattr(torch.ops.aten, name)} == {"getitem"}
