@@ -133,6 +133,11 @@ class ChannelMap:
     halvings: tuple[Node, ...]
     values: dict[Node, Any]
 
+    @property
+    def count(self) -> int:
+        """Number of classes."""
+        return int(self.classes.max(initial=-1)) + 1
+
     def of(self, labels: Tensor) -> np.ndarray:
         """Return the class of each label, in the shape of `labels`."""
         return self.classes[labels.numpy()]
@@ -141,6 +146,13 @@ class ChannelMap:
 def varying(field: Field) -> list[int]:
     """Return the dimensions along which a field's labels run."""
     return [d for d in range(field.dim()) if field.shape[d] > 1]
+
+
+def place(labels: Tensor, rank: int, dim: int) -> Field:
+    """View a label vector so that it runs along `dim` of a tensor of `rank` dimensions."""
+    view = [1] * rank
+    view[dim] = -1
+    return labels.view(view)
 
 
 def compress(field: Tensor) -> Field:
@@ -230,10 +242,8 @@ class Walker:
             made = []
             for dim, size in enumerate(shape):
                 if size > 1:
-                    view = [1] * len(shape)
-                    view[dim] = size
                     role = "stat" if name in self.graph.buffers else "scale"
-                    made.append(self.axis(name, dim, role).view(view))
+                    made.append(place(self.axis(name, dim, role), len(shape), dim))
             return tuple(made)
         return tuple(flat(self.values.get(node, ())))
 
@@ -261,6 +271,14 @@ class Walker:
             else:
                 rest.append(field)
         return own, tuple(rest)
+
+    def channel_alone(self, x: Any, dim: int, node: Node) -> Tensor | None:
+        """Return the channel labels along `dim` of what an operator reads; all else is pinned."""
+        reason = f"channels mixed with space at {location(node)}"
+        own, rest = self.channel(x, dim, reason)
+        for field in rest:
+            self.pin(field, reason)
+        return own
 
     def result(self) -> ChannelMap:
         """Close the edges into classes."""

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from nni_gconv.graph.balance import balance_classes
-from nni_gconv.graph.channels import Axis, ChannelMap
+from nni_gconv.graph.channels import Axis, ChannelMap, place
 from nni_gconv.graph.mask_groups import balances, find_grouped
 from nni_gconv.graph.masks import Wiring, read_masks
 from nni_gconv.graph.propagate import map_channels
@@ -159,9 +159,8 @@ class Coupling:
             stays = torch.from_numpy(~removed[self.channels.of(axis.labels)])
             for name in self.graph.aliases[axis.tensor]:
                 tensor = self.graph.lookup(name)
-                view = [1] * tensor.dim()
-                view[axis.dim] = -1
-                mask = stays.to(torch.float32).view(view).expand(tensor.shape).clone()
+                mask = place(stays.to(torch.float32), tensor.dim(), axis.dim)
+                mask = mask.expand(tensor.shape).clone()
                 module, _, target = name.rpartition(".")
                 targets = masks.setdefault(module, {})
                 # A parameter may carry channels on several of its axes.
@@ -170,7 +169,7 @@ class Coupling:
 
     def empty(self) -> np.ndarray:
         """Return ``removed`` with nothing removed."""
-        return np.zeros(int(self.channels.classes.max(initial=-1)) + 1, dtype=bool)
+        return np.zeros(self.channels.count, dtype=bool)
 
     def table(self) -> Table:
         """Show the sets: size, layers, and why a set stays."""
@@ -228,7 +227,7 @@ def _filters(axes: Sequence[Axis], channels: ChannelMap) -> dict[int, _Filters]:
 
 def _layers(axes: Sequence[Axis], channels: ChannelMap) -> np.ndarray:
     """Number the sets of layers that make each class; -1 for what cannot be removed."""
-    layers = np.full(int(channels.classes.max(initial=-1)) + 1, -1)
+    layers = np.full(channels.count, -1)
     known: dict[bytes, int] = {}
     for number, filters in _filters(axes, channels).items():
         if number not in channels.pinned:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import ChannelMap, Read
+from nni_gconv.graph.channels import ChannelMap, Read, place
 from nni_gconv.graph.constants import given_values
 from nni_gconv.graph.masks import Wiring
 from nni_gconv.graph.rules import argument, has_padding
@@ -65,9 +65,7 @@ def extend_masks(
         for name in graph.aliases[axis.tensor]:
             tensor = graph.lookup(name)
             before = extended.get(name, torch.ones(tensor.shape, dtype=torch.bool))
-            view = [1] * tensor.dim()
-            view[axis.dim] = -1
-            after = before & ~quiet.view(view)
+            after = before & ~place(quiet, tensor.dim(), axis.dim)
             if not torch.equal(before, after):
                 extended[name] = after
                 added[name] = (before & ~after).nonzero()[:, axis.dim].unique()
@@ -75,15 +73,14 @@ def extend_masks(
 
 
 def _pinned(channels: ChannelMap) -> np.ndarray:
-    pinned = np.zeros(int(channels.classes.max(initial=-1)) + 1, dtype=bool)
+    pinned = np.zeros(channels.count, dtype=bool)
     pinned[list(channels.pinned)] = True
     return pinned
 
 
 def _all_rows_masked(channels: ChannelMap, wiring: Wiring, kept: Kept) -> np.ndarray:
     """Tell for each class whether it has filters and every one of them is masked whole."""
-    count = int(channels.classes.max(initial=-1)) + 1
-    has_row, has_live = np.zeros(count, bool), np.zeros(count, bool)
+    has_row, has_live = np.zeros(channels.count, bool), np.zeros(channels.count, bool)
     for axis in channels.axes.values():
         if axis.role != "row":
             continue
@@ -136,7 +133,7 @@ def decide(
 
 
 def _with_rows(channels: ChannelMap) -> np.ndarray:
-    found = np.zeros(int(channels.classes.max(initial=-1)) + 1, bool)
+    found = np.zeros(channels.count, bool)
     for axis in channels.axes.values():
         if axis.role == "row":
             found[channels.of(axis.labels)] = True
@@ -215,15 +212,14 @@ def foldable(
         return torch.zeros_like(known)
     module = graph.modules[layer]
     for other in channels.reads:
-        if other.node is not reading.node and graph.modules.get(graph.owner(other.node)) is module:
+        if other.node is not reading.node and graph.caller(other.node) is module:
             known = known & (given[other.node] == given[reading.node])
     return known
 
 
 def bias_owner(graph: Graph, reading: Read) -> str | None:
     """Return the module whose bias the reading layer adds, if there is one of its own."""
-    name = graph.owner(reading.node)
-    module = graph.modules.get(name)
+    name, module = graph.owner(reading.node), graph.caller(reading.node)
     if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         return None
     if f"{name}.weight".lstrip(".") not in graph.aliases[reading.weight]:

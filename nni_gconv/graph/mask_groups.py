@@ -173,7 +173,7 @@ def _own_weight(graph: Graph, node: Node) -> str | None:
         return None
     weight = node.args[1]
     name = graph.tensors.get(weight.name) if isinstance(weight, Node) else None
-    module = graph.modules.get(graph.owner(node))
+    module = graph.caller(node)
     if name is None or not isinstance(module, _CONVOLUTIONS):
         return None
     # A forward of a subclass, or another layer with the same weight, may count on what it sees.

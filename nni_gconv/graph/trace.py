@@ -95,6 +95,10 @@ class Graph:
         """Return the dotted name of the innermost module that called the operator."""
         return str(node.meta.get("owner", ""))
 
+    def caller(self, node: Node) -> nn.Module | None:
+        """Return the innermost module that called the operator."""
+        return self.modules.get(self.owner(node))
+
     def lookup(self, tensor: str) -> Tensor:
         """Return the parameter or buffer of a dotted name."""
         module, _, attribute = tensor.rpartition(".")

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Field, Fields, PadEdit, Walker, varying
+from nni_gconv.graph.channels import Field, Fields, PadEdit, Walker, place, varying
 from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, merge, place
+from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, merge
 from nni_gconv.graph.rules.state import State, Value, channels_of, moved, per_channel
 from nni_gconv.graph.trace import location
 
@@ -94,8 +94,7 @@ def _pad_channels(walker: Walker, node: Node, field: Field, dim: int, widths: li
         walker.pin(field, f"channels cropped at {location(node)}")
     front = walker.fresh(max(widths[entry], 0))
     back = walker.fresh(max(widths[entry + 1], 0))
-    owner = walker.graph.owner(node)
-    module = walker.graph.modules.get(owner)
+    module = walker.graph.caller(node)
     value = argument(node, 3 if op_name(node) == "pad" else 2, "value")
     if (
         mode == "constant"
@@ -107,7 +106,7 @@ def _pad_channels(walker: Walker, node: Node, field: Field, dim: int, widths: li
             if walker.graph.modules[other.module] is module and other.entry == entry:
                 walker.equal(other.front, front)
                 walker.equal(other.back, back)
-        walker.pads.append(PadEdit(owner, entry, front, back))
+        walker.pads.append(PadEdit(walker.graph.owner(node), entry, front, back))
     else:
         reason = f"the padding of channels is written in the forward at {location(node)}"
         walker.pin(torch.cat([front, back]), reason)

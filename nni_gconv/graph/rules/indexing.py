@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import ChannelMap, Fields, Pick, Walker
+from nni_gconv.graph.channels import ChannelMap, Fields, Pick, Walker, place
 from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.rules.registry import channel_rule, constant_rule, place
+from nni_gconv.graph.rules.registry import channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, known
 from nni_gconv.graph.segments import ChannelOrder
 from nni_gconv.graph.trace import Graph, location

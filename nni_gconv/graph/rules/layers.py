@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Balance, Fields, Read, Walker
+from nni_gconv.graph.channels import Balance, Fields, Read, Walker, place
 from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, place
+from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, channels_of, per_channel
 from nni_gconv.graph.trace import location
 
@@ -27,9 +27,7 @@ def convolution(walker: Walker, node: Node) -> Fields:
     groups = int(argument(node, 6, "groups", 1))
     filters, per_group = shape_of(weight)[:2]
     rank, dim = len(shape_of(x)), len(shape_of(x)) - len(shape_of(weight)) + 1
-    own, rest = walker.channel(x, dim, f"channels mixed with space at {location(node)}")
-    for field in rest:
-        walker.pin(field, f"channels mixed with space at {location(node)}")
+    own = walker.channel_alone(x, dim, node)
     rows = walker.axis(name, 0, "row")
     if groups == 1:
         columns = walker.axis(name, 1, "column")
@@ -64,9 +62,7 @@ def transposed_convolution(walker: Walker, node: Node) -> Fields:
         return walker.opaque(node)
     groups = int(argument(node, 6, "groups", 1))
     rank, dim = len(shape_of(x)), len(shape_of(x)) - len(shape_of(weight)) + 1
-    own, rest = walker.channel(x, dim, f"channels mixed with space at {location(node)}")
-    for field in rest:
-        walker.pin(field, f"channels mixed with space at {location(node)}")
+    own = walker.channel_alone(x, dim, node)
     inputs, per_group = shape_of(weight)[:2]
     if own is not None and groups == inputs:
         rows = walker.axis(name, 0, "row")

@@ -63,7 +63,7 @@ def group_norm(walker: Walker, node: Node) -> Fields:
         name = walker.parameter(argument(node, position, key))
         if name is not None:
             walker.equal(walker.axis(name, 0, "scale"), own)
-    module = walker.graph.modules.get(walker.graph.owner(node))
+    module = walker.graph.caller(node)
     if groups == 1:
         walker.pin(own, f"normalised over channels at {location(node)}")
     elif isinstance(module, nn.GroupNorm) and module.num_groups == groups:
@@ -109,10 +109,9 @@ constants_unknown("layer_norm", "rms_norm")
 
 
 def _norm_width(walker: Walker, node: Node, own: Tensor | None) -> None:
-    owner = walker.graph.owner(node)
-    module = walker.graph.modules.get(owner)
+    module = walker.graph.caller(node)
     if own is not None and isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
-        walker.norms.append(NormWidth(owner, own))
+        walker.norms.append(NormWidth(walker.graph.owner(node), own))
 
 
 def _anything_known(state: State, node: Node, scale: tuple[Tensor, Tensor] | None) -> bool:

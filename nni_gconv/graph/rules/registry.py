@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph.channels import Field, Walker, varying
@@ -64,13 +63,6 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
-
-
-def place(labels: Tensor, rank: int, dim: int) -> Field:
-    """View a label vector so that it runs along `dim` of a tensor of `rank` dimensions."""
-    view = [1] * rank
-    view[dim] = -1
-    return labels.view(view)
 
 
 def merge(walker: Walker, merged: list[Field], field: Field) -> None:

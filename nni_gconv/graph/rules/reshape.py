@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Field, Fields, Walker, compress, run_on, varying
+from nni_gconv.graph.channels import Field, Fields, Walker, compress, place, run_on, varying
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.parts import deal, fold_split, pin_written
-from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, place
+from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, channels_of, known, moved, per_channel
 from nni_gconv.graph.trace import location
 
 #: Values go through unchanged (in eval mode).
 PASSES = frozenset(
     "dropout feature_dropout alpha_dropout contiguous clone detach to _to_copy alias "
-    "lift_fresh_copy type_as float double half".split()
+    "lift_fresh_copy type_as".split()
 )
 #: Operators that only move data: run on the labels themselves.
 _MOVES = frozenset(
@@ -177,7 +177,7 @@ def channel_shuffle(walker: Walker, node: Node) -> Fields:
 @channel_rule("pixel_shuffle")
 def pixel_shuffle(walker: Walker, node: Node) -> Fields:
     """As many channels as make one pixel become one: they live and die together."""
-    own = _channels_of_image(walker, node)
+    own = walker.channel_alone(node.args[0], -3, node)
     if own is None:
         return ()
     factor = int(node.args[1])  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ def pixel_shuffle(walker: Walker, node: Node) -> Fields:
 @channel_rule("pixel_unshuffle")
 def pixel_unshuffle(walker: Walker, node: Node) -> Fields:
     """One channel becomes several that stand side by side."""
-    own = _channels_of_image(walker, node)
+    own = walker.channel_alone(node.args[0], -3, node)
     if own is None:
         return ()
     factor = int(node.args[1])  # type: ignore[arg-type]
@@ -209,11 +209,3 @@ def pixel_constants(state: State, node: Node) -> Value:
     else:
         given = given.repeat_interleave(squared)
     return per_channel(given, rank, rank - 3)
-
-
-def _channels_of_image(walker: Walker, node: Node) -> Field | None:
-    reason = f"channels mixed with space at {location(node)}"
-    own, rest = walker.channel(node.args[0], -3, reason)
-    for field in rest:
-        walker.pin(field, reason)
-    return own

@@ -99,7 +99,7 @@ class CostModel:
                 self._terms.append((first, tuple(parameter.shape), positions.get(first, 0)))
         # What masks make group convolutions of costs less from the start: not part of "dense".
         self._divisors: Mapping[str, int] = {}
-        everything = self._sums(np.zeros(int(channels.classes.max(initial=-1)) + 1, bool))
+        everything = self._sums(np.zeros(channels.count, bool))
         self._fixed = {"params": self.params - everything[0], "macs": self.macs - everything[1]}
         self._divisors = coupling.groups
 
