@@ -26,6 +26,7 @@ _PUBLIC = {
     "partition": "nni_gconv.groupconv.partition",
     "profile": "nni_gconv.profiling.costs",
     "recalibrate_bn": "nni_gconv.training.recalibrate",
+    "register_pruner": "nni_gconv.pruning.registry",
     "run_recipe": "nni_gconv.recipe.run",
     "save_compact": "nni_gconv.artefact",
     "search_groups": "nni_gconv.groupconv.search",
@@ -48,6 +49,7 @@ __all__ = [
     "partition",
     "profile",
     "recalibrate_bn",
+    "register_pruner",
     "run_recipe",
     "save_compact",
     "search_groups",
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.methods.gsparsity.pruner import GSparsityPruner
     from nni_gconv.pruning.methods.shuffle.pruner import ShufflePruner
     from nni_gconv.pruning.methods.slimming.pruner import SlimmingPruner
+    from nni_gconv.pruning.registry import register_pruner
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
     from nni_gconv.speedup import ModelSpeedup

@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "NniGconvError",
+    "OptionError",
     "SpeedupError",
     "TraceError",
     "check_model",
@@ -29,6 +30,10 @@ class NniGconvError(Exception):
 
 class ConfigError(NniGconvError, ValueError):
     """A recipe, a config_list, an experiment file or an argument is wrong."""
+
+
+class OptionError(ConfigError, TypeError):
+    """An option does not exist, as a TypeError says of an argument."""
 
 
 class TraceError(NniGconvError):

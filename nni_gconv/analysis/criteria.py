@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.pruning.channel_pruner import ChannelPruner, Rule
-from nni_gconv.pruning.registry import PruneSettings, create_pruner
-
-__all__ = ["CRITERIA", "ranked_by"]
+from nni_gconv.pruning.channel_pruner import ChannelPruner
+from nni_gconv.pruning.options import Rule
+from nni_gconv.pruning.registry import create_pruner, find_method
+from nni_gconv.pruning.settings import PruneSettings
 
 #: Criterion -> method of a recipe that removes channels in that order.
 CRITERIA: dict[str, str | None] = {
@@ -76,6 +76,7 @@ def ranked_by(
         if unknown := sorted(set(options) - {"coupling"}):
             raise ConfigError(unknown_name("option", unknown[0], {"coupling"}, "random"))
         return _RandomPruner(model, entries, seed=seed, coupling=rule, dummy_input=dummy_input), {}
+    find_method(method).check(options)
     settings = PruneSettings(method=method, config_list=entries, options=options)
     section = {"method": method, **({"options": options} if options else {})}
     return create_pruner(settings, model, dummy_input=dummy_input), section

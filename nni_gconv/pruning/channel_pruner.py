@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,45 +21,40 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from nni_gconv import compat
-from nni_gconv.config_list import nni_entries, resolve
-from nni_gconv.errors import ConfigError, check_model
-from nni_gconv.graph import CoupledSet, Coupling, Member, example_input
-from nni_gconv.pruning.pruner import Masks
-from nni_gconv.pruning.schedule import Schedule
-from nni_gconv.pruning.scheduled import ScheduledPruner
+from nni_gconv.config_list import LayerConfig, nni_entries, resolve
+from nni_gconv.errors import ConfigError
+from nni_gconv.graph import CoupledSet, Coupling, Member
+from nni_gconv.pruning.options import ChannelOptions
+from nni_gconv.pruning.pruner import Masks, TrainedPruner, read_options, unwrapped_input
 from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
 from nni_gconv.pruning.selection.budget import check_reachable, fit
-from nni_gconv.pruning.selection.cost import CostModel, parse_budget
+from nni_gconv.pruning.selection.cost import CostModel
 from nni_gconv.pruning.selection.coupled_sets import (
     agreed,
-    check_given,
-    check_unmasked,
-    earlier_masks,
-    first_reason,
     followers,
-    joined_masks,
-    listed,
-    loud,
-    skip_lines,
     step_limits,
     taken_channels,
     tied_weights,
     unit_matrix,
 )
+from nni_gconv.pruning.selection.earlier_masks import check_given, check_unmasked, earlier_masks
 from nni_gconv.pruning.selection.latency import LatencyModel
-
-__all__ = ["ChannelPruner", "Masks", "Rule"]
+from nni_gconv.pruning.selection.skipped import find_skipped, first_reason, listed, skip_lines
 
 _logger = logging.getLogger(__name__)
 
-Rule = Literal["mean", "max", "union"]
 #: ``{module: {target: scores}}``
 Metrics = Mapping[str, Mapping[str, Tensor]]
-_RULES = ("mean", "max", "union")
+#: Coupling, sets that can be pruned, layers to leave alone -> layers to be wrapped beside the sets.
+FurtherLayers = Callable[[Coupling, Sequence[CoupledSet], frozenset[str]], Sequence[str]]
 
 
-class ChannelPruner(ScheduledPruner):
+class ChannelPruner(TrainedPruner):
     """Base of pruners that remove whole channels.
+
+    A method defines :meth:`rank`, and its options in a class ``Options`` derived from
+    :class:`~nni_gconv.pruning.options.ChannelOptions`; it may override the public hooks of
+    :mod:`nni_gconv.pruning.hooks`. ``docs/own_method.md`` has a whole one.
 
     Parameters
     ----------
@@ -75,7 +70,7 @@ class ChannelPruner(ScheduledPruner):
         Example arguments of the forward. Without one, common image sizes are tried.
     budget : dict, optional
         ``{"macs": 0.5}``: fraction of the dense model (or an absolute count) of ``macs``,
-        ``params`` or ``latency`` (a fraction), in place of ratios. Needs `dummy_input`. Latency is
+        ``params`` or ``latency`` (a fraction), instead of ratios. Needs `dummy_input`. Latency is
         measured on small models built for it, with the batch of `dummy_input`, so such masks
         depend on the machine and what else it does.
     coupling : {"mean", "max", "union"}, default "mean"
@@ -90,15 +85,32 @@ class ChannelPruner(ScheduledPruner):
         Masks that hold already and leave group convolutions, those of
         :class:`nni_gconv.GroupConvPruner`: their groups stay equally wide, budgets count them,
         and the masks returned are both together. ``from_compressor`` takes them from there.
+    calibration, reconstruct : optional
+        For methods that look at data, and for what is done with the weights left.
+    **options
+        Further fields of the class's ``Options``.
+
+    Attributes
+    ----------
+    layers : dict of str to LayerConfig
+        What is asked of each layer that the config_list selects.
+    sets : list of CoupledSet
+        What may lose channels.
+    skipped : dict of str to str
+        Layers that were selected and keep their channels, each with the reason.
+    coupling, cost, latency
+        The traced model, what it costs with channels gone, and how long it takes (None: not asked).
 
     Raises
     ------
     ConfigError
-        The config_list or an argument is wrong.
+        The config_list or an option is wrong.
     BudgetError
         The budget cannot be reached with the layers selected.
     """
 
+    Options: type[ChannelOptions] = ChannelOptions
+    options: ChannelOptions
     #: What scores are measured in where layers are ranked together; None: each layer's mean score.
     score_unit: float | None = None
     #: Whether layers that share channels are scored one by one, not by one :meth:`rank` of all.
@@ -111,29 +123,17 @@ class ChannelPruner(ScheduledPruner):
         evaluator: Evaluator | None = None,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         *,
-        dummy_input: Any = None,
-        budget: Mapping[str, float] | None = None,
-        coupling: Rule = "mean",
-        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
-        masks: Mapping[str, Mapping[str, Tensor]] | None = None,
+        further_layers: FurtherLayers | None = None,
+        **options: Any,
     ) -> None:
-        if coupling not in _RULES:
-            raise ConfigError(
-                f"coupling: {coupling!r} is not allowed (allowed: {', '.join(_RULES)})"
-            )
-        check_model(model)
-        if compat.is_wrapped(model):
-            raise ConfigError("the model is wrapped by another pruner: use from_compressor()")
-        self.rule = coupling
+        asked = read_options(type(self), options)
+        self.rule, self.budget = asked.coupling, asked.budget
+        self.dummy_input = unwrapped_input(
+            model, evaluator, asked, remedy="use from_compressor()", counted=True
+        )
         self.layers, self._excluded = resolve(model, config_list)
-        if dummy_input is None and evaluator is not None:
-            dummy_input = compat.evaluator_input(evaluator)
-        self.budget = parse_budget(budget) if budget is not None else None
-        if self.budget is not None and dummy_input is None:
-            raise ConfigError("budget: needs dummy_input= to count what the model costs")
-        self._check_budget_alone()
-        self.dummy_input = example_input(model) if dummy_input is None else dummy_input
-        self._given = masks or earlier_masks(existed_wrappers, grouped=True)
+        _check_goals(self.layers, self.budget)
+        self._given = asked.masks or earlier_masks(existed_wrappers, grouped=True)
         self.coupling = Coupling.trace(
             model, self.dummy_input, tie=tied_weights(model, self.layers), masks=self._given
         )
@@ -142,26 +142,34 @@ class ChannelPruner(ScheduledPruner):
         self.latency: LatencyModel | None = None
         if self.budget is not None and "latency" in self.budget:
             self.latency = LatencyModel(model, self.dummy_input, self.coupling)
-        self.skipped = self._find_skipped()
-        self.sets = [s for i, s in enumerate(self.coupling.sets) if i not in self._skipped_sets]
+        self.sets, self.skipped = find_skipped(self.coupling, self.layers, self._excluded)
         if not self.sets:
             raise ConfigError(f"config_list: nothing can be pruned: {first_reason(self.skipped)}")
         for line in skip_lines(self.skipped):
             _logger.warning(line)
-        entries = [*nni_entries(self.layers), *self._follower_entries()]
-        names = [entry["op_names"][0] for entry in entries]
-        check_unmasked(existed_wrappers, names)
-        compat.register_pruning_types(model, names)
-        super().__init__(model, entries, evaluator, existed_wrappers, schedule=schedule)
+        entries = nni_entries(self.layers)
+        known = dict.fromkeys([*self.layers, *followers(self.coupling, self.sets)])
+        if further_layers is not None:
+            kept = self._excluded | frozenset(existed_wrappers or ())
+            known.update(dict.fromkeys(further_layers(self.coupling, self.sets, kept)))
+        beside = [name for name in known if name not in self.layers]
+        entries += [{"op_names": [n], "target_names": ["weight", "bias"]} for n in beside]
+        check_unmasked(existed_wrappers, list(known))
+        compat.register_pruning_types(model, list(known))
+        super().__init__(model, entries, evaluator, existed_wrappers, **options)
         if self.budget is not None:
             # Said now and not after hours of training: what can go does not depend on scores.
-            check_reachable(self.budget, self.cost, self.sets, self._unscored(), self.latency)
+            requests = [self._asked(s, np.zeros(s.size), s.members) for s in self.sets]
+            check_reachable(self.budget, self.cost, self.sets, requests, self.latency)
 
     # -- what a method supplies -------------------------------------------------------------------
 
     @abstractmethod
     def rank(self, filters: Sequence[Tensor]) -> Tensor:
         """Score the channels of a set; low scores go first.
+
+        All that most methods define. The other hooks below are filled; a criterion that looks at
+        something else than weights gives it out by NNI's ``_collect_data``, in their shape.
 
         Parameters
         ----------
@@ -180,64 +188,74 @@ class ChannelPruner(ScheduledPruner):
         relative = torch.stack([s / s.abs().mean().clamp_min(1e-30) for s in scores])
         return relative.amax(0) if self.rule == "max" else relative.mean(0)
 
-    # -- reading the configuration ----------------------------------------------------------------
+    def channel_scores(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> np.ndarray:
+        """Read the scores of a set's channels out of the filters' scores; low ones go first.
 
-    def _check_budget_alone(self) -> None:
-        for name, layer in self.layers.items():
-            given = [
-                key
-                for key in ("sparse_ratio", "sparse_threshold")
-                if getattr(layer, key) is not None
-            ]
-            if self.budget is not None and given:
-                raise ConfigError(f"budget: {name} has a {given[0]} too; give one or the other")
-            if self.budget is None and not given:
-                raise ConfigError(
-                    f"config_list: {name} has neither sparse_ratio nor sparse_threshold, and there "
-                    "is no budget"
-                )
+        Parameters
+        ----------
+        coupled : CoupledSet
+            The set.
+        metrics : mapping
+            ``{layer: {"weight": score of each filter}}``.
+        voter : str
+            One of :meth:`voters` under the union rule, else "" or the set's first layer.
+        """
+        speaker = next((m for m in coupled.members if m.module == voter), coupled.members[0])
+        scores = np.full(coupled.size, np.nan)
+        scores[speaker.units] = metrics[speaker.module]["weight"].numpy()[speaker.rows]
+        return scores
 
-    def _find_skipped(self) -> dict[str, str]:
-        """Say for every selected layer that keeps channels why it does."""
-        reasons = [self._reason(coupled) for coupled in self.coupling.sets]
-        going = self.coupling.empty()
-        for coupled, reason in zip(self.coupling.sets, reasons, strict=True):
-            going[coupled.classes] = reason is None
-        readers = loud(self.coupling, going)
-        skipped: dict[str, str] = {}
-        self._skipped_sets: set[int] = set()
-        for index, (coupled, known) in enumerate(zip(self.coupling.sets, reasons, strict=True)):
-            reader = next((readers[c] for c in coupled.classes.tolist() if c in readers), None)
-            reason = known
-            if reason is None and reader is not None:
-                reason = (
-                    f"what follows it turns a masked channel into a constant that {reader} reads"
-                )
-            if reason is not None:
-                self._skipped_sets.add(index)
-                for name in (m.module for m in coupled.members if m.module in self.layers):
-                    skipped.setdefault(name, reason)
-        return skipped
+    def request(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> Request:
+        """Gather what the layers of a set ask, with its channels in the order they would go.
 
-    def _reason(self, coupled: CoupledSet) -> str | None:
-        outside = [m.module for m in coupled.members if m.module not in self.layers]
-        if coupled.reason is None and outside:
-            how = "excludes" if outside[0] in self._excluded else "does not select"
-            return f"its channels are coupled to {outside[0]}, which the config_list {how}"
-        return coupled.reason
+        Parameters as for :meth:`channel_scores`.
+        """
+        # A budget has no voters: the limits of every layer of the set hold.
+        alone = [m for m in coupled.members if m.module == voter and self.budget is None]
+        members = alone or list(coupled.members)
+        return self._asked(coupled, self.channel_scores(coupled, metrics, voter), members)
 
-    def _follower_entries(self) -> list[dict[str, Any]]:
-        """Entries for norms and unselected layers whose biases a pruned channel runs through."""
-        going = self.coupling.empty()
-        for coupled in self.sets:
-            going[coupled.classes] = True
-        return [
-            {"op_names": [name], "target_names": ["weight", "bias"]}
-            for name in followers(self.coupling, going)
-            if name not in self.layers
-        ]
+    def voters(self, coupled: CoupledSet) -> list[str]:
+        """Name the layers whose scores count one by one under the union rule."""
+        return list(dict.fromkeys(m.module for m in coupled.members))
 
-    # -- NNI's hooks ------------------------------------------------------------------------------
+    def settle(
+        self, requests: list[Request], sets: Sequence[CoupledSet], metrics: Metrics
+    ) -> list[Request]:
+        """Change what is asked before anything is taken: for a method with a rule of its own.
+
+        Parameters
+        ----------
+        requests : list of Request
+            One a set, or under the union rule one a voter.
+        sets : sequence of CoupledSet
+            The set of each request.
+        metrics : mapping
+            As for :meth:`channel_scores`.
+        """
+        return requests
+
+    def masks_of(self, removed: np.ndarray, metrics: Metrics) -> Masks:
+        """Make masks for every wrapped target: what acts on a removed channel is zero.
+
+        Parameters
+        ----------
+        removed : ndarray of bool, shape (classes,)
+            Channels of the traced model, by their class.
+        metrics : mapping
+            What they were chosen by.
+        """
+        masks: Masks = {}
+        silent = self.coupling.masks(removed)
+        for module, targets in self._target_spaces.items():
+            for target, space in targets.items():
+                if isinstance(space.target, Tensor):
+                    mask = silent.get(module, {}).get(target)
+                    whole = torch.ones_like(space.target)
+                    masks.setdefault(module, {})[target] = whole if mask is None else mask
+        return masks
+
+    # -- NNI's interface --------------------------------------------------------------------------
 
     def _collect_data(self) -> dict[str, dict[str, Tensor]]:
         """Weights as they are, without masks: a soft method can change its mind."""
@@ -273,25 +291,29 @@ class ChannelPruner(ScheduledPruner):
         return metrics
 
     def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
-        removed = self.coupling.empty()
+        return self.masks_of(self._removed(metrics), metrics)
+
+    def _removed(self, metrics: Metrics) -> np.ndarray:
+        """Classes that the budget, or the layers' ratios and thresholds, remove."""
         if self.budget is not None:
-            requests = [self._request(s, metrics, s.members[0].module) for s in self.sets]
+            requests = [self.request(s, metrics, s.members[0].module) for s in self.sets]
+            requests = self.settle(requests, self.sets, metrics)
             budget = self.cost.ramped(self.budget, self.share)
-            removed = fit(budget, self.cost, self.sets, requests, self.latency)
-        else:
-            for coupled, gone in zip(self.sets, self._by_ratio(metrics), strict=True):
-                removed[coupled.classes[gone]] = True
-        return self._masks(removed)
+            return fit(budget, self.cost, self.sets, requests, self.latency)
+        removed = self.coupling.empty()
+        for coupled, gone in zip(self.sets, self._by_ratio(metrics), strict=True):
+            removed[coupled.classes[gone]] = True
+        return removed
 
     def _by_ratio(self, metrics: Metrics) -> list[np.ndarray]:
         """Channels of each set that its layers' ratios remove."""
         owners: list[int] = []
         requests: list[Request] = []
         for index, coupled in enumerate(self.sets):
-            for voter in self._voters(coupled) if self.rule == "union" else [""]:
+            for voter in self.voters(coupled) if self.rule == "union" else [""]:
                 owners.append(index)
-                requests.append(self._request(coupled, metrics, voter))
-        requests = self._settle(requests)
+                requests.append(self.request(coupled, metrics, voter))
+        requests = self.settle(requests, [self.sets[i] for i in owners], metrics)
         votes = [taken_channels(r, n) for r, n in zip(requests, take(requests), strict=True)]
         outcome = []
         for index, coupled in enumerate(self.sets):
@@ -305,24 +327,12 @@ class ChannelPruner(ScheduledPruner):
                 )
         return outcome
 
-    def _voters(self, coupled: CoupledSet) -> list[str]:
-        """Whose scores count one by one under the union rule."""
-        return list(dict.fromkeys(m.module for m in coupled.members))
-
-    def _settle(self, requests: list[Request]) -> list[Request]:
-        """Let a method with a rule of its own turn what is asked into thresholds."""
-        return requests
-
     def _limits(self, coupled: CoupledSet, members: Sequence[Member]) -> dict[str, Any]:
         widths = [self._target_spaces[m.module]["weight"].shape[m.dim] for m in members]
         return step_limits(coupled, [self.layers[m.module] for m in members], widths)
 
-    def _request(self, coupled: CoupledSet, metrics: Metrics | None, voter: str) -> Request:
-        """Gather what the layers of a set ask; where they differ the more careful one wins."""
-        members = [m for m in coupled.members if m.module == voter] or list(coupled.members)
-        scores = np.zeros(coupled.size)
-        if metrics is not None:
-            scores = self._channel_scores(coupled, metrics, voter)
+    def _asked(self, coupled: CoupledSet, scores: np.ndarray, members: Sequence[Member]) -> Request:
+        """Gather what some layers of a set ask; where they differ the more careful one wins."""
         # Ratios live in NNI's target space, where its scheduling pruners move them.
         asked = [self._target_spaces[m.module]["weight"] for m in members]
         settings = [self.layers[m.module] for m in members]
@@ -342,28 +352,6 @@ class ChannelPruner(ScheduledPruner):
             unit=self.score_unit,
         )
 
-    def _channel_scores(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> np.ndarray:
-        speaker = next((m for m in coupled.members if m.module == voter), coupled.members[0])
-        scores = np.full(coupled.size, np.nan)
-        scores[speaker.units] = metrics[speaker.module]["weight"].numpy()[speaker.rows]
-        return scores
-
-    def _unscored(self) -> list[Request]:
-        """Requests before anything is scored; the number of steps is right, their order not."""
-        return [self._request(s, None, s.members[0].module) for s in self.sets]
-
-    def _masks(self, removed: np.ndarray) -> Masks:
-        """Masks for every wrapped target: what acts on a removed channel is zero."""
-        masks: Masks = {}
-        silent = self.coupling.masks(removed)
-        for module, targets in self._target_spaces.items():
-            for target, space in targets.items():
-                if isinstance(space.target, Tensor):
-                    mask = silent.get(module, {}).get(target)
-                    whole = torch.ones_like(space.target)
-                    masks.setdefault(module, {})[target] = whole if mask is None else mask
-        return masks
-
     def requests(self) -> list[Request]:
         """Score the channels of each of :attr:`sets` by the weights as they are; mask nothing.
 
@@ -373,12 +361,7 @@ class ChannelPruner(ScheduledPruner):
             What is asked of each set, with its channels in the order they would go.
         """
         metrics = self._calculate_metrics(self._collect_data())
-        return [self._request(s, metrics, "") for s in self.sets]
-
-    def get_masks(self) -> Masks:
-        """Return the masks, together with those given."""
-        masks: Masks = super().get_masks()
-        return joined_masks(self._given, masks) if self._given else masks
+        return [self.request(s, metrics, "") for s in self.sets]
 
     def table(self) -> Table:
         """Show each set: its layers, how many channels stay, and why a layer was not pruned."""
@@ -396,3 +379,17 @@ class ChannelPruner(ScheduledPruner):
         for name, reason in self.skipped.items():
             table.add_row(name, "", "all", reason)
         return table
+
+
+def _check_goals(layers: Mapping[str, LayerConfig], budget: Mapping[str, float] | None) -> None:
+    """Each layer has a goal of its own, or there is a budget: not both, not neither."""
+    for name, layer in layers.items():
+        goals = ("sparse_ratio", "sparse_threshold")
+        given = [key for key in goals if getattr(layer, key) is not None]
+        if budget is not None and given:
+            raise ConfigError(f"budget: {name} has a {given[0]} too; give one or the other")
+        if budget is None and not given:
+            raise ConfigError(
+                f"config_list: {name} has neither sparse_ratio nor sparse_threshold, and there "
+                "is no budget"
+            )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from nni.compression.base.wrapper import ModuleWrapper
@@ -14,36 +13,15 @@ from rich.table import Table
 from torch import nn
 
 from nni_gconv import compat
-from nni_gconv.errors import ConfigError, check_model, unknown_name
-from nni_gconv.graph import example_input
+from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.partition import Partition, l2
 from nni_gconv.pruning.group_sides import LiveLayer
-from nni_gconv.pruning.pruner import Masks
-from nni_gconv.pruning.schedule import Schedule
-from nni_gconv.pruning.scheduled import ScheduledPruner
-from nni_gconv.pruning.selection.coupled_sets import check_unmasked, main_reasons, skip_lines
-
-__all__ = ["SHARING", "GroupPruner", "check_choice", "count_on_the_way", "unwrapped_input"]
+from nni_gconv.pruning.options import PrunerOptions
+from nni_gconv.pruning.pruner import Masks, TrainedPruner
+from nni_gconv.pruning.selection.earlier_masks import check_unmasked
+from nni_gconv.pruning.selection.skipped import main_reasons, skip_lines
 
 _logger = logging.getLogger(__name__)
-
-SHARING = ("none", "streams", "blocks")
-
-
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Raise a ConfigError if a word is none of those allowed."""
-    if value not in allowed:
-        raise ConfigError(unknown_name(name, str(value), allowed, name))
-
-
-def unwrapped_input(model: nn.Module, evaluator: Evaluator | None, dummy_input: Any) -> Any:
-    """Return an example input of a model, which has to be unwrapped."""
-    check_model(model)
-    if compat.is_wrapped(model):
-        raise ConfigError("the model is wrapped by another pruner: unwrap it and pass masks=")
-    if dummy_input is None and evaluator is not None:
-        dummy_input = compat.evaluator_input(evaluator)
-    return example_input(model) if dummy_input is None else dummy_input
 
 
 def count_on_the_way(counts: Sequence[int], share: float) -> int:
@@ -68,7 +46,7 @@ def count_on_the_way(counts: Sequence[int], share: float) -> int:
     return max(count for count in counts if 1 - 1 / count <= most)
 
 
-class GroupPruner(ScheduledPruner):
+class GroupPruner(TrainedPruner):
     """Base of pruners whose masks leave groups of filters and input channels.
 
     Parameters
@@ -81,8 +59,8 @@ class GroupPruner(ScheduledPruner):
         Number of groups of those that are grouped, or the largest it may become.
     skipped : mapping of str to str
         Layers that were selected and stay dense, each with the reason.
-    schedule : Schedule, str or mapping
-        When masks are made; group counts rise with it, see :func:`count_on_the_way`.
+    options : PrunerOptions
+        As they were given; group counts rise with a `schedule`, see :func:`count_on_the_way`.
 
     Attributes
     ----------
@@ -107,7 +85,7 @@ class GroupPruner(ScheduledPruner):
         skipped: Mapping[str, str],
         evaluator: Evaluator | None,
         existed_wrappers: dict[str, ModuleWrapper] | None,
-        schedule: Schedule | Mapping[str, Any] | str,
+        options: PrunerOptions,
     ) -> None:
         if not groups:
             reasons = main_reasons(skipped) or "none is asked for more than one group"
@@ -124,7 +102,7 @@ class GroupPruner(ScheduledPruner):
             {"op_names": [name], "target_names": ["weight"], "sparse_ratio": ratio}
             for name, ratio in self._ratios.items()
         ]
-        super().__init__(model, entries, evaluator, existed_wrappers, schedule=schedule)
+        super().__init__(model, entries, evaluator, existed_wrappers, **dict(options))
 
     def _so_far(self, name: str, counts: Sequence[int]) -> int:
         """Group count of a layer now, by our schedule or one of NNI's, which move the ratios."""

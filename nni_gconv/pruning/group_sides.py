@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from nni_gconv.graph import Coupling, Segments, Wiring, decide, read_masks
 from nni_gconv.groupconv.partition import Partition
 
-__all__ = ["LiveLayer", "LiveLayers", "Sharing", "Side"]
-
 Ints = NDArray[np.int64]
 Side = tuple[Hashable, ...]
 Sharing = Literal["none", "streams", "blocks"]

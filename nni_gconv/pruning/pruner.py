@@ -1,136 +1,73 @@
-"""What a pruner does while NNI's evaluator trains: hooks around steps and epochs.
+"""The base of all pruners: options, a schedule, and masks that hold in every process.
 
-A pruner derives from :class:`TrainedPruner` (all channel pruners do) and overrides the hooks it
-needs. They run in this order; ``[..]`` marks what a resumed training leaves out::
-
-    prepare_training()            optimizer made, nothing restored yet: split groups, fill caches
-    [begin_training()]            weights are those training begins with, in every process
-    before_epoch(0)
-        before_step()             gradients are there: averaged, unscaled, clipped
-        after_step()              weights have moved
-        ...
-    after_epoch(0)                before the epoch is evaluated and saved
-    ...
-    finish_training()             masks that hold from now on
-
-Operations in hooks are not recorded for gradients. Masks, weights and the optimizer's state are in
-the checkpoint; what else a hook remembers belongs into ``state_dict()``. Random numbers come from a
-generator of the pruner's own, not from torch's global one, which every epoch seeds anew.
-
->>> import nni
->>> import torch
->>> from nni.compression import TorchEvaluator
->>> from nni_gconv.pruning.channel_pruner import ChannelPruner
->>> class ShrinkingPruner(ChannelPruner):
-...     def rank(self, filters):
-...         return filters[0].norm(dim=1)
-...     def after_step(self):
-...         super().after_step()
-...         self._target_spaces["0"]["weight"].target.mul_(1 - 1e-3)
-...     def after_epoch(self, epoch):
-...         self.renew_masks()
->>> def train(model, optimizer, training_step, scheduler, max_steps, max_epochs):
-...     for _ in range(10 * max_epochs):
-...         optimizer.zero_grad()
-...         training_step(torch.randn(4, 3, 8, 8), model).backward()
-...         optimizer.step()
->>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
->>> sgd = nni.trace(torch.optim.SGD)(net.parameters(), lr=0.1)
->>> evaluator = TorchEvaluator(train, sgd, lambda batch, model: model(batch).square().mean(),
-...                            dummy_input=torch.zeros(1, 3, 8, 8))
->>> evaluator.steps_per_epoch = 10  # an evaluator of make_evaluator() knows it
->>> pruner = ShrinkingPruner(net, [{"op_names": ["0"], "sparse_ratio": 0.5}], evaluator)
->>> _, masks = pruner.compress(max_epochs=2)
->>> pruner.clock
-Clock(steps_per_epoch=10, epochs=2, step=20, epoch=2)
+What happens when is in :mod:`nni_gconv.pruning.hooks`; a method derives from
+:class:`TrainedPruner` by way of :class:`~nni_gconv.pruning.channel_pruner.ChannelPruner` (it scores
+channels) or :class:`~nni_gconv.pruning.group_pruner.GroupPruner` (it splits layers in groups).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from nni.compression.base.compressor import Pruner
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from nni_gconv import compat
-from nni_gconv.errors import ConfigError
-
-__all__ = ["Clock", "Masks", "TrainedPruner", "from_main_process"]
+from nni_gconv.checked import checked
+from nni_gconv.errors import ConfigError, OptionError, check_model
+from nni_gconv.graph import example_input
+from nni_gconv.pruning.hooks import TrainingHooks
+from nni_gconv.pruning.options import PrunerOptions
+from nni_gconv.pruning.schedule import Schedule
+from nni_gconv.pruning.selection.earlier_masks import joined_masks
+from nni_gconv.training.distributed import several_processes
 
 Masks = dict[str, dict[str, Tensor]]
 
 
-def from_main_process(value: Any) -> Any:
-    """Return what the main process passed; alone, what was passed.
-
-    A decision that may differ between the processes that train together (one that was measured,
-    searched with a time limit, or computed by a GPU's atomics) is made equal by this.
-    """
-    if not _several():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-@dataclass
-class Clock:
-    """Where a training stands.
-
-    Attributes
-    ----------
-    steps_per_epoch, epochs : int or None
-        Length of an epoch and of the training; None where the evaluator does not tell.
-    step, epoch : int
-        Steps and epochs that are finished.
-    """
-
-    steps_per_epoch: int | None = None
-    epochs: int | None = None
-    step: int = 0
-    epoch: int = 0
-
-    @property
-    def steps(self) -> int | None:
-        """Steps of the whole training, if it is known."""
-        if self.steps_per_epoch is None or self.epochs is None:
-            return None
-        return self.steps_per_epoch * self.epochs
-
-
-class TrainedPruner(Pruner):
-    """Base of pruners that act while NNI's evaluator trains.
+class TrainedPruner(TrainingHooks):
+    """Base of pruners that make masks at once, after training, or by a schedule while it lasts.
 
     A subclass overrides hooks and calls ``super()`` in those that this class fills
-    (``after_step``, ``finish_training``, ``state_dict``, ``load_state_dict``).
+    (``begin_training``, ``after_step``, ``after_epoch``, ``finish_training``, ``state_dict``,
+    ``load_state_dict``). No constructor of these bases calls what a subclass overrides: it may set
+    its attributes after ``super().__init__()``.
 
     Parameters
     ----------
     model, config_list, evaluator, existed_wrappers
         As in NNI.
+    **options
+        The fields of the class's ``Options``.
 
     Attributes
     ----------
-    clock : Clock
-        Steps and epochs of the training that runs or has run.
-    in_training : bool
-        Whether an evaluator trains the model, from :meth:`prepare_training` to
-        :meth:`finish_training`.
-    interval_steps, total_times : int
-        Masks are renewed every so many steps, so many times; -1: at the end alone. NNI's
-        ``LinearPruner`` and ``AGPPruner`` set them.
+    options : PrunerOptions
+        As they were given, checked.
+    schedule : Schedule
+        When masks are made.
+    share : float
+        Share of its goal that :meth:`generate_masks` has to reach now.
+
+    Raises
+    ------
+    OptionError
+        An unknown option; both a ConfigError and a TypeError.
+    ConfigError
+        A value that is not allowed.
     """
+
+    #: What may be given by keyword: a class of declared fields.
+    Options: type[PrunerOptions] = PrunerOptions
+    options: PrunerOptions
+    #: Masks that hold beside those made here.
+    _given: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -138,83 +75,71 @@ class TrainedPruner(Pruner):
         config_list: list[dict[str, Any]],
         evaluator: Evaluator | None = None,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
+        **options: Any,
     ) -> None:
-        self.interval_steps, self.total_times = -1, 1
-        self.clock = Clock()
-        self._since, self._renewed = 0, 0
-        self._max_epochs: int | None = None
-        self._counts, self._begun = False, False
-        self.in_training = False
+        self.options = read_options(type(self), options)
+        self.schedule, self.share = self.options.schedule or Schedule("one-shot"), 1.0
         self._parameter_order = compat.parameter_order(model)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         compat.lighten_wrappers(self._module_wrappers)
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Show the options one by one in ``help()`` and in editors."""
+        super().__init_subclass__(**arguments)
+        cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
+
+    # -- hooks that act here ----------------------------------------------------------------------
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether masks are made at epoch boundaries; NNI's scheduling pruners go before ours."""
+        return self.schedule.name != "one-shot" and self.interval_steps < 0
+
     @property
     def needs_epochs(self) -> bool:
-        """Whether an evaluator that does not say ``steps_per_epoch`` is of no use."""
-        return False
+        """A schedule is in epochs."""
+        return self.scheduled
 
     def check_training(self, epochs: int) -> None:
         """Raise a ConfigError now if a training of so many epochs (0: none) could not succeed."""
-
-    # -- hooks ------------------------------------------------------------------------------------
-
-    def prepare_training(self) -> None:
-        """Get ready; :attr:`optimizer` is there, a checkpoint is not restored yet.
-
-        Parameter groups may be split here, every key of the old group copied.
-        """
+        if self.scheduled:
+            self.schedule.check(epochs)
 
     def begin_training(self) -> None:
-        """Act on the weights before the first step; not called where a resume goes on."""
-
-    def before_epoch(self, epoch: int) -> None:
-        """Act before the steps of an epoch, counted from 0."""
-
-    def before_step(self) -> None:
-        """Act on gradients: they are averaged over processes, unscaled and clipped."""
+        """Make the masks that the schedule asks for before the first step."""
+        if self.scheduled:
+            if self.clock.epochs is None:
+                raise ConfigError(f"schedule {self.schedule.name}: give compress() max_epochs")
+            self.check_training(self.clock.epochs)
+            self._at_boundary(0)
 
     def after_step(self) -> None:
-        """Act on weights that have just moved. Here: renew the masks every ``interval_steps``."""
+        """Renew the masks every ``interval_steps``."""
         self._since += 1
         if self._since == self.interval_steps and self._renewed < self.total_times:
             self.renew_masks()
             self._since, self._renewed = 0, self._renewed + 1
 
     def after_epoch(self, epoch: int) -> None:
-        """Act after the steps of an epoch, before it is evaluated and its checkpoint written."""
+        """Make the masks that the schedule asks for after an epoch."""
+        if self.scheduled:
+            self._at_boundary(epoch + 1)
 
     def finish_training(self) -> None:
-        """Make the final masks; after a resume of a finished training as well."""
-        if self.interval_steps < 0:
+        """Make the final masks, unless a schedule has brought them to the goal."""
+        clock = self.clock
+        done = self.scheduled and clock.epoch and clock.epoch == clock.epochs
+        if self.interval_steps < 0 and not done:
             self.renew_masks()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold besides weights, masks and the optimizer's state.
-
-        Tensors, numbers, words, lists and dicts of them.
-        """
-        return {
-            "step": self.clock.step,
-            "epoch": self.clock.epoch,
-            "since": self._since,
-            "renewed": self._renewed,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
-        self.clock.step, self.clock.epoch = state["step"], state["epoch"]
-        self._since, self._renewed = state["since"], state["renewed"]
+    def _at_boundary(self, boundary: int) -> None:
+        share = self.schedule.share(boundary, self.clock.epochs or 0)
+        if share is not None:
+            self.share = share
+            self.renew_masks()
+            self.share = 1.0
 
     # -- what hooks use ---------------------------------------------------------------------------
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer that trains the wrapped model, from :meth:`prepare_training` on."""
-        found = compat.evaluator_optimizer(self.evaluator)
-        if found is None:
-            raise ConfigError("evaluator: has no optimizer before the training begins")
-        return found
 
     def split_groups(self, parameters: Iterable[Tensor], **changes: Any) -> None:
         """Give parameters groups of their own in the optimizer; for :meth:`prepare_training`.
@@ -244,7 +169,7 @@ class TrainedPruner(Pruner):
     def renew_masks(self) -> None:
         """Make masks from the weights as they are, the same in every process."""
         self.update_masks(self.generate_masks())
-        if _several():
+        if several_processes():
             for targets in self._target_spaces.values():
                 for space in targets.values():
                     if space.mask is not None:
@@ -262,12 +187,7 @@ class TrainedPruner(Pruner):
                         if isinstance(tensor, Tensor) and tensor.shape == space.mask.shape:
                             tensor.mul_(space.mask)
 
-    # -- NNI's hooks ------------------------------------------------------------------------------
-
-    def unwrap_model(self) -> None:
-        """Give the model's modules back as they were, with the weights they have now."""
-        super().unwrap_model()
-        compat.restore_parameter_order(self.bound_model, self._parameter_order)
+    # -- NNI's interface --------------------------------------------------------------------------
 
     def compress(
         self, max_steps: int | None = None, max_epochs: int | None = None
@@ -304,94 +224,82 @@ class TrainedPruner(Pruner):
         else:
             self._fusion_compress(max_steps, max_epochs)
 
-    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        self._max_epochs = max_epochs
-        super()._fusion_compress(max_steps, max_epochs)
-        self._max_epochs = None
+    def unwrap_model(self) -> None:
+        """Give the model's modules back as they were, with the weights they have now."""
+        super().unwrap_model()
+        compat.restore_parameter_order(self.bound_model, self._parameter_order)
 
-    def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        per_epoch = getattr(evaluator, "steps_per_epoch", None)
-        if self.needs_epochs and per_epoch is None:
-            raise ConfigError(
-                f"{type(self).__name__}: the evaluator does not say how long an epoch is: set "
-                "evaluator.steps_per_epoch = len(train_loader)"
-            )
-        epochs = self._max_epochs
-        if epochs is None and per_epoch is not None and self.interval_steps > 0:
-            # Driven by a scheduling pruner of NNI, which does not hand on how long it trains.
-            epochs = -(-self.interval_steps * self.total_times // per_epoch)
-        self.clock = Clock(per_epoch, epochs)
-        self._since, self._renewed = 0, 0
-        self.in_training = True
-        # Our own loop tells when an epoch begins; elsewhere steps are counted.
-        self._counts, self._begun = not hasattr(evaluator, "patch_epochs"), False
-        compat.let_lightning_stop(evaluator)
-        evaluator.patch_optimizer_step([self._on_step], [self._on_stepped])
-        if not self._counts:
-            evaluator.patch_epochs(self._on_epoch, self._on_epoch_end)
-            evaluator.track(self)
-            self._prepare()
-        elif compat.evaluator_optimizer(evaluator) is not None:
-            self._begin_counting()
+    def get_masks(self) -> Masks:
+        """Return the masks, together with those given."""
+        masks: Masks = super().get_masks()
+        return joined_masks(self._given, masks) if self._given else masks
 
-    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        self.finish_training()
-        self.in_training = False
 
-    def _prepare(self) -> None:
-        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if not any(id(p) in trained for p in self.bound_model.parameters()):
-            raise ConfigError("evaluator: its optimizer has none of this model's parameters")
-        self.optimizer.register_step_pre_hook(self._on_gradients)
-        self.prepare_training()
+def read_options(kind: type[TrainedPruner], given: Mapping[str, Any]) -> Any:
+    """Check options that were given to a pruner's class; return its ``Options``."""
+    try:
+        return checked(kind.Options, given)
+    except OptionError as error:
+        raise OptionError(f"{kind.__name__}: {error}") from None
 
-    @torch.no_grad()
-    def _begin_counting(self) -> None:
-        self._begun = True
-        self._prepare()
-        self.begin_training()
-        if self.clock.steps_per_epoch is not None:
-            self.before_epoch(0)
 
-    @torch.no_grad()
-    def _on_epoch(self, epoch: int, epochs: int) -> None:
-        self.clock.epochs = epochs
-        if epoch == 0:
-            self.begin_training()
-        self.before_epoch(epoch)
+def unwrapped_input(
+    model: nn.Module,
+    evaluator: Evaluator | None,
+    options: PrunerOptions,
+    *,
+    remedy: str,
+    counted: bool = False,
+) -> Any:
+    """Return example arguments of a model, which has to be unwrapped.
 
-    def _on_step(self) -> None:
-        if self._counts and not self._begun:
-            self._begin_counting()  # a Lightning trainer makes its optimizer when it begins to fit
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model.
+    evaluator : Evaluator, optional
+        Its ``dummy_input`` is taken where the options have none.
+    options : PrunerOptions
+        Those given.
+    remedy : str
+        What to do with a model that another pruner has wrapped.
+    counted : bool, default False
+        Whether a budget needs an input that was given, not one that was found to fit.
+    """
+    check_model(model)
+    if compat.is_wrapped(model):
+        raise ConfigError(f"the model is wrapped by another pruner: {remedy}")
+    given = options.dummy_input
+    if given is None and evaluator is not None:
+        given = compat.evaluator_input(evaluator)
+    if given is None and counted and options.budget is not None:
+        raise ConfigError("budget: needs dummy_input= to count what the model costs")
+    return example_input(model) if given is None else given
 
-    def _on_gradients(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the hook where the gradients are there: in Lightning a closure computes them."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        hook = torch.no_grad()(self.before_step)
-        if closure is None:
-            return hook()
 
-        def computing() -> Any:
-            loss = closure()
-            hook()
-            return loss
+def own_arguments(kind: type[TrainedPruner]) -> dict[str, inspect.Parameter]:
+    """Keyword arguments that constructors of user-made classes take beside the options."""
+    found: dict[str, inspect.Parameter] = {}
+    for one in kind.__mro__[: kind.__mro__.index(TrainedPruner)]:
+        if "__init__" in vars(one):
+            for name, given in inspect.signature(vars(one)["__init__"]).parameters.items():
+                if given.kind is inspect.Parameter.KEYWORD_ONLY:
+                    found.setdefault(name, given)
+    return found
 
-        return args[:1], {**kwargs, "closure": computing}
 
-    @torch.no_grad()
-    def _on_stepped(self) -> None:
-        clock = self.clock
-        clock.step += 1
-        self.after_step()
-        if self._counts and clock.steps_per_epoch and clock.step % clock.steps_per_epoch == 0:
-            self._on_epoch_end(clock.epoch)
-            if clock.epochs is None or clock.epoch < clock.epochs:
-                self.before_epoch(clock.epoch)
-
-    @torch.no_grad()
-    def _on_epoch_end(self, epoch: int, _: int | None = None) -> None:
-        self.clock.epoch = epoch + 1
-        if self.clock.steps_per_epoch is not None:
-            # Steps that a gradient scaler skipped are steps of the schedule all the same.
-            self.clock.step = self.clock.epoch * self.clock.steps_per_epoch
-        self.after_epoch(epoch)
+def _signature(kind: type[TrainedPruner]) -> inspect.Signature:
+    """Signature of the constructor with every option in its place."""
+    nni = list(inspect.signature(TrainedPruner.__init__).parameters.values())[1:5]
+    own = own_arguments(kind)
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.is_required() else field.get_default(),
+            annotation=field.annotation,
+        )
+        for name, field in kind.Options.model_fields.items()
+        if name not in own
+    ]
+    return inspect.Signature([*nni, *own.values(), *options])

@@ -21,8 +21,6 @@ from typing import Any
 
 from nni_gconv.errors import ConfigError, unknown_name
 
-__all__ = ["SCHEDULES", "Schedule"]
-
 #: Name -> the keys that may stand beside it.
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "one-shot": (),

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from nni_gconv.errors import ConfigError, nearest
+from nni_gconv.errors import ConfigError, NniGconvError, nearest
 from nni_gconv.recipe.schema import Recipe
 
 __all__ = ["apply_overrides", "load_recipe", "parse_recipe"]
@@ -128,6 +128,9 @@ def _first_error(error: ValidationError) -> str:
     # An unknown key is most often a slip that also makes a needed key missing: it comes first.
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     problem = problems[0]
+    inner = problem.get("ctx", {}).get("error")
+    if isinstance(inner, NniGconvError):
+        return str(inner)  # it says itself where
     path = [p for p in problem["loc"] if not (isinstance(p, str) and p.startswith("function-"))]
     key = ".".join(str(p) for p in path)
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -84,8 +84,9 @@ def run_recipe(
         asked = (
             compat.next_parameters() if distributed.is_main and compat.running_under_nni() else {}
         )
-        loaded = load_recipe(recipe, {**given, **distributed.broadcast_object(asked)})
-        _refuse_code(loaded, first)
+        asked = distributed.broadcast_object(asked)
+        _refuse_code(asked, first)  # before the recipe is read, which imports what it names
+        loaded = load_recipe(recipe, {**given, **asked})
         path = choose_output(loaded, Path(output) if output else None)
         if distributed.is_main and compat.running_under_nni():
             compat.end_leftovers()
@@ -95,10 +96,10 @@ def run_recipe(
             return _run(loaded, folder, distributed, quiet)
 
 
-def _refuse_code(recipe: Recipe, own: Recipe) -> None:
+def _refuse_code(parameters: Mapping[str, Any], own: Recipe) -> None:
     """Refuse a tuner's parameters that name code which the recipe itself does not."""
     known = set(code_names(own.model_dump(mode="json")).values())
-    for key, value in code_names(recipe.model_dump(mode="json")).items():
+    for key, value in code_names(dict(parameters)).items():
         if value not in known:
             raise ConfigError(
                 f"{key}: the tuner's parameters name code, {value!r}; only the recipe file and the "

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nni_gconv.profiling.latency import LatencySettings
-from nni_gconv.pruning.registry import PruneSettings
+from nni_gconv.pruning.settings import PruneSettings
 from nni_gconv.training.data import DataSettings
 from nni_gconv.training.settings import FinetuneSettings, TrainSettings
 from nni_gconv.training.zoo import ModelSettings

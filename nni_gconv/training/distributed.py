@@ -19,8 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError
 
-__all__ = ["Distributed"]
-
 T = TypeVar("T")
 
 
@@ -151,3 +149,21 @@ class Distributed:
             # and is made anew in each forward.
             if not buffer.requires_grad:
                 dist.broadcast(buffer, src=0)
+
+
+def from_main_process(value: Any) -> Any:
+    """Return what the main process passed; alone, what was passed.
+
+    A decision that may differ between the processes that train together (one that was measured,
+    searched with a time limit, or computed by a GPU's atomics) is made equal by this.
+    """
+    if not several_processes():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def several_processes() -> bool:
+    """Tell whether other processes train with this one."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

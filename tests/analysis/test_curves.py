@@ -21,7 +21,7 @@ from nni_gconv.analysis.curves import (
 )
 from nni_gconv.analysis.plot import plot_curves
 from nni_gconv.errors import ConfigError
-from nni_gconv.pruning.registry import PruneSettings
+from nni_gconv.pruning.settings import PruneSettings
 
 
 def curve(*accuracies, layers=("conv",), channels=20):

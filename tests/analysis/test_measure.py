@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from nni_gconv import ModelSpeedup, sensitivity
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.profiling.costs import count
-from nni_gconv.pruning.registry import PruneSettings, create_pruner
+from nni_gconv.pruning.registry import create_pruner
+from nni_gconv.pruning.settings import PruneSettings
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.zoo import create_model
 

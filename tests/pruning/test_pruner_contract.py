@@ -130,7 +130,11 @@ class TestErrors:
         [
             ([{"op_types": ["Conv2d"], "sparse_ratio": 1.5}], {}, "sparse_ratio: 1.5"),
             ([{"op_types": ["Conv2"], "sparse_ratio": 0.5}], {}, "'Conv2' matches no module type"),
-            (HALF, {"coupling": "median"}, r"coupling: 'median' .*\(allowed: mean, max, union\)"),
+            (
+                HALF,
+                {"coupling": "median"},
+                r"coupling: unknown coupling 'median'.*\(allowed: mean, max, union\)",
+            ),
             (HALF, {"budget": {"macs": 0.5}}, "budget: 0 has a sparse_ratio too"),
             (
                 [{"op_names": ["0"], "sparse_threshold": 0.5}],

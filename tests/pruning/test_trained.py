@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.pruning.channel_pruner import ChannelPruner
-from nni_gconv.pruning.pruner import from_main_process
+from nni_gconv.training.distributed import from_main_process
 
 HALF = [{"op_names": ["0"], "sparse_ratio": 0.5}]
 STEPS = 5  # of an epoch of the loaders below

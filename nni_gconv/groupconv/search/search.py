@@ -42,7 +42,7 @@ from nni_gconv.groupconv.search.tables import (
 )
 from nni_gconv.groupconv.search.timing import LayerTimer
 from nni_gconv.profiling import Counts
-from nni_gconv.pruning.selection.cost import parse_budget
+from nni_gconv.profiling.budget import parse_budget
 
 #: What rounding may leave between a bound and the choice that meets it.
 _ROUNDING = 1e-9

@@ -22,29 +22,25 @@ the scale and shift behind a pruned filter are masked with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
+from pydantic import Field
 from torch import Tensor, nn
 
-from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.pruning.channel_pruner import ChannelPruner, Rule
+from nni_gconv.pruning.channel_pruner import ChannelPruner
+from nni_gconv.pruning.options import ChannelOptions, ScheduleOption
 from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.selection.scores import (
-    DISTANCES,
     Distance,
     count,
     distance_sums,
     filter_norms,
     geometric_median_order,
 )
-
-__all__ = ["FPGMPruner"]
-
-_SELECTIONS = ("soft", "locked")
 
 
 class FPGMPruner(ChannelPruner):
@@ -89,48 +85,39 @@ class FPGMPruner(ChannelPruner):
     4
     """
 
+    class Options(ChannelOptions):
+        """Options of :class:`FPGMPruner`."""
+
+        norm_ratio: float = Field(
+            0.0, ge=0, lt=1, description="Share of filters that the norm criterion takes first."
+        )
+        distance: Distance = Field("l2", description="Distance between filters.")
+        selection: Literal["soft", "locked"] = Field(
+            "soft", description="Whether a filter pruned during training can return."
+        )
+        epoch_prune: int = Field(
+            1, ge=1, description="Filters are chosen anew every so many epochs."
+        )
+        schedule: ScheduleOption | None = Field(  # type: ignore[assignment]
+            None,
+            description="Default: constant, every epoch_prune epochs; without training one-shot.",
+        )
+
+    options: Options
+
     def __init__(
         self,
         model: nn.Module,
         config_list: list[dict[str, Any]],
         evaluator: Evaluator | None = None,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
-        *,
-        norm_ratio: float = 0.0,
-        distance: Distance = "l2",
-        selection: Literal["soft", "locked"] = "soft",
-        epoch_prune: int = 1,
-        dummy_input: Any = None,
-        budget: Mapping[str, float] | None = None,
-        coupling: Rule = "mean",
-        schedule: Schedule | Mapping[str, Any] | str | None = None,
-        masks: Mapping[str, Mapping[str, Tensor]] | None = None,
+        **options: Any,
     ) -> None:
-        if distance not in DISTANCES:
-            raise ConfigError(unknown_name("distance", distance, DISTANCES, "distance"))
-        if not isinstance(norm_ratio, int | float) or not 0 <= norm_ratio < 1:
-            raise ConfigError(f"norm_ratio: {norm_ratio!r} is not allowed (a number from 0 to 1)")
-        if selection not in _SELECTIONS:
-            raise ConfigError(unknown_name("selection", selection, _SELECTIONS, "selection"))
-        if isinstance(epoch_prune, bool) or not isinstance(epoch_prune, int) or epoch_prune < 1:
-            raise ConfigError(f"epoch_prune: {epoch_prune!r} is not allowed (a number from 1)")
-        self.norm_ratio = norm_ratio
-        self.distance = distance
-        self.selection = selection
-        if schedule is None:
+        super().__init__(model, config_list, evaluator, existed_wrappers, **options)
+        if self.options.schedule is None:
             told = getattr(evaluator, "steps_per_epoch", None) is not None
-            schedule = Schedule("constant", every=epoch_prune) if told else "one-shot"
-        super().__init__(
-            model,
-            config_list,
-            evaluator,
-            existed_wrappers,
-            dummy_input=dummy_input,
-            budget=budget,
-            coupling=coupling,
-            schedule=schedule,
-            masks=masks,
-        )
+            every = self.options.epoch_prune
+            self.schedule = Schedule("constant", every) if told else Schedule("one-shot")
 
     def rank(self, filters: Sequence[Tensor]) -> Tensor:
         """Score channels: the smallest norms first, then the smallest sums of distances."""
@@ -138,16 +125,16 @@ class FPGMPruner(ChannelPruner):
         small = torch.zeros(len(norms), dtype=torch.bool, device=norms.device)
         # A filter of zeros carries nothing, wherever the median lies.
         small |= norms == 0
-        small[norms.argsort(stable=True)[: count(len(norms), self.norm_ratio)]] = True
+        small[norms.argsort(stable=True)[: count(len(norms), self.options.norm_ratio)]] = True
         sums = []
         for matrix in filters:
             among = torch.zeros_like(norms)
-            among[~small] = distance_sums(matrix[~small], self.distance)
+            among[~small] = distance_sums(matrix[~small], self.options.distance)
             sums.append(among)
         return geometric_median_order(norms, self.combine(sums), small)
 
     def renew_masks(self) -> None:
         """Choose filters; those that are locked away lose their weights and their momentum."""
         super().renew_masks()
-        if self.selection == "locked" and self.in_training:
+        if self.options.selection == "locked" and self.in_training:
             self.clear_masked()

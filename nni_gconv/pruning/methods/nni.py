@@ -7,30 +7,46 @@ with them is decided as for every other method here. That is what makes the resu
 
 from __future__ import annotations
 
-import inspect
+import importlib
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from nni.compression.base.compressor import Pruner
 from nni.compression.utils import Evaluator
+from pydantic import Field
 from torch import Tensor, nn
 
 from nni_gconv import compat
-from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.pruning.channel_pruner import ChannelPruner, Masks, Rule
-from nni_gconv.pruning.schedule import Schedule
+from nni_gconv.checked import Checked, checked
+from nni_gconv.errors import ConfigError
+from nni_gconv.pruning.channel_pruner import ChannelPruner
+from nni_gconv.pruning.options import ChannelOptions
+from nni_gconv.pruning.pruner import Masks, read_options
 
-__all__ = ["NNI_METHODS", "NNIMethodPruner"]
 
-#: NNI's pruners that score whole filters; True: they do so while training.
-NNI_METHODS = {
-    "L1NormPruner": False,
-    "L2NormPruner": False,
-    "FPGMPruner": False,
-    "SlimPruner": True,
-    "TaylorPruner": True,
+class TrainingOptions(Checked):
+    """Options of NNI's pruners that score while they train."""
+
+    training_steps: int | None = Field(
+        None, ge=1, description="Steps they train; default: the epochs of the sparsify stage."
+    )
+
+
+class SlimOptions(TrainingOptions):
+    """Options of NNI's ``SlimPruner``."""
+
+    regular_scale: float = Field(1.0, ge=0, description="Factor of its penalty.")
+
+
+#: NNI's pruners that score whole filters, each with its own options.
+NNI_METHODS: dict[str, type[Checked]] = {
+    "L1NormPruner": Checked,
+    "L2NormPruner": Checked,
+    "FPGMPruner": Checked,
+    "SlimPruner": SlimOptions,
+    "TaylorPruner": TrainingOptions,
 }
 
 
@@ -57,53 +73,44 @@ class NNIMethodPruner(ChannelPruner):
     True
     """
 
+    class Options(ChannelOptions):
+        """Options of :class:`NNIMethodPruner`."""
+
+        method: Literal[tuple(NNI_METHODS)] = Field(  # type: ignore[valid-type]
+            title="NNI pruner", description="Class in nni.compression.pruning."
+        )
+        options: Mapping[str, Any] = Field({}, description="Options of that class.")
+
+    options: Options
+
     def __init__(
         self,
         model: nn.Module,
         config_list: list[dict[str, Any]],
         evaluator: Evaluator | None = None,
         existed_wrappers: dict[str, Any] | None = None,
-        *,
-        method: str,
-        options: Mapping[str, Any] | None = None,
-        dummy_input: Any = None,
-        budget: Mapping[str, float] | None = None,
-        coupling: Rule = "mean",
-        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
-        masks: Mapping[str, Mapping[str, Tensor]] | None = None,
+        **options: Any,
     ) -> None:
-        if method not in NNI_METHODS:
-            raise ConfigError(unknown_name("NNI pruner", method, NNI_METHODS, "method"))
-        import nni.compression.pruning as nni_pruning
-
-        self._kind = getattr(nni_pruning, method)
-        self._options = dict(options or {})
-        known = set(inspect.signature(self._kind.__init__).parameters)
-        for option in self._options:
-            if option not in known:
-                allowed = known - {"self", "model", "config_list", "evaluator", "existed_wrappers"}
-                raise ConfigError(unknown_name("option", option, allowed or {"none"}, method))
-        self._trains = NNI_METHODS[method]
+        given = read_options(type(self), options)
+        method = given.method
+        self._options = checked(NNI_METHODS[method], given.options, method).model_dump(
+            exclude_none=True
+        )
+        self._trains = issubclass(NNI_METHODS[method], TrainingOptions)
         if self._trains and evaluator is None:
             raise ConfigError(f"{method} scores while training: give it a sparsify stage (epochs)")
-        if self._trains and Schedule.parse(schedule).name != "one-shot":
+        if self._trains and given.schedule.name != "one-shot":
             raise ConfigError(f"schedule: {method} scores while it trains itself, and prunes after")
         if self._trains and not compat.is_wrapped(model):
             compat.learn_optimizer(evaluator, model)
+        self._kind = getattr(importlib.import_module("nni.compression.pruning"), method)
         self._inner_evaluator = evaluator
         self._metric: dict[str, Tensor] = {}
-        super().__init__(
-            model,
-            config_list,
-            # Where NNI's pruner trains itself, ours only masks afterwards.
-            None if self._trains else evaluator,
-            existed_wrappers,
-            dummy_input=dummy_input if dummy_input is not None else _dummy(evaluator),
-            budget=budget,
-            coupling=coupling,
-            schedule=schedule,
-            masks=masks,
-        )
+        if given.dummy_input is None and evaluator is not None:
+            options = {**options, "dummy_input": compat.evaluator_input(evaluator)}
+        # Where NNI's pruner trains itself, ours only masks afterwards.
+        own = None if self._trains else evaluator
+        super().__init__(model, config_list, own, existed_wrappers, **options)
         for coupled in self.sets:
             for member in coupled.members:
                 if member.dim != 0:
@@ -186,7 +193,3 @@ def _per_filter(metric: Tensor, weight: Tensor, module: str) -> Tensor:
     if metric.numel() != weight.shape[0]:
         raise ConfigError(f"NNI gave {metric.numel()} scores for {weight.shape[0]} of {module}")
     return metric.to(torch.float64).view(-1, 1)
-
-
-def _dummy(evaluator: Evaluator | None) -> Any:
-    return None if evaluator is None else compat.evaluator_input(evaluator)

@@ -16,8 +16,6 @@ import numpy as np
 from nni_gconv.pruning.selection.near_limit import CLOSE, nearest_choice
 from nni_gconv.pruning.selection.scores import count
 
-__all__ = ["Request", "fit_budget", "fit_measured", "removal_steps", "take"]
-
 #: A share such as 0.3 * 10 is whole although its binary value is a little off.
 _SLACK = 1e-9
 

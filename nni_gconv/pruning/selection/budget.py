@@ -11,8 +11,6 @@ from nni_gconv.graph import CoupledSet
 from nni_gconv.pruning.selection.allocation import Request, fit_budget, fit_measured
 from nni_gconv.pruning.selection.cost import CostModel
 
-__all__ = ["check_reachable", "fit"]
-
 #: Classes removed -> latency relative to the dense model.
 Latency = Callable[[np.ndarray], float]
 

@@ -17,8 +17,6 @@ from nni_gconv.graph import Coupling
 from nni_gconv.profiling import compare_latency
 from nni_gconv.speedup import ModelSpeedup
 
-__all__ = ["LatencyModel", "measured_ratio"]
-
 
 def measured_ratio(dense: nn.Module, small: nn.Module, dummy_input: Any) -> float:
     """Return the time of the small model over the dense one's, both run in turn.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["CLOSE", "nearest_choice"]
-
 #: A choice that takes this share of a limit is close enough.
 CLOSE = 0.99
 #: States that each round of the search goes on from: small problems are searched whole.

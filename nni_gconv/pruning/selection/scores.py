@@ -10,8 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Distance", "count", "distance_sums", "filter_norms", "geometric_median_order"]
-
 Distance = Literal["l1", "l2", "cosine"]
 DISTANCES: tuple[Distance, ...] = ("l1", "l2", "cosine")
 

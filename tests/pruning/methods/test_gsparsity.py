@@ -251,7 +251,7 @@ class TestGains:
             def after_epoch(self, epoch):
                 super().after_epoch(epoch)
                 groups = [g for g in self.optimizer.param_groups if g["mu"]]
-                found[self.normalization] = {g["normalization"] for g in groups}
+                found[self.options.normalization] = {g["normalization"] for g in groups}
                 assert isinstance(self.optimizer, ProxSGD)
                 assert self.optimizer.defaults["exact_zeros"]
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from nni_gconv.groupconv.partition import NestedPartition, nested_counts
+from nni_gconv.pruning.l1_penalty import add_subgradient_, shrink_
 from nni_gconv.pruning.methods.shuffle.hierarchy import (
     bisect_threshold,
     deepest,
     next_strength,
     saved_share,
 )
-from nni_gconv.pruning.methods.slimming.scales import add_subgradient_, shrink_
 
 NEAR_DIAGONAL = np.array(
     [[10, 1, 0.2, 0.1], [1, 10, 0.1, 0.2], [0.2, 0.1, 10, 1], [0.1, 0.2, 1, 10]]

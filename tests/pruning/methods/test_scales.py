@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 
+from nni_gconv.pruning.l1_penalty import add_subgradient_, shrink_
 from nni_gconv.pruning.methods.slimming.scales import (
-    add_subgradient_,
     clamped_threshold,
     kept,
     percentile_threshold,
-    shrink_,
 )
 
 LAYERS = [

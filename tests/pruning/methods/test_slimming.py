@@ -129,7 +129,7 @@ class TestCoupledNorms:
         pruner = SlimmingPruner(
             model, [{**CONVS[0], "sparse_ratio": 0.5}], dummy_input=torch.zeros(1, 3, 16, 16)
         )
-        assert sorted(map(sorted, map(pruner._voters, pruner.sets))) == [
+        assert sorted(map(sorted, map(pruner.voters, pruner.sets))) == [
             ["1", "4"], ["10", "7"], ["13"],
         ]  # fmt: skip
 
@@ -138,7 +138,7 @@ class TestCoupledNorms:
         pruner = SlimmingPruner(
             model, [{**CONVS[0], "sparse_ratio": 0.5}], dummy_input=torch.zeros(1, 3, 8, 8)
         )
-        voters = [pruner._voters(s) for s in pruner.sets]
+        voters = [pruner.voters(s) for s in pruner.sets]
         assert max(map(len, voters)) > 1
         assert all(pruner._norms[int(s.classes[0])] for s in pruner.sets)
         assert len({len(v) for v in voters}) > 1  # a later layer is read by fewer norms

@@ -13,8 +13,9 @@ from torch import nn
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Coupling
 from nni_gconv.profiling import count
+from nni_gconv.profiling.budget import parse_budget
 from nni_gconv.pruning.selection.allocation import removal_steps
-from nni_gconv.pruning.selection.cost import CostModel, parse_budget
+from nni_gconv.pruning.selection.cost import CostModel
 from nni_gconv.speedup import ModelSpeedup
 from nni_gconv.training.zoo import create_model
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv import groups_for_max_size
+from nni_gconv.groupconv import check_groups, groups_for_max_size, read_group_config
 from nni_gconv.groupconv.search import (
     GroupRequest,
     GroupSearch,
@@ -19,19 +20,11 @@ from nni_gconv.groupconv.search import (
     slower_than_dense,
 )
 from nni_gconv.profiling import count as costs_of
+from nni_gconv.profiling.budget import parse_budget
 from nni_gconv.pruning.group_sides import LiveLayer, Sharing, Side
-from nni_gconv.pruning.pruner import from_main_process
-from nni_gconv.pruning.selection.cost import parse_budget
 from nni_gconv.pruning.selection.near_limit import CLOSE
 from nni_gconv.speedup import ModelSpeedup
-
-__all__ = [
-    "fitting_counts",
-    "named",
-    "requested_counts",
-    "searched_counts",
-    "slower_layers",
-]
+from nni_gconv.training.distributed import from_main_process
 
 #: Equal counts spread over all layers, which can then share how they split.
 _SCORE: Score = "geometric"
@@ -49,6 +42,52 @@ def named(where: str, counts: Mapping[str, int]) -> dict[str, int]:
         why = "the dense network is within it" if where == "budget" else "every layer stays dense"
         raise ConfigError(f"{where}: {why}, there is nothing to group")
     return dict(counts)
+
+
+def static_criterion(criterion: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
+    """Return the criterion, or what stands for it before there are gradients."""
+    return "l2" if criterion == "taylor" else criterion
+
+
+def asked_counts(
+    model: nn.Module,
+    dummy_input: Any,
+    config_list: list[dict[str, Any]],
+    layers: Mapping[str, LiveLayer],
+    requests: Mapping[str, GroupRequest],
+    options: Any,
+    masks: Mapping[str, Mapping[str, Tensor]],
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Group count of each layer as it is asked for, from one of three places.
+
+    Parameters
+    ----------
+    model, dummy_input, config_list, layers, requests, masks
+        As for :func:`searched_counts`.
+    options : GroupConvPruner.Options
+        With a ``budget``, a ``group_config`` or neither: then the config_list says how many.
+
+    Returns
+    -------
+    counts : dict of str to int
+        Layer -> G.
+    skipped : dict of str to str
+        Layers without one, each with the reason.
+    """
+    config = options.group_config
+    if options.budget is not None and config is not None:
+        raise ConfigError("budget and group_config exclude each other")
+    if isinstance(config, str | Path):
+        return named("group_config", read_group_config(config, model)), {}
+    if config is not None:
+        return named("group_config", check_groups(config, model, "group_config")), {}
+    if options.budget is None:
+        return requested_counts(layers, requests)
+    criterion = static_criterion(options.criterion)
+    found = searched_counts(
+        model, dummy_input, config_list, layers, requests, options.budget, masks, criterion
+    )
+    return found, {}
 
 
 def searched_counts(

@@ -17,48 +17,51 @@ share how they split them, so that most permutations cost nothing in the convert
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from nni_gconv.errors import ConfigError
+from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.graph import Coupling
-from nni_gconv.groupconv import check_groups, read_group_config
 from nni_gconv.groupconv.partition import (
     PATTERNS,
     Partition,
-    checked_count,
     fixed_pattern,
     l2,
     nested_counts,
     partition_joint,
     partition_many,
 )
-from nni_gconv.groupconv.search import GroupRequest, group_requests, kernel_scores
-from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, unwrapped_input
+from nni_gconv.groupconv.search import group_requests, kernel_scores
+from nni_gconv.pruning.group_pruner import GroupPruner
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
+from nni_gconv.pruning.l1_penalty import shrink_outside_
 from nni_gconv.pruning.methods.gconv.group_counts import (
+    asked_counts,
     fitting_counts,
-    named,
-    requested_counts,
-    searched_counts,
     slower_layers,
+    static_criterion,
 )
-from nni_gconv.pruning.methods.gsparsity.group_lasso import not_negative
-from nni_gconv.pruning.methods.shuffle.kernel_penalty import shrink_outside_
-from nni_gconv.pruning.pruner import Masks, from_main_process
-from nni_gconv.pruning.schedule import Schedule
-from nni_gconv.pruning.selection.coupled_sets import earlier_masks, joined_masks
+from nni_gconv.pruning.options import PrunerOptions
+from nni_gconv.pruning.pruner import Masks, read_options, unwrapped_input
+from nni_gconv.pruning.selection.earlier_masks import earlier_masks
+from nni_gconv.training.distributed import from_main_process
 
-__all__ = ["GroupConvPruner"]
+
+def _criterion(value: Any) -> Any:
+    """Accept a word, or scores of one's own by layer."""
+    if not isinstance(value, Mapping) and value not in CRITERIA:
+        raise ConfigError(unknown_name("criterion", value, CRITERIA, "criterion"))
+    return value
+
 
 CRITERIA = ("l2", "l1", "taylor")
-METHODS = ("assignment", "grps", "same", "sort", *PATTERNS)
+Criterion = Annotated[Any, BeforeValidator(_criterion)]
 
 
 class GroupConvPruner(GroupPruner):
@@ -158,107 +161,77 @@ class GroupConvPruner(GroupPruner):
     (4, 1)
     """
 
-    def __init__(  # noqa: PLR0913 - one argument a choice
+    class Options(PrunerOptions):
+        """Options of :class:`GroupConvPruner`."""
+
+        group_config: Any = Field(None, description="Layer -> G, or a JSON file of it.")
+        criterion: Criterion = Field("l2", description="Score of a kernel: l2, l1 or taylor.")
+        method: Literal["assignment", "grps", "same", "sort", "shuffle", "random"] = Field(
+            "assignment", description="How channels are split."
+        )
+        num_sort_iters: int = Field(10, ge=0, description="N_S of grps.")
+        restarts: int = Field(8, ge=0, description="Annealing chains of assignment.")
+        sharing: Sharing = Field(
+            "blocks", description="Which layers split the channels they meet in alike."
+        )
+        shaping: float = Field(
+            0.0, ge=0, description="Group lasso outside the groups while it trains."
+        )
+        gate: Literal["measured"] | None = Field(
+            None, description="Leave layers dense whose grouped form is measured to be slower."
+        )
+        seed: int = Field(0, ge=0, description="Of the search for partitions and of random.")
+
+    options: Options
+
+    def __init__(
         self,
         model: nn.Module,
         config_list: list[dict[str, Any]],
         evaluator: Evaluator | None = None,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
-        *,
-        dummy_input: Any = None,
-        budget: Mapping[str, float] | None = None,
-        group_config: Mapping[str, int] | str | Path | None = None,
-        criterion: Literal["l2", "l1", "taylor"] | Mapping[str, Any] = "l2",
-        method: str = "assignment",
-        num_sort_iters: int = 10,
-        restarts: int = 8,
-        sharing: Sharing = "blocks",
-        shaping: float = 0.0,
-        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
-        gate: Literal["measured"] | None = None,
-        masks: Mapping[str, Mapping[str, Tensor]] | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        if not isinstance(criterion, Mapping):
-            check_choice("criterion", criterion, CRITERIA)
-        check_choice("method", method, METHODS)
-        check_choice("sharing", sharing, SHARING)
-        if gate is not None:
-            check_choice("gate", gate, ("measured",))
-        self.shaping = not_negative(shaping, "shaping")
-        schedule = Schedule.parse(schedule)
-        if self.shaping > 0 and schedule.name != "one-shot":
+        given = read_options(type(self), options)
+        purpose = _needs_training(given)
+        if given.shaping > 0 and given.schedule.name != "one-shot":
             raise ConfigError("shaping and schedule exclude each other: masks follow the shaping")
-        self.seed = checked_count("seed", seed, 0)
-        self._iters = checked_count("num_sort_iters", num_sort_iters, 0)
-        self._restarts = checked_count("restarts", restarts, 0)
-        self.dummy_input = unwrapped_input(model, evaluator, dummy_input)
-        self.criterion, self.method, self.sharing = criterion, method, sharing
-        if (self.shaping > 0 or self.criterion == "taylor") and evaluator is None:
+        self.dummy_input = unwrapped_input(
+            model, evaluator, given, remedy="unwrap it and pass masks="
+        )
+        if purpose and evaluator is None:
             raise ConfigError(
-                f"{self._trains_for()}: needs an evaluator= to train with (in a recipe: a "
-                "sparsify section)"
+                f"{purpose}: needs an evaluator= to train with (in a recipe: a sparsify section)"
             )
-        requests, self.skipped = group_requests(model, config_list)
-        self._given = dict(masks or earlier_masks(existed_wrappers))
+        requests, skipped = group_requests(model, config_list)
+        self._given = dict(given.masks or earlier_masks(existed_wrappers))
         live = LiveLayers(
             model, Coupling.trace(model, self.dummy_input), list(requests), self._given
         )
-        self._live = live.layers
+        asked, unasked = asked_counts(
+            model, self.dummy_input, config_list, live.layers, requests, given, self._given
+        )
+        groups, unfit = fitting_counts(live.layers, asked)
+        skipped = {**skipped, **unasked, **unfit}
+        if given.gate is not None:
+            sides = live.shared(groups, given.sharing)
+            slow = slower_layers(model, self.dummy_input, groups, sides, given.sharing)
+            skipped.update(slow)
+            groups = {name: g for name, g in groups.items() if name not in slow}
+        if not isinstance(given.criterion, str):
+            for name in groups:
+                kernel_scores(name, model.get_submodule(name).weight, given.criterion)
+        super().__init__(model, live.layers, groups, skipped, evaluator, existed_wrappers, given)
+        self._sides = live.shared(self.groups, given.sharing)
         self._sums: dict[str, Tensor] = {}
         self._threshold: dict[str, float] = {}
-        asked = self._asked(model, config_list, requests, budget, group_config)
-        self.groups, skipped = fitting_counts(self._live, asked)
-        self.skipped.update(skipped)
-        if gate is not None:
-            sides = live.shared(self.groups, sharing)
-            slow = slower_layers(model, self.dummy_input, self.groups, sides, sharing)
-            self.skipped.update(slow)
-            self.groups = {name: g for name, g in self.groups.items() if name not in slow}
-        self._sides = live.shared(self.groups, sharing)
-        if not isinstance(criterion, str):
-            for name in self.groups:
-                kernel_scores(name, model.get_submodule(name).weight, criterion)
-        super().__init__(
-            model, live.layers, self.groups, self.skipped, evaluator, existed_wrappers, schedule
-        )
-
-    # -- how many groups --------------------------------------------------------------------------
-
-    def _asked(
-        self,
-        model: nn.Module,
-        config_list: list[dict[str, Any]],
-        requests: Mapping[str, GroupRequest],
-        budget: Mapping[str, float] | None,
-        group_config: Mapping[str, int] | str | Path | None,
-    ) -> dict[str, int]:
-        """Group count of each layer as it is asked for, from one of three places."""
-        if budget is not None and group_config is not None:
-            raise ConfigError("budget and group_config exclude each other")
-        if isinstance(group_config, str | Path):
-            return named("group_config", read_group_config(group_config, model))
-        if group_config is not None:
-            return named("group_config", check_groups(group_config, model, "group_config"))
-        if budget is None:
-            counts, skipped = requested_counts(self._live, requests)
-            self.skipped.update(skipped)
-            return counts
-        return searched_counts(
-            model, self.dummy_input, config_list, self._live, requests, budget, self._given,
-            self._static_criterion,
-        )  # fmt: skip
 
     # -- scores and partitions --------------------------------------------------------------------
 
-    @property
-    def _static_criterion(self) -> str | Mapping[str, Any]:
-        """The criterion, or what stands for it before there are gradients."""
-        return "l2" if self.criterion == "taylor" else self.criterion
-
     def _score(self, name: str) -> np.ndarray:
         """Kernel scores of the filters and channels that masks given leave."""
-        criterion = self._sums if name in self._sums else self._static_criterion
+        static = static_criterion(self.options.criterion)
+        criterion = self._sums if name in self._sums else static
         live = self._live[name]
         return kernel_scores(name, self._weight(name), criterion)[np.ix_(live.rows, live.columns)]
 
@@ -271,18 +244,20 @@ class GroupConvPruner(GroupPruner):
         counts = {
             name: self._so_far(name, nested_counts(goal)) for name, goal in self.groups.items()
         }
-        if self.method in PATTERNS:
+        if self.options.method in PATTERNS:
             return {
-                name: fixed_pattern(*self._live[name].alive, count, self.method, self.seed + index)
+                name: fixed_pattern(
+                    *self._live[name].alive, count, self.options.method, self.options.seed + index
+                )
                 for index, (name, count) in enumerate(counts.items())
             }
         scores = {name: self._score(name) for name in counts}
-        if self.method != "assignment":
+        if self.options.method != "assignment":
             found = partition_many(
                 list(scores.values()),
                 list(counts.values()),
-                self.method,  # type: ignore[arg-type]
-                self._iters,
+                self.options.method,  # type: ignore[arg-type]
+                self.options.num_sort_iters,
             )
             return dict(zip(counts, found, strict=True))
         split: dict[str, Partition] = {}
@@ -294,8 +269,8 @@ class GroupConvPruner(GroupPruner):
                 rows,
                 columns,
                 count,
-                restarts=self._restarts if restarts is None else restarts,
-                seed=self.seed,
+                restarts=self.options.restarts if restarts is None else restarts,
+                seed=self.options.seed,
             )
             split.update(zip(mine, parts, strict=True))
         return {name: split[name] for name in counts}
@@ -309,51 +284,43 @@ class GroupConvPruner(GroupPruner):
             self._sums = {}
         return self._masks()
 
-    def get_masks(self) -> Masks:
-        """Return the masks, together with those given."""
-        return joined_masks(self._given, super().get_masks())
-
     # -- training ---------------------------------------------------------------------------------
 
     @property
     def needs_epochs(self) -> bool:
         """Shaping, Taylor scores and schedules are in epochs."""
-        return super().needs_epochs or self.shaping > 0 or self.criterion == "taylor"
-
-    def _trains_for(self) -> str:
-        if self.shaping > 0:
-            return "shaping"
-        return "criterion: taylor" if self.criterion == "taylor" else "schedule"
+        return super().needs_epochs or bool(_needs_training(self.options))
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         if self.needs_epochs and max_epochs is None:
-            raise ConfigError(f"{self._trains_for()}: needs compress(max_epochs=...) to train")
+            purpose = _needs_training(self.options) or "schedule"
+            raise ConfigError(f"{purpose}: needs compress(max_epochs=...) to train")
         super()._single_compress(max_steps, max_epochs)
 
     def _shaping_epochs(self) -> int:
         """Epochs before the masks are made."""
         if self.scheduled:
             return 0
-        if self.shaping > 0:
+        if self.options.shaping > 0:
             return self.clock.epochs or 0
-        return 1 if self.criterion == "taylor" else 0
+        return 1 if self.options.criterion == "taylor" else 0
 
     def begin_training(self) -> None:
         """Mask at once, unless training has to come first or a schedule says when."""
         super().begin_training()
         if not self.needs_epochs:
             self.renew_masks()
-        if self.shaping > 0:
+        if self.options.shaping > 0:
             for name in self.groups:
                 mean = float(l2(self._weight(name)).mean())
-                self._threshold[name] = self.shaping * mean / max(self.clock.steps or 1, 1)
-            if self.criterion != "taylor":
+                self._threshold[name] = self.options.shaping * mean / max(self.clock.steps or 1, 1)
+            if self.options.criterion != "taylor":
                 self.partitions = self._split(restarts=0)
 
     def before_step(self) -> None:
         """Gather Taylor scores."""
         gathering = self.scheduled or self.clock.epoch < self._shaping_epochs()
-        if self.criterion != "taylor" or not gathering:
+        if self.options.criterion != "taylor" or not gathering:
             return
         for name in self.groups:
             weight = self._weight(name)
@@ -410,3 +377,10 @@ class GroupConvPruner(GroupPruner):
         self.partitions = {name: Partition(*p) for name, p in state["partitions"].items()}
         self._threshold = dict(state["threshold"])
         self._sums = dict(state["sums"])
+
+
+def _needs_training(options: GroupConvPruner.Options) -> str:
+    """Name the option that needs epochs of training; "" for none."""
+    if options.shaping > 0:
+        return "shaping"
+    return "criterion: taylor" if options.criterion == "taylor" else ""

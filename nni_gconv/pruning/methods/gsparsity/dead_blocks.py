@@ -13,8 +13,6 @@ from torch import Tensor
 
 from nni_gconv.graph import Branch, CoupledSet, Coupling, find_branches, known_operands
 
-__all__ = ["DeadBlocks"]
-
 
 class DeadBlocks:
     """Branches of residual blocks, and the coupled sets inside them.

@@ -17,19 +17,6 @@ from nni_gconv.graph import Coupling, Member, op_name
 from nni_gconv.pruning.selection.cost import CostModel
 from nni_gconv.training.proxsgd import gain_scale, group_soft_threshold
 
-__all__ = [
-    "NormSpread",
-    "gain_factor",
-    "layer_gains",
-    "loss_of_norm",
-    "norm_scale",
-    "norms_behind",
-    "not_negative",
-    "per_channel",
-    "shorten_filters",
-    "still_to_save",
-]
-
 #: Key of ours in a config_list.
 GAIN_KEY = "gain"
 #: Norms relative to the largest of a layer: dead up to the first, alive from the second.

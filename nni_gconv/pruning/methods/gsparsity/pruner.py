@@ -36,11 +36,12 @@ import numpy as np
 import torch
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
+from pydantic import Field
 from torch import Tensor, nn
 
-from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.errors import ConfigError
 from nni_gconv.graph import CoupledSet, Member
-from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics, Rule
+from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
 from nni_gconv.pruning.methods.gsparsity.dead_blocks import DeadBlocks
 from nni_gconv.pruning.methods.gsparsity.group_lasso import (
     NormSpread,
@@ -49,26 +50,21 @@ from nni_gconv.pruning.methods.gsparsity.group_lasso import (
     loss_of_norm,
     norm_scale,
     norms_behind,
-    not_negative,
     per_channel,
     shorten_filters,
     still_to_save,
 )
-from nni_gconv.pruning.pruner import Masks, from_main_process
-from nni_gconv.pruning.schedule import Schedule
+from nni_gconv.pruning.options import ChannelOptions
+from nni_gconv.pruning.pruner import Masks, read_options
 from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
 from nni_gconv.pruning.selection.budget import fit
-from nni_gconv.pruning.selection.cost import parse_budget
 from nni_gconv.pruning.selection.coupled_sets import taken_channels
 from nni_gconv.pruning.selection.scores import filter_norms
-from nni_gconv.training.proxsgd import Normalization, ProxSGD, gain_scale
-
-__all__ = ["GSparsityPruner"]
+from nni_gconv.training.distributed import from_main_process
+from nni_gconv.training.proxsgd import ProxSGD
 
 _logger = logging.getLogger(__name__)
 
-Score = Literal["norm", "folded"]
-_SCORES: tuple[Score, ...] = ("norm", "folded")
 #: All sets are ranked together under a budget: the training has said which layers can spare what.
 _ALL = "all layers"
 #: Quantile of what dying filters lost in an epoch that stands for all: the slow ones count.
@@ -153,53 +149,54 @@ class GSparsityPruner(ChannelPruner):
 
     score_unit, scores_apart = 1.0, True
 
+    class Options(ChannelOptions):
+        """Options of :class:`GSparsityPruner`."""
+
+        gain: float = Field(0.05, ge=0, description="Gain of layers whose entries have none.")
+        threshold: float = Field(
+            1e-6, ge=0, description="A filter whose L2 norm is at most this is dead."
+        )
+        normalization: Literal["div", "mul", "none"] | None = Field(
+            None, description="How gains depend on filters' sizes; default: ProxSGD's, else div."
+        )
+        score: Literal["norm", "folded"] = Field(
+            "norm", description="What ranks living filters; folded: with the norm behind them."
+        )
+        silence: bool = Field(True, description="Mask dead channels at the end of each epoch.")
+        ramp: float = Field(
+            0.7, gt=0, le=1, description="Share of the training after which a budget is met."
+        )
+
+    options: Options
+
     def __init__(
         self,
         model: nn.Module,
         config_list: list[dict[str, Any]],
         evaluator: Evaluator | None = None,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
-        *,
-        gain: float = 0.05,
-        threshold: float = 1e-6,
-        normalization: Normalization | None = None,
-        score: Score = "norm",
-        silence: bool = True,
-        ramp: float = 0.7,
-        dummy_input: Any = None,
-        budget: Mapping[str, float] | None = None,
-        coupling: Rule = "mean",
-        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
+        **options: Any,
     ) -> None:
-        if normalization is not None:
-            gain_scale(1, normalization)
-        if score not in _SCORES:
-            raise ConfigError(unknown_name("score", score, _SCORES, "score"))
-        if isinstance(ramp, bool) or not isinstance(ramp, int | float) or not 0 < ramp <= 1:
-            raise ConfigError(f"ramp: {ramp!r} is not allowed (a number above 0, up to 1)")
-        self.threshold = not_negative(threshold, "threshold")
-        self.normalization: Normalization | None = normalization
-        self.score, self.silence, self.ramp = score, silence, ramp
-        self.settled = False
-        self._taken: set[int] = set()
-        self._wrapped_before = frozenset(existed_wrappers or ())
-        self._goal: Mapping[str, float] = {} if budget is None else parse_budget(budget)
-        self._before: list[np.ndarray] = []
-        self.gains, config_list = layer_gains(model, config_list, gain)
-        if budget is None:
-            everything = {"op_names": list(self.gains), "sparse_threshold": self.threshold}
+        given = read_options(type(self), options)
+        gains, config_list = layer_gains(model, config_list, given.gain)
+        if given.budget is None:
+            everything = {"op_names": list(gains), "sparse_threshold": given.threshold}
             config_list = [everything, *config_list]
+        found: list[DeadBlocks] = []
+
+        def ends(*traced: Any) -> Sequence[str]:
+            """Layers that have to be masked for a block to vanish."""
+            found.append(DeadBlocks(*traced))
+            return found[0].ends
+
         super().__init__(
-            model,
-            config_list,
-            evaluator,
-            existed_wrappers,
-            dummy_input=dummy_input,
-            budget=budget,
-            coupling=coupling,
-            schedule=schedule,
+            model, config_list, evaluator, existed_wrappers, further_layers=ends, **options
         )
+        self.gains, self._blocks = gains, found[0]
         self._norm_behind = norms_behind(self.coupling)
+        self.settled = False
+        self._before: list[np.ndarray] = []
+        self._proximal = False
 
     # -- scores -----------------------------------------------------------------------------------
 
@@ -207,7 +204,7 @@ class GSparsityPruner(ChannelPruner):
         """Score the channels of a layer by the norms of their filters."""
         return self.combine([filter_norms(f) for f in filters])
 
-    def _channel_scores(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> np.ndarray:
+    def channel_scores(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> np.ndarray:
         """Norms themselves where a threshold asks; else relative to the largest of each layer."""
         members = coupled.members
         if self.rule == "union" and self.budget is None:
@@ -220,8 +217,8 @@ class GSparsityPruner(ChannelPruner):
         relative = []
         for member, values in zip(members, norms, strict=True):
             # A layer that has died altogether has no largest one to go by.
-            living = np.where(values > self.threshold, values, 0.0)
-            if self.score == "folded":
+            living = np.where(values > self.options.threshold, values, 0.0)
+            if self.options.score == "folded":
                 living *= self._scale_behind(member, coupled.size)
             relative.append(living / (living.max() or 1.0))
         joined: np.ndarray = np.mean(relative, axis=0)
@@ -238,40 +235,53 @@ class GSparsityPruner(ChannelPruner):
 
     def _scale_behind(self, member: Member, size: int) -> np.ndarray:
         """Factor of the batch norm behind a layer, for each channel; 1 without one."""
-        name = self._norm_behind.get(member.module, "")
-        norm: Any = self.coupling.graph.modules.get(name)
-        gamma = self._target_spaces.get(name, {}).get("weight")
-        if norm is None or norm.running_var is None:
+        name = self._norm_behind.get(member.module)
+        norm: Any = None if name is None else self.coupling.graph.modules[name]
+        if name is None or norm.running_var is None:
             return np.ones(size)
+        gamma = self._target_spaces.get(name, {}).get("weight")
         return per_channel(member, norm_scale(norm, gamma and gamma.target), size)
 
     # -- what goes --------------------------------------------------------------------------------
 
-    def _request(self, coupled: CoupledSet, metrics: Metrics | None, voter: str) -> Request:
-        request = super()._request(coupled, metrics, voter)
-        if any(self.sets[index] is coupled for index in self._taken):
-            every = np.arange(coupled.size)
-            request = replace(request, scores=np.full(coupled.size, -1.0), steps=[every])
+    def request(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> Request:
+        """Rank all sets together under a budget."""
+        request = super().request(coupled, metrics, voter)
         if self.budget is not None and request.group is None:
             return replace(request, group=_ALL)
         return request
 
-    def _follower_entries(self) -> list[dict[str, Any]]:
-        """Add the layers that have to be masked for a block to vanish."""
-        entries = super()._follower_entries()
-        known = {name for entry in entries for name in entry["op_names"]} | set(self.layers)
-        # What an earlier pruner has masked keeps its masks.
-        kept = self._excluded | self._wrapped_before
-        self._blocks = DeadBlocks(self.coupling, self.sets, kept)
-        ends = [name for name in self._blocks.ends if name not in known]
-        return [*entries, *({"op_names": [n], "target_names": ["weight", "bias"]} for n in ends)]
+    def settle(
+        self, requests: list[Request], sets: Sequence[CoupledSet], metrics: Metrics
+    ) -> list[Request]:
+        """Let what is in a dead block go first, since none of it costs anything any more."""
+        indices, _ = self._blocks.taken_by(self._died(metrics))
+        taken = {id(self.sets[index]) for index in indices}
+        return [
+            replace(r, scores=np.full(s.size, -1.0), steps=[np.arange(s.size)])
+            if id(s) in taken
+            else _from_threshold(r)
+            for r, s in zip(requests, sets, strict=True)
+        ]
+
+    def masks_of(self, removed: np.ndarray, metrics: Metrics) -> Masks:
+        """Complete what takes a block with it."""
+        died = from_main_process(self._died(metrics, removed))
+        taken, ends = self._blocks.taken_by(died)
+        removed = removed.copy()
+        for index in taken:
+            removed[self.sets[index].classes] = True
+        masks = super().masks_of(removed, metrics)
+        for name in ends:
+            masks[name] = {target: torch.zeros_like(mask) for target, mask in masks[name].items()}
+        return masks
 
     def _died(self, metrics: Metrics, removed: np.ndarray | None = None) -> set[int]:
         """Sets of which every channel is dead, and as good as removed where `removed` is given."""
         found = set()
         norms = self._largest_norms(metrics)
         for index, (coupled, norm) in enumerate(zip(self.sets, norms, strict=True)):
-            asked = self._request(coupled, metrics, "")
+            asked = self.request(coupled, metrics, "")
             free, dead = asked.ratio is None and asked.high == 1, self._dead_below(asked)
             floor = self._limits(coupled, coupled.members)["min_channels"]
             left = 0 if removed is None else int((~removed[coupled.classes]).sum())
@@ -280,46 +290,19 @@ class GSparsityPruner(ChannelPruner):
                 found.add(index)
         return found
 
-    def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
-        """Let what is in a dead block go first, since none of it costs anything any more."""
-        self._taken = self._blocks.taken_by(self._died(metrics))[0]
-        try:
-            return super()._generate_sparsity(metrics)
-        finally:
-            self._taken = set()
-
-    def _masks(self, removed: np.ndarray) -> Masks:
-        """Complete what takes a block with it."""
-        died = from_main_process(self._died(self._metrics(), removed))
-        taken, ends = self._blocks.taken_by(died)
-        removed = removed.copy()
-        for index in taken:
-            removed[self.sets[index].classes] = True
-        masks = super()._masks(removed)
-        for name in ends:
-            masks[name] = {target: torch.zeros_like(mask) for target, mask in masks[name].items()}
-        return masks
-
-    def _settle(self, requests: list[Request]) -> list[Request]:
-        """A filter lives if its norm is above the threshold, not if it reaches it."""
-        return [
-            r if r.threshold is None else replace(r, threshold=np.nextafter(r.threshold, np.inf))
-            for r in requests
-        ]
-
     def _dead_below(self, asked: Request) -> float:
-        return self.threshold if asked.threshold is None else asked.threshold
+        return self.options.threshold if asked.threshold is None else asked.threshold
 
     def _dead(self, metrics: Metrics) -> np.ndarray:
         """Classes whose filters are all dead, as far as floors, groups and ratios let them go."""
         removed = self.coupling.empty()
         for coupled, norms in zip(self.sets, self._largest_norms(metrics), strict=True):
-            asked = self._request(coupled, metrics, "")
+            asked = self.request(coupled, metrics, "")
             steps = removal_steps(norms, **self._limits(coupled, coupled.members))
             high = asked.high if asked.ratio is None else min(asked.high, asked.ratio)
             threshold = self._dead_below(asked)
-            requests = self._settle([Request(norms, steps, threshold=threshold, high=high)])
-            removed[coupled.classes[taken_channels(requests[0], take(requests)[0])]] = True
+            asked = _from_threshold(Request(norms, steps, threshold=threshold, high=high))
+            removed[coupled.classes[taken_channels(asked, take([asked])[0])]] = True
         return removed
 
     # -- training ---------------------------------------------------------------------------------
@@ -327,7 +310,7 @@ class GSparsityPruner(ChannelPruner):
     @property
     def needs_epochs(self) -> bool:
         """Gains and dead channels are looked at once an epoch."""
-        return super().needs_epochs or (self._acts and bool(self._goal))
+        return super().needs_epochs or (self._acts and self.budget is not None)
 
     @property
     def _acts(self) -> bool:
@@ -345,7 +328,7 @@ class GSparsityPruner(ChannelPruner):
                 gain = self.gains[member.module]
                 filters.setdefault((gain, member.dim), {})[id(weight)] = weight
         self._proximal = not isinstance(self.optimizer, ProxSGD)
-        rule = self.normalization or ("div" if self._proximal else None)
+        rule = self.options.normalization or ("div" if self._proximal else None)
         for (gain, dim), weights in filters.items():
             changes: dict[str, Any] = {"mu": gain, "filter_dim": dim}
             if rule is not None:
@@ -355,7 +338,7 @@ class GSparsityPruner(ChannelPruner):
     def before_epoch(self, epoch: int) -> None:
         """Remember the norms that the epoch begins with."""
         super().before_epoch(epoch)
-        if self._acts and self._goal:
+        if self._acts and self.budget is not None:
             if self.clock.epochs is None:
                 raise ConfigError("budget: give compress() max_epochs, in which it is to be met")
             self._before = self._largest_norms(self._metrics())
@@ -373,10 +356,10 @@ class GSparsityPruner(ChannelPruner):
         super().after_epoch(epoch)
         if not self._acts or self.settled:
             return
-        if self._goal:
-            self._steer(epoch + 1)
-        elif self.silence:
-            self._mask(self._dead(self._metrics()))
+        if self.budget is not None:
+            self._steer(epoch + 1, self.budget)
+        elif self.options.silence:
+            self._mask_dead(self._metrics())
 
     def finish_training(self) -> None:
         """Make the final masks, unless those that meet the budget are made."""
@@ -405,13 +388,13 @@ class GSparsityPruner(ChannelPruner):
 
     # -- the way to a budget ----------------------------------------------------------------------
 
-    def _steer(self, epochs: int) -> None:
+    def _steer(self, epochs: int, budget: Mapping[str, float]) -> None:
         """Stop at the budget, or move the gain by how fast filters die after so many epochs."""
         metrics = self._metrics()
         dead = self._dead(metrics)
-        left = still_to_save(self._goal, self.cost, dead, self.latency)
-        left, shrunk = from_main_process((left, self._shrunk(metrics)))
-        ramp = round(self.ramp * (self.clock.epochs or 0))
+        left = still_to_save(budget, self.cost, dead, self.latency)
+        left, lost = from_main_process((left, self._lost(metrics, budget)))
+        ramp = round(self.options.ramp * (self.clock.epochs or 0))
         if left <= 0 or epochs >= ramp:
             self._log_spread()
             said = "GSparsity: after %d epochs the dead save %.0f%% of what the budget asks for"
@@ -424,9 +407,23 @@ class GSparsityPruner(ChannelPruner):
         if not self._proximal:
             rates = [float(g["lr"]) for g in self.optimizer.param_groups if g.get("mu")]
             possible -= (1 - max(rates, default=0.0)) ** (self.clock.steps_per_epoch or 1)
-        self._multiply_gains(gain_factor(shrunk, ramp - epochs, possible))
-        if self.silence:
-            self._mask(dead)
+        self._multiply_gains(gain_factor(lost, ramp - epochs, possible))
+        if self.options.silence:
+            self._mask_dead(metrics, dead)
+
+    def _lost(self, metrics: Metrics, budget: Mapping[str, float]) -> float:
+        """Share of their norm that those lost in an epoch which the budget would take now."""
+        requests = [self.request(s, metrics, "") for s in self.sets]
+        # Measuring takes long, and MACs are near enough to say which channels would go.
+        counted = {"macs" if m == "latency" else m: v for m, v in sorted(budget.items())}
+        going = fit(counted, self.cost, self.sets, requests)
+        norms = zip(self._before, self._largest_norms(metrics), strict=True)
+        lost = [
+            loss_of_norm(before, now, (now > self.options.threshold) & going[coupled.classes])
+            for coupled, (before, now) in zip(self.sets, norms, strict=True)
+        ]
+        losses = np.concatenate(lost)
+        return float(np.quantile(losses, _SLOWEST)) if len(losses) else 1.0
 
     def _metrics(self) -> Metrics:
         return self._calculate_metrics(self._collect_data())
@@ -434,24 +431,19 @@ class GSparsityPruner(ChannelPruner):
     def _largest_norms(self, metrics: Metrics) -> list[np.ndarray]:
         return [np.max(self._norms(s, metrics), axis=0) for s in self.sets]
 
-    def _shrunk(self, metrics: Metrics) -> float:
-        """Share of their norm that those lost in an epoch which the budget would take now."""
-        requests = [self._request(s, metrics, "") for s in self.sets]
-        # Measuring takes long, and MACs are near enough to say which channels would go.
-        budget = {"macs" if m == "latency" else m: v for m, v in sorted(self._goal.items())}
-        going = fit(budget, self.cost, self.sets, requests)
-        norms = zip(self._before, self._largest_norms(metrics), strict=True)
-        lost = [
-            loss_of_norm(before, now, (now > self.threshold) & going[coupled.classes])
-            for coupled, (before, now) in zip(self.sets, norms, strict=True)
-        ]
-        losses = np.concatenate(lost)
-        return float(np.quantile(losses, _SLOWEST)) if len(losses) else 1.0
-
-    def _mask(self, dead: np.ndarray) -> None:
-        self.update_masks(self._masks(from_main_process(dead)))
+    def _mask_dead(self, metrics: Metrics, dead: np.ndarray | None = None) -> None:
+        """Mask what has died, or what is known to have."""
+        found = self._dead(metrics) if dead is None else dead
+        self.update_masks(self.masks_of(from_main_process(found), metrics))
 
     def _multiply_gains(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
             if group.get("mu"):
                 group["mu"] *= factor
+
+
+def _from_threshold(request: Request) -> Request:
+    """A filter lives if its norm is above the threshold, not if it reaches it."""
+    if request.threshold is None:
+        return request
+    return replace(request, threshold=np.nextafter(request.threshold, np.inf))

@@ -13,8 +13,6 @@ from torch.nn.functional import adaptive_max_pool2d
 
 from nni_gconv.groupconv.partition import NestedPartition, Partition, arrange
 
-__all__ = ["ChannelOrders"]
-
 Floats = NDArray[np.float64]
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["bisect_threshold", "deepest", "next_strength", "saved_share"]
-
 #: A share of the score is missed by no more than rounding.
 _ROUNDING = 1e-12
 

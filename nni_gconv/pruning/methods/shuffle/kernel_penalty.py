@@ -11,10 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nni_gconv.groupconv.partition import l2
-from nni_gconv.pruning.methods.slimming.scales import add_subgradient_, shrink_
-
-__all__ = ["KernelPenalty", "shrink_outside_"]
+from nni_gconv.pruning.l1_penalty import add_subgradient_, shrink_
 
 
 @dataclass(frozen=True)
@@ -99,27 +96,3 @@ def _spread(strength: NDArray[np.float64], weight: nn.Parameter) -> Tensor:
     """Repeat the strength of each kernel for all of its numbers, laid out like the weight."""
     per_kernel = torch.from_numpy(strength).view(*strength.shape, *[1] * (weight.dim() - 2))
     return torch.empty_like(weight, requires_grad=False).copy_(per_kernel)
-
-
-def shrink_outside_(weight: Tensor, inside: Tensor, threshold: float) -> None:
-    """Soft-threshold, in place, the norm of every kernel outside the groups.
-
-    Parameters
-    ----------
-    weight : Tensor, shape (F, C, ...)
-    inside : Tensor of bool, shape (F, C)
-        Whether filter and channel share a group.
-    threshold : float
-        What a kernel's L2 norm loses; it ends at 0.
-
-    Examples
-    --------
-    >>> weight = torch.tensor([[3.0, 1.0], [-2.0, 4.0]])[..., None]
-    >>> shrink_outside_(weight, torch.eye(2, dtype=torch.bool), threshold=1.5)
-    >>> weight[..., 0].tolist()
-    [[3.0, 0.0], [-0.5, 4.0]]
-    """
-    norms = l2(weight)
-    left = (1 - threshold / norms.clamp_min(1e-30)).clamp_min(0)
-    factor = torch.where(inside, 1.0, left)
-    weight.mul_(factor.view(*factor.shape, *[1] * (weight.dim() - 2)).to(weight))

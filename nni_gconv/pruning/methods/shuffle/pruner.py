@@ -29,34 +29,27 @@ where they end with different group counts, so that few gathers are left.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
+from pydantic import Field
 from torch import nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Coupling
-from nni_gconv.groupconv import check_count
 from nni_gconv.groupconv.partition import l1
-from nni_gconv.pruning.group_pruner import SHARING, GroupPruner, check_choice, unwrapped_input
+from nni_gconv.pruning.group_pruner import GroupPruner
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
 from nni_gconv.pruning.methods.shuffle.channel_orders import ChannelOrders
 from nni_gconv.pruning.methods.shuffle.hierarchy import next_strength
 from nni_gconv.pruning.methods.shuffle.kernel_penalty import KernelPenalty
 from nni_gconv.pruning.methods.shuffle.split_budget import SplitBudget
-from nni_gconv.pruning.pruner import Masks, from_main_process
-from nni_gconv.pruning.schedule import Schedule
-from nni_gconv.pruning.selection.cost import parse_budget
-from nni_gconv.pruning.selection.coupled_sets import earlier_masks
-
-__all__ = ["ShufflePruner"]
-
-Penalty = Literal["proximal", "subgradient"]
-Levels = Literal["search", "threshold"]
+from nni_gconv.pruning.options import PrunerOptions
+from nni_gconv.pruning.pruner import Masks, read_options, unwrapped_input
+from nni_gconv.pruning.selection.earlier_masks import earlier_masks
+from nni_gconv.training.distributed import from_main_process
 
 #: Times its mean weight that the first strength would take from a layer in the whole training: what
 #: the paper's 2e-6 come to in its 55 epochs of ImageNet.
@@ -164,67 +157,70 @@ class ShufflePruner(GroupPruner):
     {'0': 2, '2': 2}
     """
 
-    def __init__(  # noqa: PLR0913 - one argument an option
+    class Options(PrunerOptions):
+        """Options of :class:`ShufflePruner`."""
+
+        penalty: Literal["proximal", "subgradient"] = Field(
+            "proximal", description="How it acts; proximal makes weights zero exactly."
+        )
+        decay: float = Field(
+            0.5, ge=0, le=1, description="Cost outside a split's blocks over the one before."
+        )
+        threshold: float = Field(
+            0.1, ge=0, le=1, description="Share of its norm that a layer may lose on the way."
+        )
+        delta_lambda: float | None = Field(
+            None, ge=0, description="First strength, and what an epoch changes it by."
+        )
+        warmup: int = Field(0, ge=0, description="Epochs without penalty at the beginning.")
+        scale_aware: bool = Field(False, description="Strength follows a layer's mean weight.")
+        update_every: int | None = Field(
+            None, ge=1, description="Order channels anew every so many steps as well."
+        )
+        levels: Literal["search", "threshold"] = Field(
+            "search", description="How group counts are chosen in the end."
+        )
+        sharing: Sharing = Field(
+            "blocks", description="Which layers order the channels they meet in alike."
+        )
+        max_groups: int = Field(64, ge=1, description="No layer is split further.")
+
+    options: Options
+
+    def __init__(
         self,
         model: nn.Module,
         config_list: list[dict[str, Any]],
         evaluator: Evaluator | None = None,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
-        *,
-        dummy_input: Any = None,
-        budget: Mapping[str, float] | None = None,
-        penalty: Penalty = "proximal",
-        decay: float = 0.5,
-        threshold: float = 0.1,
-        delta_lambda: float | None = None,
-        warmup: int = 0,
-        scale_aware: bool = False,
-        update_every: int | None = None,
-        levels: Levels = "search",
-        sharing: Sharing = "blocks",
-        max_groups: int = 64,
-        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
+        **options: Any,
     ) -> None:
-        check_choice("penalty", penalty, ("proximal", "subgradient"))
-        check_choice("levels", levels, ("search", "threshold"))
-        check_choice("sharing", sharing, SHARING)
-        self.decay = _number("decay", decay, 1)
-        self.threshold = _number("threshold", threshold, 1)
-        self.delta_lambda = delta_lambda and _number("delta_lambda", delta_lambda)
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-            raise ConfigError(f"warmup: {warmup!r} is not allowed (a whole number from 0)")
-        self.warmup = warmup
-        if update_every is not None:
-            check_count(update_every, "update_every")
-        self.dummy_input = unwrapped_input(model, evaluator, dummy_input)
-        self.penalty, self.levels, self.sharing = penalty, levels, sharing
-        self.scale_aware, self.update_every = scale_aware, update_every
-        limits = None if budget is None else parse_budget(budget)
-        if levels == "threshold" and "latency" in (limits or {}):
+        given = read_options(type(self), options)
+        self.dummy_input = unwrapped_input(
+            model, evaluator, given, remedy="unwrap it and pass masks="
+        )
+        timed = "latency" in (given.budget or {})
+        if given.levels == "threshold" and timed:
             raise ConfigError("levels: 'threshold' knows budgets of params and macs; use 'search'")
         self._choice = SplitBudget.of_model(
-            model, self.dummy_input, config_list, limits, max_groups=max_groups
+            model, self.dummy_input, config_list, given.budget, max_groups=given.max_groups
         )
-        self._dense = copy.deepcopy(model) if "latency" in (limits or {}) else None
+        self._dense = copy.deepcopy(model) if timed else None
         counts = self._choice.counts
-        coupling, given = Coupling.trace(model, self.dummy_input), earlier_masks(existed_wrappers)
+        self._given = given.masks or earlier_masks(existed_wrappers)
+        coupling = Coupling.trace(model, self.dummy_input)
         live = LiveLayers(model, coupling, list(counts), {})
-        left = LiveLayers(model, coupling, list(counts), given).layers if given else live.layers
-        for name, layer in live.layers.items():
-            if layer.alive != left[name].alive:
-                raise ConfigError(
-                    f"from_compressor: the earlier pruner silences channels of {name}; cut them "
-                    "with ModelSpeedup and begin anew with the small model"
-                )
+        if self._given:
+            _check_whole(live, LiveLayers(model, coupling, list(counts), self._given))
         most = {name: counts[name][-1] for name in live.layers}
-        sides = live.shared(dict.fromkeys(most, 1), sharing)
-        self._orders = ChannelOrders(counts, sides, self.decay)
+        super().__init__(
+            model, live.layers, most, self._choice.skipped, evaluator, existed_wrappers, given
+        )
+        sides = live.shared(dict.fromkeys(most, 1), given.sharing)
+        self._orders = ChannelOrders(counts, sides, given.decay)
         self._depths: dict[str, int] = {}
         self.strength, self._change, self._saved = 0.0, 0.0, 0.0
         self._active = KernelPenalty([], [], [])
-        super().__init__(
-            model, live.layers, most, self._choice.skipped, evaluator, existed_wrappers, schedule
-        )
 
     # -- orders and levels ------------------------------------------------------------------------
 
@@ -239,8 +235,8 @@ class ShufflePruner(GroupPruner):
 
         That is what layers save by the splits they bear, over what they have to.
         """
-        borne = self._choice.splits(self._orders.kept(), self.threshold)
-        if self.levels == "threshold":
+        borne = self._choice.splits(self._orders.kept(), self.options.threshold)
+        if self.options.levels == "threshold":
             depths = {name: splits + 1 for name, splits in borne.items()}
             saved = self._choice.saved(borne)
         else:
@@ -253,7 +249,7 @@ class ShufflePruner(GroupPruner):
     def _aims(self) -> dict[str, int]:
         """Group count that each layer is to be left with."""
         kept = self._orders.kept()
-        if self.levels == "threshold":
+        if self.options.levels == "threshold":
             return self._choice.by_threshold(kept)
         if self._dense is not None and self._depths:
             # What was measured once is not measured again: that would come to something else.
@@ -283,8 +279,10 @@ class ShufflePruner(GroupPruner):
     def check_training(self, epochs: int) -> None:
         """Refuse a warmup that leaves nothing of the training, and a schedule that is longer."""
         super().check_training(epochs)
-        if epochs and self.warmup >= epochs:
-            raise ConfigError(f"warmup: {self.warmup} epochs of {epochs} leave none to sparsify")
+        if epochs and self.options.warmup >= epochs:
+            raise ConfigError(
+                f"warmup: {self.options.warmup} epochs of {epochs} leave none to sparsify"
+            )
 
     def begin_training(self) -> None:
         """Order the channels as they are now, and set the first strength."""
@@ -293,12 +291,16 @@ class ShufflePruner(GroupPruner):
         self.check_training(self.clock.epochs)
         self._reorder()
         self._resplit()
-        self._change = self._first_strength() if self.delta_lambda is None else self.delta_lambda
+        self._change = (
+            self._first_strength()
+            if self.options.delta_lambda is None
+            else self.options.delta_lambda
+        )
         self.strength = self._change
         super().begin_training()
 
     def _first_strength(self) -> float:
-        epochs = (self.clock.epochs or 1) - self.warmup
+        epochs = (self.clock.epochs or 1) - self.options.warmup
         weight = float(np.mean([self._size(name) for name in self.groups]))
         step = max(self.step_size(group) for group in self.optimizer.param_groups)
         per_epoch = step * (self.clock.steps_per_epoch or 1)
@@ -309,14 +311,14 @@ class ShufflePruner(GroupPruner):
 
     def before_epoch(self, epoch: int) -> None:
         """Spread the penalty over the kernels."""
-        self._spread(self.strength if epoch >= self.warmup else 0.0)
+        self._spread(self.strength if epoch >= self.options.warmup else 0.0)
 
     def _spread(self, strength: float) -> None:
         self._active = KernelPenalty([], [], [])
         if not strength:
             return
         strengths = dict.fromkeys(self.groups, strength)
-        if self.scale_aware:
+        if self.options.scale_aware:
             sizes = {name: self._size(name) for name in self.groups}
             mean = float(np.mean(list(sizes.values()))) or 1.0
             strengths = {name: strength * size / mean for name, size in sizes.items()}
@@ -327,17 +329,17 @@ class ShufflePruner(GroupPruner):
 
     def before_step(self) -> None:
         """Add the subgradient of the penalty."""
-        if self.penalty == "subgradient":
+        if self.options.penalty == "subgradient":
             self._active.add_subgradient()
 
     def after_step(self) -> None:
         """Take the proximal step; order the channels anew every `update_every` steps."""
         super().after_step()
-        if self.penalty == "proximal":
+        if self.options.penalty == "proximal":
             self._active.shrink(self.optimizer.param_groups, self.step_size)
         if self.scheduled:
             self.clear_masked()
-        if self.update_every and self.clock.step % self.update_every == 0:
+        if self.options.update_every and self.clock.step % self.options.update_every == 0:
             self._reorder()
             self.before_epoch(self.clock.epoch)
 
@@ -347,12 +349,15 @@ class ShufflePruner(GroupPruner):
         before = self._saved
         self._reorder()
         self._resplit()
+        warmup = self.options.warmup
         strength = next_strength(
             self.strength, saved=self._saved, before=before, target=1.0, epoch=epoch,
-            epochs=max(self.clock.epochs or 0, epoch + 1), change=self._change, warmup=self.warmup,
+            epochs=max(self.clock.epochs or 0, epoch + 1), change=self._change, warmup=warmup,
         )  # fmt: skip
         # What a search aims at is all that is penalised, and goes in the end: never let go of it.
-        self.strength = max(strength, self.strength) if self.levels == "search" else strength
+        self.strength = (
+            max(strength, self.strength) if self.options.levels == "search" else strength
+        )
         log = getattr(self.evaluator, "log", None)
         if log is not None:
             for name, picture in self._orders.pictures().items():
@@ -375,9 +380,11 @@ class ShufflePruner(GroupPruner):
         self.strength, self._change, self._saved = state["strength"]
 
 
-def _number(name: str, value: Any, most: float = math.inf) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= most or value == math.inf:
-        allowed = "a number from 0" if most == math.inf else f"a number from 0 to {most}"
-        raise ConfigError(f"{name}: {value!r} is not allowed ({allowed})")
-    return float(value)
+def _check_whole(before: LiveLayers, left: LiveLayers) -> None:
+    """Refuse masks that silence channels of the layers to be split."""
+    for name, layer in before.layers.items():
+        if layer.alive != left.layers[name].alive:
+            raise ConfigError(
+                f"from_compressor: the earlier pruner silences channels of {name}; cut them "
+                "with ModelSpeedup and begin anew with the small model"
+            )

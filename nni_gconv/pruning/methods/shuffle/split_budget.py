@@ -26,8 +26,6 @@ from nni_gconv.groupconv.search import (
 from nni_gconv.pruning.methods.shuffle.hierarchy import bisect_threshold, deepest, saved_share
 from nni_gconv.pruning.selection.near_limit import CLOSE, nearest_choice
 
-__all__ = ["NestedRules", "SplitBudget"]
-
 Kept = Mapping[str, tuple[float, ...]]
 
 

@@ -24,34 +24,25 @@ nothing for the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
+from pydantic import Field
 from torch import Tensor, nn
 
 from nni_gconv import compat
-from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.graph import CoupledSet, Coupling
-from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics, Rule
-from nni_gconv.pruning.methods.slimming.scales import (
-    add_subgradient_,
-    clamped_threshold,
-    percentile_threshold,
-    shrink_,
-)
-from nni_gconv.pruning.schedule import Schedule
+from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
+from nni_gconv.pruning.l1_penalty import add_subgradient_, shrink_
+from nni_gconv.pruning.methods.slimming.scales import clamped_threshold, percentile_threshold
+from nni_gconv.pruning.options import ChannelOptions
 from nni_gconv.pruning.selection.allocation import Request
 from nni_gconv.pruning.selection.scores import filter_norms
-
-__all__ = ["SlimmingPruner"]
-
-Penalty = Literal["proximal", "subgradient"]
-Cost = Literal["macs", "params"]
 
 
 @dataclass(frozen=True)
@@ -146,44 +137,33 @@ class SlimmingPruner(ChannelPruner):
 
     score_unit = 1.0
 
+    class Options(ChannelOptions):
+        """Options of :class:`SlimmingPruner`."""
+
+        strength: float = Field(1e-4, ge=0, description="Factor of the penalty.")
+        penalty: Literal["proximal", "subgradient"] = Field(
+            "proximal", description="How it acts; proximal makes scales zero exactly."
+        )
+        weigh_by: Literal["macs", "params"] | None = Field(
+            None, title="cost", description="Penalise channels by what they cost."
+        )
+        initial_scale: float | None = Field(
+            None, ge=0, description="Penalised scales are set to this before the training."
+        )
+        decay_scales: bool = Field(False, description="Weight decay acts on them as well.")
+        clamp: bool = Field(False, description="Each layer of a group keeps its largest scale.")
+
+    options: Options
+
     def __init__(
         self,
         model: nn.Module,
         config_list: list[dict[str, Any]],
         evaluator: Evaluator | None = None,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
-        *,
-        strength: float = 1e-4,
-        penalty: Penalty = "proximal",
-        weigh_by: Cost | None = None,
-        initial_scale: float | None = None,
-        decay_scales: bool = False,
-        clamp: bool = False,
-        dummy_input: Any = None,
-        budget: Mapping[str, float] | None = None,
-        coupling: Rule = "mean",
-        schedule: Schedule | Mapping[str, Any] | str = "one-shot",
+        **options: Any,
     ) -> None:
-        if penalty not in get_args(Penalty):
-            raise ConfigError(unknown_name("penalty", penalty, get_args(Penalty), "penalty"))
-        if weigh_by is not None and weigh_by not in get_args(Cost):
-            raise ConfigError(unknown_name("cost", weigh_by, get_args(Cost), "weigh_by"))
-        _check_number("strength", strength)
-        if initial_scale is not None:
-            _check_number("initial_scale", initial_scale)
-        self.strength, self.penalty = strength, penalty
-        self.weigh_by = weigh_by
-        self.initial_scale, self.decay_scales, self.clamp = initial_scale, decay_scales, clamp
-        super().__init__(
-            model,
-            config_list,
-            evaluator,
-            existed_wrappers,
-            dummy_input=dummy_input,
-            budget=budget,
-            coupling=coupling,
-            schedule=schedule,
-        )
+        super().__init__(model, config_list, evaluator, existed_wrappers, **options)
         self._norms = _norms(self.coupling, self.sets)
 
     # -- scores -----------------------------------------------------------------------------------
@@ -202,20 +182,24 @@ class SlimmingPruner(ChannelPruner):
             metrics[norm.module] = {"weight": scale.to("cpu", torch.float64)}
         return metrics
 
-    def _channel_scores(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> np.ndarray:
+    def channel_scores(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> np.ndarray:
+        """Scales of the norms behind a set where it has any."""
         norms = self._norms[_key(coupled)]
         if not norms:
-            return super()._channel_scores(coupled, metrics, voter)
+            return super().channel_scores(coupled, metrics, voter)
         chosen = [norm for norm in norms if norm.module == voter] or norms
         scores = [n.on_channels(metrics[n.module]["weight"].numpy(), coupled.size) for n in chosen]
         return np.mean(scores, axis=0) if self.rule == "mean" else np.max(scores, axis=0)
 
-    def _voters(self, coupled: CoupledSet) -> list[str]:
-        return [n.module for n in self._norms[_key(coupled)]] or super()._voters(coupled)
+    def voters(self, coupled: CoupledSet) -> list[str]:
+        """Name the norms of a set, each with a threshold of its own."""
+        return [n.module for n in self._norms[_key(coupled)]] or super().voters(coupled)
 
-    def _settle(self, requests: list[Request]) -> list[Request]:
+    def settle(
+        self, requests: list[Request], sets: Sequence[CoupledSet], metrics: Metrics
+    ) -> list[Request]:
         """Under union: the paper's threshold for every group, or for a norm without a group."""
-        if self.rule != "union":
+        if self.rule != "union" or self.budget is not None:
             return requests
         groups: dict[Any, list[Request]] = {}
         for number, request in enumerate(requests):
@@ -228,7 +212,7 @@ class SlimmingPruner(ChannelPruner):
                 continue
             scales = [torch.from_numpy(request.scores) for request in group]
             threshold = percentile_threshold(scales, ratio)
-            if self.clamp:
+            if self.options.clamp:
                 threshold = clamped_threshold(scales, threshold)
             for request in group:
                 settled[id(request)] = replace(request, ratio=None, group=None, threshold=threshold)
@@ -241,7 +225,7 @@ class SlimmingPruner(ChannelPruner):
         super().prepare_training()
         strengths = self._strengths()
         scales = [p for p in strengths if p.dim() == 1]
-        if not self.decay_scales:
+        if not self.options.decay_scales:
             self.split_groups(scales, weight_decay=0.0)
         self._terms = []
         for number, group in enumerate(self.optimizer.param_groups):
@@ -253,22 +237,22 @@ class SlimmingPruner(ChannelPruner):
 
     def begin_training(self) -> None:
         """Set the scales to what the training shall begin with."""
-        if self.initial_scale is not None:
+        if self.options.initial_scale is not None:
             for norm in (norm for norms in self._norms.values() for norm in norms):
                 scale = self._scale(norm.module)
-                scale[torch.from_numpy(norm.rows).to(scale.device)] = self.initial_scale
+                scale[torch.from_numpy(norm.rows).to(scale.device)] = self.options.initial_scale
         super().begin_training()
 
     def before_step(self) -> None:
         """Add the subgradient of the penalty to the gradients."""
         super().before_step()
-        if self.penalty == "subgradient":
+        if self.options.penalty == "subgradient":
             for term in self._terms:
                 term.add_subgradient()
 
     def after_step(self) -> None:
         """Shrink the scales by the proximal map of the penalty."""
-        if self.penalty == "proximal":
+        if self.options.penalty == "proximal":
             for term in self._terms:
                 term.shrink(self.step_size(self.optimizer.param_groups[term.group]))
         super().after_step()
@@ -290,19 +274,22 @@ class SlimmingPruner(ChannelPruner):
                 shape = [-1 if d == dim else 1 for d in range(parameter.dim())]
                 blank = parameter.new_zeros(parameter.shape[dim]).view(shape)
                 made = strengths.setdefault(parameter, blank)
-                made.view(-1)[torch.from_numpy(rows).to(made.device)] = self.strength * relative
+                made.view(-1)[torch.from_numpy(rows).to(made.device)] = (
+                    self.options.strength * relative
+                )
         return strengths
 
     def _relative_cost(self) -> list[float]:
         """What a channel of each set costs, relative to the mean over all channels."""
-        if self.weigh_by is None:
+        if self.options.weigh_by is None:
             return [1.0] * len(self.sets)
-        dense, costs = self.cost.dense(self.weigh_by), []
-        for coupled, request in zip(self.sets, self._unscored(), strict=True):
+        dense, costs = self.cost.dense(self.options.weigh_by), []
+        for coupled in self.sets:
             gone = self.coupling.empty()
-            step = request.steps[0] if request.steps else np.zeros(0, dtype=np.int64)
+            steps = self._asked(coupled, np.zeros(coupled.size), coupled.members).steps
+            step = steps[0] if steps else np.zeros(0, dtype=np.int64)
             gone[coupled.classes[step]] = True
-            costs.append((dense - self.cost(self.weigh_by, gone)) / max(1, len(step)))
+            costs.append((dense - self.cost(self.options.weigh_by, gone)) / max(1, len(step)))
         mean = np.average(costs, weights=[s.size for s in self.sets]) or 1.0
         return [cost / mean for cost in costs]
 
@@ -344,12 +331,6 @@ def _norm_of(weight: Tensor, like: Tensor) -> Tensor:
     dims = [d for d in range(weight.dim()) if like.shape[d] == 1 and weight.shape[d] != 1]
     norm = torch.linalg.vector_norm(weight, dim=dims, keepdim=True) if dims else weight.abs()
     return norm.clamp_min(torch.finfo(weight.dtype).tiny)
-
-
-def _check_number(name: str, number: Any) -> None:
-    real = isinstance(number, int | float) and not isinstance(number, bool)
-    if not (real and 0 <= number < np.inf):
-        raise ConfigError(f"{name}: {number!r} is not allowed (a number from 0)")
 
 
 def _key(coupled: CoupledSet) -> int:

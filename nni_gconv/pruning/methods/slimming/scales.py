@@ -13,61 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = [
-    "add_subgradient_",
-    "clamped_threshold",
-    "kept",
-    "percentile_threshold",
-    "shrink_",
-]
-
-
-def add_subgradient_(
-    gradients: Sequence[Tensor], scales: Sequence[Tensor], strengths: Sequence[Tensor]
-) -> None:
-    """Add the subgradient of ``sum(strength * |scale|)`` to gradients, in place.
-
-    At a scale of zero the subgradient is zero, as in the paper's code.
-
-    Parameters
-    ----------
-    gradients, scales, strengths : sequences of Tensor
-        One of each for every layer, of equal shapes.
-
-    Examples
-    --------
-    >>> gradient = torch.full((3,), 0.1)
-    >>> add_subgradient_([gradient], [torch.tensor([0.5, -0.2, 0.0])], [torch.tensor(0.001)])
-    >>> gradient
-    tensor([0.1010, 0.0990, 0.1000])
-    """
-    if scales:
-        signs = torch._foreach_sign(list(scales))
-        torch._foreach_addcmul_(list(gradients), signs, list(strengths))
-
-
-def shrink_(scales: Sequence[Tensor], thresholds: Sequence[Tensor]) -> None:
-    """Soft threshold in place: ``sign(scale) * max(|scale| - threshold, 0)``.
-
-    It is the proximal map of ``threshold * |scale|``: what it brings to zero is zero exactly.
-
-    Parameters
-    ----------
-    scales, thresholds : sequences of Tensor
-        One of each for every layer, of equal shapes.
-
-    Examples
-    --------
-    >>> scale = torch.tensor([0.5, -0.2, 0.05])
-    >>> shrink_([scale], [torch.tensor(0.1)])
-    >>> scale
-    tensor([ 0.4000, -0.1000,  0.0000])
-    """
-    if scales:
-        clipped = torch._foreach_minimum(list(scales), list(thresholds))
-        torch._foreach_maximum_(clipped, torch._foreach_neg(list(thresholds)))
-        torch._foreach_sub_(list(scales), clipped)
-
 
 def percentile_threshold(scales: Sequence[Tensor], ratio: float) -> float:
     """Threshold that the share `ratio` of all scales together lies below.
