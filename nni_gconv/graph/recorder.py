@@ -101,6 +101,8 @@ class Recorder(TorchDispatchMode):
         Name of a placeholder -> dotted name of the parameter or buffer it stands for.
     inputs : list of Node
         Placeholders of the tensors among the arguments.
+    constants : dict of Node to Tensor
+        Placeholders of tensors that are neither, and what they hold.
     running : list of str
         Names of the modules that are running, outermost first.
     """
@@ -110,6 +112,7 @@ class Recorder(TorchDispatchMode):
         self.graph = fx.Graph()
         self.parameters: dict[str, str] = {}
         self.inputs: list[Node] = []
+        self.constants: dict[Node, Tensor] = {}
         self.running: list[str] = []
         self._to_fake = fake
         # By identity; the tensors are kept so that no other can take the place of one in memory.
@@ -200,6 +203,7 @@ class Recorder(TorchDispatchMode):
         if found is None:
             with self.graph.inserting_before(next(iter(self.graph.nodes))):
                 found = self.placeholder("constant", tensor)
+            self.constants[found] = tensor
         return found
 
     def _fake(self, tensor: Tensor) -> Tensor:

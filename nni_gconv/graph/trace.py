@@ -46,6 +46,8 @@ class Graph:
         Dotted name -> all dotted names under which the same tensor is registered.
     modules : dict of str to nn.Module
         Dotted module name -> module of the traced model.
+    constants : dict of torch.fx.Node to Tensor
+        Placeholders of tensors that the forward takes from elsewhere, and what they hold.
     training : tuple of torch.fx.Node
         Operators of the forward in training mode, if that uses parameters which evaluation does
         not (auxiliary heads); else empty.
@@ -66,6 +68,7 @@ class Graph:
     inputs: tuple[Node, ...]
     aliases: dict[str, tuple[str, ...]]
     modules: dict[str, nn.Module] = field(repr=False)
+    constants: dict[Node, torch.Tensor] = field(default_factory=dict, repr=False)
     training: tuple[Node, ...] = ()
     unused: tuple[str, ...] = ()
     called: dict[Node, Call] = field(default_factory=dict, repr=False)
@@ -163,6 +166,7 @@ def trace(model: nn.Module, dummy_input: Any) -> Graph:
         inputs=forward.inputs,
         aliases=aliases,
         modules=dict(model.named_modules(remove_duplicate=False)),
+        constants=forward.constants,
         training=training.nodes if training else (),
         unused=tuple(n for n in forward.unused if training is None or n in training.unused),
         called={**forward.called, **(training.called if training else {})},
@@ -179,6 +183,7 @@ class _Forward:
     tensors: dict[str, str]
     buffers: frozenset[str]
     inputs: tuple[Node, ...]
+    constants: dict[Node, torch.Tensor]
     unused: tuple[str, ...]
     called: dict[Node, Call]
     calls: tuple[str, ...]
@@ -207,6 +212,7 @@ def _follow(
         tensors=tensors,
         buffers=buffers,
         inputs=tuple(recorder.inputs),
+        constants=recorder.constants,
         unused=tuple(t for t in tensors.values() if t not in used),
         called=log.match(nodes),
         calls=tuple(call.name for call in log.calls),

@@ -1,0 +1,118 @@
+"""What a layer reads at chosen places: rows of a matrix, one column for each of its weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph.rules import argument
+
+#: Layers whose outputs are a matrix of weights times what they read.
+MATRIX_LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves over its input, one number for each spatial dimension."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, node: Node) -> Geometry:
+        """Read it off a traced convolution."""
+        kernel = shape_of(node.args[1])[2:]
+        rank = len(kernel)
+
+        def each(position: int, name: str, default: int) -> tuple[int, ...]:
+            given = argument(node, position, name, default)
+            given = [given] if isinstance(given, int) else list(given)
+            return tuple(given * rank if len(given) == 1 else given)
+
+        dilation = each(5, "dilation", 1)
+        padding = argument(node, 4, "padding", 0)
+        if padding == "same":
+            pads = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+        elif padding == "valid":
+            pads = (0,) * rank
+        else:
+            pads = each(4, "padding", 0)
+        groups = int(argument(node, 6, "groups", 1))
+        return cls(kernel, each(3, "stride", 1), pads, dilation, groups)
+
+
+def sample_places(shape: tuple[int, ...], most: int, generator: torch.Generator) -> Tensor:
+    """Choose places of a layer's output: the same number in every sample, at random.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(samples, *spatial)``.
+    most : int
+        Places in each sample; all of them where there are no more.
+    generator : torch.Generator
+
+    Returns
+    -------
+    Tensor of int64, shape (places, 1 + spatial)
+        Sample and position, sorted.
+    """
+    samples, spatial = shape[0], shape[1:]
+    positions = math.prod(spatial)
+    if positions <= most:
+        chosen = torch.arange(positions).expand(samples, -1)
+    else:
+        chosen = torch.rand(samples, positions, generator=generator).topk(most).indices
+        chosen = chosen.sort(1).values
+    sample = torch.arange(samples)[:, None].expand_as(chosen)
+    flat = (sample * positions + chosen).reshape(-1)
+    return torch.stack(torch.unravel_index(flat, shape), 1)
+
+
+def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
+    """Gather what a convolution reads for outputs at these places.
+
+    Parameters
+    ----------
+    x : Tensor, shape (samples, channels, *spatial)
+    geometry : Geometry
+    places : Tensor of int64, shape (n, 1 + spatial)
+
+    Returns
+    -------
+    Tensor, shape (groups, n, channels / groups * taps)
+        Columns in the order of the flattened weight of a filter.
+    """
+    rank = len(geometry.kernel)
+    pads = [p for size in reversed(geometry.padding) for p in (size, size)]
+    # A "same" padding of an even kernel is one wider behind; what lies further out is not read.
+    padded = torch.nn.functional.pad(x, [p + (i % 2) for i, p in enumerate(pads)])
+    index = [places[:, 0].view(-1, *[1] * rank).to(x.device)]
+    for d in range(rank):
+        taps = torch.arange(geometry.kernel[d]) * geometry.dilation[d]
+        at = places[:, 1 + d, None] * geometry.stride[d] + taps
+        view = [len(places)] + [1] * rank
+        view[1 + d] = -1
+        index.append(at.view(view).to(x.device))
+    # One index for each dimension but the channels, which come last.
+    read = padded.movedim(1, -1)[tuple(index)]
+    groups = read.reshape(len(places), -1, geometry.groups, x.shape[1] // geometry.groups)
+    return groups.permute(2, 0, 3, 1).reshape(geometry.groups, len(places), -1)
+
+
+def said_at(y: Tensor, places: Tensor) -> Tensor:
+    """Gather outputs of shape (samples, channels, *spatial) at places: (n, channels)."""
+    return y.movedim(1, -1)[tuple(places.to(y.device).unbind(1))]
+
+
+def is_matrix_layer(node: Node) -> bool:
+    """Tell whether an operator is a convolution or linear layer."""
+    return op_name(node) in MATRIX_LAYERS

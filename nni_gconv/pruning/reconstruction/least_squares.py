@@ -1,0 +1,152 @@
+"""Weights that say most nearly what the dense layer says, of those that a mask leaves.
+
+With p what a layer of the pruned network reads at one place, y what the dense layer says there, and
+for each filter the set S of weights its mask leaves, this minimises
+
+    E |y - W p|^2 + ridge * mean(diag A) * |W - W0|^2        with W zero outside S,
+
+by W[S] = W0[S] + (B - W0 A)[S] (A[S, S] + ridge)^-1 where A = E[p p^T] and B = E[y p^T]. The ridge
+draws towards the weights W0 that the layer has, not towards zero: what the images do not show stays
+as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """Sums over places of what a layer reads and of what it should say, in float64.
+
+    Attributes
+    ----------
+    read : Tensor, shape (groups, columns, columns)
+        Sum of p p^T.
+    cross : Tensor, shape (filters, columns)
+        Sum of y p^T.
+    read_sum, said_sum : Tensor, shapes (groups, columns) and (filters,)
+        Sums of p and y.
+    said_square : Tensor, shape (filters,)
+        Sum of y^2.
+    count : int
+        Places.
+    """
+
+    read: Tensor
+    cross: Tensor
+    read_sum: Tensor
+    said_sum: Tensor
+    said_square: Tensor
+    count: int = 0
+
+    @classmethod
+    def empty(cls, filters: int, columns: int, groups: int) -> Moments:
+        """Sums over no place."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64)
+
+        return cls(
+            zeros(groups, columns, columns), zeros(filters, columns), zeros(groups, columns),
+            zeros(filters), zeros(filters),
+        )  # fmt: skip
+
+    def add(self, read: Tensor, said: Tensor) -> None:
+        """Add places: `read` of shape (groups, n, columns), `said` of shape (n, filters)."""
+        groups, n, _ = read.shape
+        by_group = said.view(n, groups, -1).permute(1, 2, 0)
+        self.read += (read.mT @ read).cpu().double()
+        self.cross += (by_group @ read).flatten(0, 1).cpu().double()
+        self.read_sum += read.sum(1).cpu().double()
+        self.said_sum += said.sum(0).cpu().double()
+        self.said_square += said.square().sum(0).cpu().double()
+        self.count += n
+
+    def __add__(self, other: Moments) -> Moments:
+        """Sums over the places of both."""
+        return Moments(
+            self.read + other.read, self.cross + other.cross, self.read_sum + other.read_sum,
+            self.said_sum + other.said_sum, self.said_square + other.said_square,
+            self.count + other.count,
+        )  # fmt: skip
+
+    def means(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """Return A (groups, columns, columns) and B (filters, columns), about the means or not."""
+        n = max(self.count, 1)
+        a, b = self.read / n, self.cross / n
+        if centred:
+            mean = self.read_sum / n
+            a = a - mean[:, :, None] * mean[:, None, :]
+            filters = len(b) // len(a)
+            b = b - (self.said_sum / n)[:, None] * mean.repeat_interleave(filters, 0)
+        return a, b
+
+    def constant(self, weight: Tensor) -> Tensor:
+        """Return what has to be added to W p so that it is right on average: (filters,)."""
+        n = max(self.count, 1)
+        mean = (self.read_sum / n).repeat_interleave(len(weight) // len(self.read_sum), 0)
+        return self.said_sum / n - (weight * mean).sum(1)
+
+    def error(self, weight: Tensor, *, centred: bool) -> float:
+        """Return E |y - W p|^2, with the best constant or with none."""
+        a, b = self.means(centred=centred)
+        said = self.said_square / max(self.count, 1)
+        if centred:
+            said = said - (self.said_sum / max(self.count, 1)).square()
+        by_group = weight.view(len(a), -1, weight.shape[1])
+        quadratic = (by_group @ a * by_group).sum()
+        return float(said.sum() - 2 * (weight * b).sum() + quadratic)
+
+
+def refit(weight: Tensor, a: Tensor, b: Tensor, kept: Tensor, ridge: float) -> Tensor:
+    """Solve for the weights that a mask leaves.
+
+    Parameters
+    ----------
+    weight : Tensor of float64, shape (filters, columns)
+        The weights as they are.
+    a : Tensor of float64, shape (groups, columns, columns)
+        Second moments of what is read; the filters of a group stand together.
+    b : Tensor of float64, shape (filters, columns)
+        Moments of what should be said and what is read.
+    kept : Tensor of bool, shape (filters, columns)
+        Weights that may differ from zero.
+    ridge : float
+        Of the mean of the diagonal of `a`.
+
+    Returns
+    -------
+    Tensor, shape (filters, columns)
+        Zero where the mask is; unchanged where a column reads nothing but zeros.
+
+    Examples
+    --------
+    >>> p = torch.randn(100, 3, dtype=torch.float64)
+    >>> dense = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    >>> p[:, 2] = p[:, 0] - p[:, 1]  # the third input is known from the others
+    >>> a, b = (p.T @ p)[None], dense @ p.T @ p
+    >>> kept = torch.tensor([[True, True, False]])
+    >>> refit(dense * kept, a, b, kept, 0.0).round(decimals=6).tolist()
+    [[4.0, -1.0, 0.0]]
+    """
+    fitted = weight * kept
+    filters = len(weight) // len(a)
+    for group in range(len(a)):
+        own = slice(group * filters, (group + 1) * filters)
+        live = a[group].diagonal() > 0
+        patterns, which = torch.unique(kept[own] & live, dim=0, return_inverse=True)
+        strength = ridge * a[group].diagonal()[live].mean() if bool(live.any()) else 0.0
+        for number, pattern in enumerate(patterns):
+            columns = pattern.nonzero()[:, 0]
+            if not len(columns):
+                continue
+            rows = (which == number).nonzero()[:, 0] + own.start
+            inner = a[group][columns][:, columns]
+            inner.diagonal().add_(strength + 1e-12 * inner.diagonal().mean())
+            missing = (b[rows] - fitted[rows] @ a[group])[:, columns]
+            fitted[rows[:, None], columns] += torch.linalg.solve(inner, missing.T).T
+    return fitted

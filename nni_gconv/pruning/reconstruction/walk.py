@@ -1,0 +1,145 @@
+"""One walk through dense and pruned network side by side: each layer is refitted when it is met.
+
+He, Zhang and Sun (2017) fit each pruned layer to the dense one on the dense network's inputs. Here
+the inputs are the pruned network's own as it is by then, and the targets the dense network's, so
+that a layer also makes up for what those before it have lost; where it ends in a sum, for what the
+other summand lacks as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nni_gconv.graph.recorder import shape_of
+from nni_gconv.graph.replay import Replay, Values
+from nni_gconv.graph.trace import Graph
+from nni_gconv.pruning.calibration.patches import read_at, said_at, sample_places
+from nni_gconv.pruning.reconstruction.layers import Layer, find_layers
+from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
+
+#: Tensors of one network by dotted name.
+State = dict[str, Tensor]
+
+#: Places in all, at least, and for each column a layer reads.
+_PLACES, _PLACES_PER_COLUMN = 8192, 6
+#: Places that are multiplied at a time.
+_CHUNK = 4096
+
+
+@dataclass
+class Walk:
+    """Refit a pruned network layer by layer.
+
+    Parameters
+    ----------
+    graph : Graph
+        Of the dense network, traced with a batch of the shape of each of `batches`.
+    batches : sequence of Tensor
+        Calibration images. One batch: every layer is refitted as it is met. Several: the layers
+        are refitted in `rounds` of neighbours, each of which runs all batches.
+    ridges : sequence of float
+        See :func:`~nni_gconv.pruning.reconstruction.least_squares.refit`. Which of them serves
+        each layer best is seen on every second place; where none does, the layer stays as it is.
+    rounds : int
+    seed : int
+    """
+
+    graph: Graph
+    batches: Sequence[Tensor]
+    ridges: Sequence[float] = (1e-3, 1e-2, 1e-1)
+    rounds: int = 8
+    seed: int = 0
+    left: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._replay = Replay(self.graph)
+        self._layers, self.left = find_layers(self.graph)
+
+    def refit(self, dense: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> State:
+        """Return the tensors of the pruned network, refitted.
+
+        Parameters
+        ----------
+        dense : mapping of str to Tensor
+            Parameters and buffers of the dense network.
+        kept : mapping of str to bool Tensor
+            Masks by parameter name; a parameter without one is whole.
+        """
+        pruned = {n: t * kept[n].to(t) if n in kept else t.clone() for n, t in dense.items()}
+        for layers in self._rounds():
+            sums = {layer: _Sums(layer, len(self.batches)) for layer in layers}
+            for number, batch in enumerate(self.batches):
+                generator = torch.Generator().manual_seed(self.seed * 7919 + number)
+
+                def visit(layer: Layer, values: Sequence[Values]) -> None:
+                    sums[layer].add((values[0], values[1]), generator)  # noqa: B023
+                    if len(self.batches) == 1:
+                        self._solve(layer, sums[layer], pruned, kept)
+
+                at = {layer.node: lambda v, own=layer: visit(own, v) for layer in layers}
+                self._replay.run([dense, pruned], [batch], at, until=layers[-1].node)
+            if len(self.batches) > 1:
+                for layer in layers:
+                    self._solve(layer, sums[layer], pruned, kept)
+        return pruned
+
+    def _rounds(self) -> Iterator[list[Layer]]:
+        count = 1 if len(self.batches) == 1 else min(self.rounds, len(self._layers))
+        size = math.ceil(len(self._layers) / count)
+        for begin in range(0, len(self._layers), size):
+            yield self._layers[begin : begin + size]
+
+    def _solve(
+        self, layer: Layer, sums: _Sums, pruned: State, kept: Mapping[str, Tensor]
+    ) -> None:
+        weight = pruned[layer.weight]
+        flat = weight.flatten(1).cpu().double()
+        mask = kept.get(layer.weight)
+        alive = torch.ones_like(flat, dtype=torch.bool) if mask is None else mask.flatten(1)
+        centred = layer.takes_constant
+        fit, check, whole = sums.fit, sums.check, sums.fit + sums.check
+        best, ridge = check.error(flat, centred=centred), None
+        a, b = fit.means(centred=centred)
+        for candidate in self.ridges:
+            error = check.error(refit(flat, a, b, alive, candidate), centred=centred)
+            if error < best:
+                best, ridge = error, candidate
+        if ridge is not None:
+            flat = refit(flat, *whole.means(centred=centred), alive, ridge)
+            weight.copy_(flat.view(weight.shape))
+        constant = whole.constant(flat) * alive.any(1)
+        if layer.bias is not None:
+            pruned[layer.bias].copy_(constant)
+        elif layer.mean is not None:
+            pruned[layer.mean].sub_(constant.to(pruned[layer.mean]))
+
+
+class _Sums:
+    """Moments of one layer, over every second place and over the others."""
+
+    def __init__(self, layer: Layer, batches: int) -> None:
+        self.layer = layer
+        columns = math.prod(shape_of(layer.node.args[1])[1:])
+        groups = 1 if layer.geometry is None else layer.geometry.groups
+        self.fit = Moments.empty(layer.filters, columns, groups)
+        self.check = Moments.empty(layer.filters, columns, groups)
+        self._places = max(_PLACES, _PLACES_PER_COLUMN * columns) / batches
+
+    def add(self, values: tuple[Values, Values], generator: torch.Generator) -> None:
+        said, read = self.layer.wanted(values), values[1][self.layer.node.args[0]]
+        geometry = self.layer.geometry
+        if geometry is None:
+            said, read = said.movedim(-1, 1), read.movedim(-1, 1)
+        shape = (said.shape[0], *said.shape[2:])
+        places = sample_places(shape, math.ceil(self._places / shape[0]), generator)
+        for number, some in enumerate(places.split(_CHUNK)):
+            if geometry is None:
+                columns = said_at(read, some)[None]
+            else:
+                columns = read_at(read, geometry, some)
+            (self.check if number % 2 else self.fit).add(columns, said_at(said, some))
