@@ -81,13 +81,15 @@ class Replay:
         values = [self._begin(version, inputs) for version in versions]
         for place, node in enumerate(self.graph.nodes):
             if node.op == "output":
-                return [tuple(map_arg(node.args[0], known.__getitem__)) for known in values]
+                results: Any = node.args[0]
+                return [tuple(map_arg(results, known.__getitem__)) for known in values]
             if node.op != "call_function":
                 continue
             for number, known in enumerate(values):
                 if number == 1 and at and node in at:
                     at[node](values)
-                known[node] = node.target(
+                operator: Any = node.target
+                known[node] = operator(
                     *map_arg(node.args, known.__getitem__),
                     **map_arg(node.kwargs, known.__getitem__),
                 )

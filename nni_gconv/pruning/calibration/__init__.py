@@ -1,1 +1,16 @@
-"""x."""
+"""What layers read on a thousand images: the statistics that data-aware pruning stands on.
+
+:class:`Calibration` holds the images, `patches` gathers what a layer reads at chosen places, and
+`moments` sums that up for every layer in one pass. Knows of the traced graph alone.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from nni_gconv.pruning.calibration.images import Calibration
+
+__all__ = ["Calibration"]
+
+__getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={"images": ["Calibration"]})

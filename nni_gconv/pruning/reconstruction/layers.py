@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from nni_gconv.graph.replay import Values
 from nni_gconv.graph.rules import argument
 from nni_gconv.graph.trace import Graph
 from nni_gconv.pruning.calibration.patches import Geometry, is_matrix_layer
+
+#: Scale, running variance and epsilon of a batch norm.
+Scale = tuple[Node | None, Node, float]
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Layer:
     mean : str or None
         Running mean of the batch norm that alone reads its output, without a bias between: a
         constant is taken off it.
-    scale : tuple of Node or None
-        Scale, running variance and epsilon of that norm.
+    scale : Scale or None
+        Of that norm.
     sum : Node or None
         What else is added to the output, or to the norm's, when nothing else reads either.
     geometry : Geometry or None
@@ -45,7 +48,7 @@ class Layer:
     weight: str
     bias: str | None
     mean: str | None
-    scale: tuple[Node | None, Node, float] | None
+    scale: Scale | None
     sum: Node | None
     geometry: Geometry | None
 
@@ -93,8 +96,11 @@ def find_layers(graph: Graph) -> tuple[list[Layer], dict[str, str]]:
     used = Counter(names[a] for n in graph.nodes for a in n.all_input_nodes if a in names)
     layers, left = [], {}
     for node in graph.nodes:
-        weight = names.get(argument(node, 1, "weight")) if "conv" in op_name(node) or (
-            op_name(node) == "linear") else None
+        weight = (
+            names.get(argument(node, 1, "weight"))
+            if "conv" in op_name(node) or (op_name(node) == "linear")
+            else None
+        )
         if weight is None:
             continue
         if not is_matrix_layer(node):
@@ -111,22 +117,22 @@ def _layer(node: Node, names: Mapping[Node, str], used: Counter[str]) -> Layer:
         name = names.get(tensor) if isinstance(tensor, Node) else None
         return name if name is not None and used[name] == 1 else None
 
-    bias = argument(node, 2, "bias")
+    bias, read = argument(node, 2, "bias"), cast("Node", node.args[1])
     norm = _only_user(node, "batch_norm")
     if norm is not None and norm.args[5]:  # statistics of the batch itself
         norm = None
     mean = alone(norm.args[3]) if norm is not None and bias is None else None
-    scale = (norm.args[1], norm.args[4], float(norm.args[7])) if norm is not None else None
+    scale = cast("Scale", (norm.args[1], norm.args[4], norm.args[7])) if norm is not None else None
     end = norm or node
     total = _only_user(end, "add")
-    partner = None
+    partner: Node | None = None
     if total is not None and not total.kwargs and all(isinstance(a, Node) for a in total.args):
-        others = [a for a in total.args if a is not end]
+        others = [a for a in cast("tuple[Node, ...]", total.args) if a is not end]
         if len(others) == 1 and shape_of(others[0]) == shape_of(end):
             partner = others[0]
     return Layer(
         node,
-        names[node.args[1]],
+        names[read],
         alone(bias),
         mean,
         scale,

@@ -11,9 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from nni_gconv.graph.recorder import shape_of
 from nni_gconv.graph.replay import Replay, Values
@@ -26,7 +29,7 @@ from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
 State = dict[str, Tensor]
 
 #: Places in all, at least, and for each column a layer reads.
-_PLACES, _PLACES_PER_COLUMN = 8192, 6
+_PLACES, _PLACES_PER_COLUMN = 32768, 6
 #: Places that are multiplied at a time.
 _CHUNK = 4096
 
@@ -72,21 +75,27 @@ class Walk:
         """
         pruned = {n: t * kept[n].to(t) if n in kept else t.clone() for n, t in dense.items()}
         for layers in self._rounds():
-            sums = {layer: _Sums(layer, len(self.batches)) for layer in layers}
+            sums = [_Sums(layer, len(self.batches)) for layer in layers]
             for number, batch in enumerate(self.batches):
                 generator = torch.Generator().manual_seed(self.seed * 7919 + number)
-
-                def visit(layer: Layer, values: Sequence[Values]) -> None:
-                    sums[layer].add((values[0], values[1]), generator)  # noqa: B023
-                    if len(self.batches) == 1:
-                        self._solve(layer, sums[layer], pruned, kept)
-
-                at = {layer.node: lambda v, own=layer: visit(own, v) for layer in layers}
+                at = {s.layer.node: partial(self._meet, s, generator, pruned, kept) for s in sums}
                 self._replay.run([dense, pruned], [batch], at, until=layers[-1].node)
             if len(self.batches) > 1:
-                for layer in layers:
-                    self._solve(layer, sums[layer], pruned, kept)
+                for summed in sums:
+                    self._solve(summed, pruned, kept)
         return pruned
+
+    def _meet(
+        self,
+        sums: _Sums,
+        generator: torch.Generator,
+        pruned: State,
+        kept: Mapping[str, Tensor],
+        values: Sequence[Values],
+    ) -> None:
+        sums.add((values[0], values[1]), generator)
+        if len(self.batches) == 1:
+            self._solve(sums, pruned, kept)
 
     def _rounds(self) -> Iterator[list[Layer]]:
         count = 1 if len(self.batches) == 1 else min(self.rounds, len(self._layers))
@@ -94,9 +103,8 @@ class Walk:
         for begin in range(0, len(self._layers), size):
             yield self._layers[begin : begin + size]
 
-    def _solve(
-        self, layer: Layer, sums: _Sums, pruned: State, kept: Mapping[str, Tensor]
-    ) -> None:
+    def _solve(self, sums: _Sums, pruned: State, kept: Mapping[str, Tensor]) -> None:
+        layer = sums.layer
         weight = pruned[layer.weight]
         flat = weight.flatten(1).cpu().double()
         mask = kept.get(layer.weight)
@@ -131,7 +139,7 @@ class _Sums:
         self._places = max(_PLACES, _PLACES_PER_COLUMN * columns) / batches
 
     def add(self, values: tuple[Values, Values], generator: torch.Generator) -> None:
-        said, read = self.layer.wanted(values), values[1][self.layer.node.args[0]]
+        said, read = self.layer.wanted(values), values[1][cast("Node", self.layer.node.args[0])]
         geometry = self.layer.geometry
         if geometry is None:
             said, read = said.movedim(-1, 1), read.movedim(-1, 1)

@@ -1,0 +1,101 @@
+"""Images that show what layers read: some of the training split, never of validation or test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nni_gconv.errors import DataError
+
+
+class Calibration:
+    """Images, and labels where a criterion needs them, held in memory.
+
+    Parameters
+    ----------
+    source : Tensor or iterable
+        Images ``(N, ...)``, or batches of them: tensors, or tuples that begin with images and
+        labels, such as a training loader yields. Use images of the training split as the network
+        sees them in evaluation, without random crops.
+    images : int, default 1024
+        At most so many are taken, the first ones.
+    batch_size : int, default 256
+        Images in one forward or backward pass where not all fit.
+
+    Attributes
+    ----------
+    inputs : Tensor, shape (images, ...)
+        On the CPU.
+    labels : Tensor or None
+
+    Raises
+    ------
+    DataError
+        There are no images, they differ in shape, or hold numbers that are not finite.
+
+    Examples
+    --------
+    >>> calibration = Calibration([torch.zeros(4, 3, 8, 8), torch.ones(4, 3, 8, 8)], images=6)
+    >>> tuple(calibration.inputs.shape), calibration.labels
+    ((6, 3, 8, 8), None)
+    """
+
+    def __init__(
+        self, source: Tensor | Iterable[Any], *, images: int = 1024, batch_size: int = 256
+    ) -> None:
+        if images < 2 or batch_size < 1:
+            raise DataError("calibration: needs at least 2 images and a batch_size from 1")
+        self.batch_size = batch_size
+        inputs, labels = _gather([source] if isinstance(source, Tensor) else source, images)
+        self.inputs = inputs
+        self.labels = labels
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.inputs)
+
+    def with_labels(self, criterion: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches of images and labels.
+
+        Raises
+        ------
+        DataError
+            There are no labels; `criterion` is named as what needs them.
+        """
+        if self.labels is None:
+            raise DataError(
+                f"calibration: {criterion} needs labels: give batches of (images, labels)"
+            )
+        yield from zip(
+            self.inputs.split(self.batch_size), self.labels.split(self.batch_size), strict=True
+        )
+
+
+def _gather(batches: Iterable[Any], most: int) -> tuple[Tensor, Tensor | None]:
+    inputs: list[Tensor] = []
+    labels: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        images, *others = batch if isinstance(batch, tuple | list) else [batch]
+        if not isinstance(images, Tensor):
+            raise DataError(
+                f"calibration: a batch begins with a {type(images).__name__}; expected a tensor "
+                "of images, or a tuple of images and labels"
+            )
+        if inputs and images.shape[1:] != inputs[0].shape[1:]:
+            shapes = [tuple(x.shape[1:]) for x in (inputs[0], images)]
+            raise DataError(f"calibration: images of shape {shapes[0]} and of shape {shapes[1]}")
+        if not bool(images.isfinite().all()):
+            raise DataError(f"calibration: batch {len(inputs)} holds numbers that are not finite")
+        inputs.append(images[: most - count].detach().cpu())
+        if others and isinstance(others[0], Tensor) and len(others[0]) == len(images):
+            labels.append(others[0][: most - count].detach().cpu())
+        count += len(inputs[-1])
+        if count >= most:
+            break
+    if count < 2:
+        raise DataError(f"calibration: {count} images; at least 2 are needed")
+    return torch.cat(inputs), torch.cat(labels) if len(labels) == len(inputs) else None
