@@ -182,6 +182,9 @@ def find_method(name: str) -> Method:
         from nni_gconv.pruning.pruner import TrainedPruner
 
         return Method(import_class(name, TrainedPruner, "prune.method"))
+    if name.startswith(_NNI):
+        known = [one.removeprefix(_NNI) for one in method_names() if one.startswith(_NNI)]
+        raise ConfigError(unknown_name("NNI pruner", name[len(_NNI) :], known, "prune.method"))
     said = unknown_name("method", name, method_names(), "prune.method")
     raise ConfigError(f"{said}; or package.module:Class for your own")
 

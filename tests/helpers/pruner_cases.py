@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from own_method import ToyPruner
+
 from nni_gconv.pruning.methods.fpgm import FPGMPruner
 from nni_gconv.pruning.methods.gconv.pruner import GroupConvPruner
 from nni_gconv.pruning.methods.gsparsity.pruner import GSparsityPruner
@@ -18,6 +20,7 @@ PRUNERS = {
     "nni-l1": partial(NNIMethodPruner, method="L1NormPruner"),
     "nni-l2": partial(NNIMethodPruner, method="L2NormPruner"),
     "nni-fpgm": partial(NNIMethodPruner, method="FPGMPruner"),
+    "own": ToyPruner,
 }
 
 #: What goes is decided by their training where the config_list does not say how much.
