@@ -17,8 +17,8 @@ import torch
 from partition import machine, table
 from torch import nn
 
+from nni_gconv.figure import COLOURS, picture, picture_path
 from nni_gconv.groupconv.search import LayerTimer
-from nni_gconv.report.figure import COLOURS, picture, picture_path
 
 SIDES = {64: 56, 128: 28, 256: 14, 512: 7}
 GROUPS = (2, 4, 8, 16, 32, 64)

@@ -25,17 +25,6 @@ from nni_gconv.files import atomic_path
 from nni_gconv.groupconv import gathers_of, wrap_gathers
 from nni_gconv.speedup import steps_of, take_out
 
-__all__ = [
-    "FORMAT",
-    "holds_plan",
-    "load_compact",
-    "plan_of",
-    "read_plan",
-    "rebuild",
-    "save_compact",
-    "weights_digest",
-]
-
 FORMAT = 1
 """Version of the plan; a file of a newer one is refused."""
 

@@ -15,8 +15,6 @@ from torch import nn
 
 from nni_gconv.errors import ConfigError, check_model, nearest, unknown_name
 
-__all__ = ["SELECT_KEYS", "SETTING_KEYS", "LayerConfig", "nni_entries", "resolve"]
-
 SELECT_KEYS = (
     "op_types",
     "op_names",

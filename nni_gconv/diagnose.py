@@ -17,8 +17,6 @@ from nni_gconv.graph import CoupledSet, Coupling
 from nni_gconv.pruning.selection.allocation import removal_steps
 from nni_gconv.pruning.selection.cost import CostModel
 
-__all__ = ["Diagnosis", "SetDiagnosis", "diagnose"]
-
 
 @dataclass(frozen=True)
 class SetDiagnosis:

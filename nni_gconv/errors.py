@@ -9,20 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "BudgetError",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "NniGconvError",
-    "OptionError",
-    "SpeedupError",
-    "TraceError",
-    "check_model",
-    "nearest",
-    "unknown_name",
-]
-
 
 class NniGconvError(Exception):
     """Base of all errors that a user can cause or mend."""

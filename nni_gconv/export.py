@@ -19,8 +19,6 @@ from nni_gconv.files import atomic_path
 from nni_gconv.graph import Graph, as_inputs, op_name, trace
 from nni_gconv.profiling.forward import DummyInput, evaluating, run, with_batch
 
-__all__ = ["export_model", "fold_batch_norms"]
-
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

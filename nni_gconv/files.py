@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "write_json", "write_text"]
+from nni_gconv.errors import ConfigError
 
 
 @contextmanager
@@ -37,6 +37,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def output_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, which takes its place when the block ends well.
+
+    Parameters
+    ----------
+    path : str or Path
+        File to be written; its folder is made.
+
+    Yields
+    ------
+    Path
+        Where to write.
+
+    Raises
+    ------
+    ConfigError
+        The file or its folder cannot be written.
+    """
+    path = Path(path).expanduser()
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["evaluating", "forward_of_training"]
-
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:

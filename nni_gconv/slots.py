@@ -23,8 +23,6 @@ from filelock import FileLock, Timeout
 from nni_gconv.compat import driver_gpus
 from nni_gconv.errors import ConfigError
 
-__all__ = ["GPUS_VARIABLE", "Slots", "gpu_slots", "gpus_wanted", "machine_slots"]
-
 GPUS_VARIABLE = "NNI_GCONV_GPUS"
 """GPUs a trial takes, instead of the recipe's ``gpus``; 0 leaves all GPUs alone."""
 

@@ -15,7 +15,8 @@ import numpy as np
 from torch import nn
 
 from nni_gconv.analysis.criteria import ranked_by
-from nni_gconv.analysis.curves import Curve, Point, Score, Sensitivity, Together, layer_ratios
+from nni_gconv.analysis.curves import Curve, Point, Score, Together, layer_ratios
+from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.analysis.score_log import ScoreFile
 from nni_gconv.analysis.scoring import Batches, Evaluate, scorer
 from nni_gconv.analysis.zeroing import silenced
@@ -26,8 +27,6 @@ from nni_gconv.pruning.channel_pruner import ChannelPruner
 from nni_gconv.pruning.selection.allocation import take
 from nni_gconv.pruning.selection.coupled_sets import taken_channels
 from nni_gconv.training.data import Loaders
-
-__all__ = ["RATIOS", "check_points", "sensitivity"]
 
 #: 0, 0.05, ..., 0.95
 RATIOS = tuple(step / 20 for step in range(20))

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from nni_gconv.analysis.curves import Curve, Score
 from nni_gconv.errors import ConfigError
-from nni_gconv.report.figure import picture, picture_path
-
-if TYPE_CHECKING:
-    from nni_gconv.analysis.curves import Sensitivity
-
-__all__ = ["plot_curves"]
+from nni_gconv.figure import picture, picture_path
 
 #: More sets than this have a scale of colours in place of a legend.
 _NAMED = 20
 
 
 def plot_curves(
-    found: Sensitivity,
+    curves: Sequence[Curve],
+    dense: Score,
     path: str | Path,
     *,
-    tolerance: float | None = None,
-    title: str | None = None,
+    tolerance: float,
+    title: str,
 ) -> Path:
     """Draw one line for each coupled set, first layers dark, last ones bright.
 
     Parameters
     ----------
-    found : Sensitivity
-        The curves.
+    curves : sequence of Curve
+        In the order of the model.
+    dense : Score
+        With nothing removed.
     path : str or Path
         ``.png``, ``.svg`` or ``.pdf``; replaced in one step, its folder is made.
-    tolerance : float, optional
-        A dot marks the ratio that each curve allows for it; default: that of ``found.together``.
-    title : str, optional
-        Heading; default: the criterion.
+    tolerance : float
+        A dot marks the ratio that each curve allows for it.
+    title : str
+        Heading.
 
     Returns
     -------
@@ -49,9 +48,8 @@ def plot_curves(
         There is no curve, or the file's format is unknown.
     """
     path = picture_path(path)
-    if not found.curves:
+    if not curves:
         raise ConfigError("nothing to plot: no curve")
-    tolerance = found.together.tolerance if tolerance is None else tolerance
     with picture(path, 10.0, 4.5) as figure:
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
@@ -59,19 +57,19 @@ def plot_curves(
 
         left, right = figure.subplots(1, 2)
         # The brightest yellow of the map cannot be seen on white.
-        shades, last = colormaps["viridis"], 1.1 * max(1, len(found.curves) - 1)
-        for number, curve in enumerate(found.curves):
+        shades, last = colormaps["viridis"], 1.1 * max(1, len(curves) - 1)
+        for number, curve in enumerate(curves):
             look = {"color": shades(number / last), "linewidth": 1.2}
             ratios = [point.ratio for point in curve.points]
             accuracies = [100 * point.accuracy for point in curve.points]
             left.plot(ratios, accuracies, label=curve.name, **look)
-            reached = curve.ratio(found.dense.accuracy, tolerance)
+            reached = curve.ratio(dense.accuracy, tolerance)
             if reached > 0:
                 left.plot(reached, accuracies[ratios.index(reached)], "o", ms=4, **look)
             right.plot(
                 ratios, [p.loss if math.isfinite(p.loss) else None for p in curve.points], **look
             )
-        left.axhline(100 * found.dense.accuracy, color="black", linestyle="--", linewidth=0.8)
+        left.axhline(100 * dense.accuracy, color="black", linestyle="--", linewidth=0.8)
         left.set_ylabel("accuracy (%)")
         right.set_ylabel("loss")
         right.set_yscale("log")
@@ -80,11 +78,11 @@ def plot_curves(
             axes.grid(visible=True, color="0.9")
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-        if len(found.curves) <= _NAMED:
+        if len(curves) <= _NAMED:
             figure.legend(loc="outside right center", fontsize="x-small", frameon=False)
         else:
             scale = ScalarMappable(Normalize(0, last), shades)
             bar = figure.colorbar(scale, ax=right, label="coupled set, in the order of the model")
-            bar.ax.set_ylim(0, len(found.curves) - 1)
-        figure.suptitle(title or found.criterion)
+            bar.ax.set_ylim(0, len(curves) - 1)
+        figure.suptitle(title)
     return path

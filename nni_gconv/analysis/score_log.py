@@ -15,8 +15,6 @@ from nni_gconv.analysis.curves import Score
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.files import write_text
 
-__all__ = ["ScoreFile"]
-
 _FORMAT = 1
 
 

@@ -15,8 +15,6 @@ from nni_gconv.profiling.forward import device_of
 from nni_gconv.training.data import Loaders
 from nni_gconv.training.metrics import evaluate as measure
 
-__all__ = ["Batches", "Evaluate", "scorer"]
-
 Batches = Iterable[tuple[Tensor, Tensor]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 

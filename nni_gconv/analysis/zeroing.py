@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from nni_gconv.graph import Coupling
 
-__all__ = ["silenced"]
-
 
 @contextmanager
 def silenced(model: nn.Module, coupling: Coupling, removed: np.ndarray) -> Iterator[None]:

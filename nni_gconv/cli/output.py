@@ -17,8 +17,6 @@ from nni_gconv.errors import ConfigError
 if TYPE_CHECKING:
     from nni_gconv.report import TrialRow
 
-__all__ = ["note", "parse_overrides", "print_json", "print_trials", "progress_bar"]
-
 
 def print_json(value: Any) -> None:
     """Write a value as JSON; what is no number (NaN, infinity) becomes null."""

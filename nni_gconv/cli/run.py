@@ -11,8 +11,6 @@ import typer
 from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, parse_overrides, print_json
 
-__all__ = ["run"]
-
 
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yml", help="The recipe.")],

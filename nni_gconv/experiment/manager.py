@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nni_gconv.compat import flat_parameters
+from nni_gconv.compat.nni_database import parse_metrics, parse_parameters
 from nni_gconv.errors import NniGconvError
 
 __all__ = ["ManagerClient", "ManagerError", "TrialState", "parse_trial"]
@@ -72,31 +72,6 @@ class TrialState:
     def score(self) -> float | None:
         """The number that the tuner looks at."""
         return self.metrics.get("default")
-
-
-def parse_metrics(data: Any) -> dict[str, float]:
-    """Read a metric as NNI keeps it: JSON inside JSON, a number or a mapping of numbers."""
-    for _ in range(2):
-        if isinstance(data, str):
-            try:
-                data = json.loads(data)
-            except ValueError:
-                return {}
-    if isinstance(data, int | float) and not isinstance(data, bool):
-        return {"default": float(data)}
-    if not isinstance(data, dict):
-        return {}
-    return {k: float(v) for k, v in data.items() if isinstance(v, int | float)}
-
-
-def parse_parameters(text: Any) -> dict[str, Any]:
-    """Read the parameters out of NNI's record of a trial, flat; what is no JSON counts as none."""
-    try:
-        record = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
-        return {}
-    parameters = record.get("parameters") if isinstance(record, dict) else None
-    return flat_parameters(parameters) if isinstance(parameters, dict) else {}
 
 
 def parse_trial(job: Mapping[str, Any]) -> TrialState:

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-__all__ = ["Finding", "last", "load", "run", "version"]
-
 _SECONDS = 180  # for an import on a machine that is busy
 
 

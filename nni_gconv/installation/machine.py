@@ -14,8 +14,6 @@ from pathlib import Path
 
 from nni_gconv.installation.finding import Finding
 
-__all__ = ["MACHINE"]
-
 _GIB = 1024**3
 
 

@@ -15,8 +15,6 @@ from typing import Any
 
 from nni_gconv.installation.finding import Finding, last, load, run, version
 
-__all__ = ["SOFTWARE", "compare_gpu"]
-
 
 def _python() -> Iterator[Finding]:
     version, machine = platform.python_version(), platform.machine()

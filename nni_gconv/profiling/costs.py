@@ -25,26 +25,9 @@ from nni_gconv.compat import flop_formulas, plain_attention
 from nni_gconv.profiling.forward import DummyInput, batch_of, device_of, evaluating, run, to_device
 from nni_gconv.profiling.latency import (
     Latency,
-    LatencyComparison,
-    LatencySettings,
-    compare_latency,
     measure_latency,
 )
 from nni_gconv.profiling.observe import ModuleRecord, OperatorObserver, recording
-
-__all__ = [
-    "Counts",
-    "Latency",
-    "LatencyComparison",
-    "LatencySettings",
-    "LayerProfile",
-    "Memory",
-    "Profile",
-    "compare_latency",
-    "count",
-    "measure_latency",
-    "profile",
-]
 
 
 class Counts(NamedTuple):

@@ -12,8 +12,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nni_gconv.errors import ConfigError, check_model
 
-__all__ = ["batch_of", "device_of", "evaluating", "run", "to_device", "with_batch"]
-
 # What a model is given: one tensor, a tuple of positional or a dict of keyword arguments.
 DummyInput = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 

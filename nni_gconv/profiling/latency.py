@@ -30,14 +30,6 @@ from nni_gconv.profiling.forward import (
     with_batch,
 )
 
-__all__ = [
-    "Latency",
-    "LatencyComparison",
-    "LatencySettings",
-    "compare_latency",
-    "measure_latency",
-]
-
 
 class LatencySettings(BaseModel):
     """The recipe's ``report.latency``: how often, and on how many threads, to time a model."""

@@ -15,8 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["ModuleRecord", "OperatorObserver", "is_linear_time", "recording"]
-
 # They move, make or relabel numbers without computing any; matched by their whole name, less the
 # underscore of the in-place form ...
 MOVING = frozenset((

@@ -8,8 +8,6 @@ from nni_gconv.remote.machines import Machine
 from nni_gconv.remote.probe import MachineFacts, probe
 from nni_gconv.remote.ssh import Connection, RemoteError
 
-__all__ = ["ERROR", "OK", "WARNING", "Finding", "Wanted", "check_machine", "check_tunnel"]
-
 OK, WARNING, ERROR = "ok", "warning", "error"
 
 _MIB = 1024**2

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CodeSize", "code_size"]
-
 #: Where NNI refuses.
 MAX_FILES, MAX_BYTES = 2000, 300 * 1024**2
 

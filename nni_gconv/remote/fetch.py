@@ -21,8 +21,6 @@ from nni_gconv.remote.ssh import Connection, RemoteError
 if TYPE_CHECKING:
     import paramiko
 
-__all__ = ["LARGE", "FetchReport", "fetch_machine"]
-
 LARGE = (
     "dense.safetensors", "masked.safetensors", "speedup.safetensors",
     "checkpoint*", "*.ckpt", "*.pt", "*.pth",

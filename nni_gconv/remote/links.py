@@ -12,8 +12,6 @@ from nni_gconv.remote.machines import Machine
 from nni_gconv.remote.ssh import RemoteError
 from nni_gconv.remote.tunnel import ReverseTunnel
 
-__all__ = ["MachineLinks"]
-
 _SWEEP = """
 import os, sys, psutil
 found = []

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Machine", "machines_of"]
-
 
 @dataclass(frozen=True)
 class Machine:

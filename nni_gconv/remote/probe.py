@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from nni_gconv.remote.ssh import Connection, RemoteError
 
-__all__ = ["MachineFacts", "probe"]
-
 # Runs on any Python 3 with nothing installed. GPUs come from nvidia-ml-py, which NNI brings along.
 _SCRIPT = r"""
 import json, os, platform, shutil, socket, sys

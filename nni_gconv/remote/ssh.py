@@ -18,8 +18,6 @@ from nni_gconv.remote.machines import Machine
 if TYPE_CHECKING:
     import paramiko
 
-__all__ = ["Connection", "Finished", "RemoteError", "connect", "known_host_keys"]
-
 _SECONDS = 20.0
 _GLOBAL_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 

@@ -19,8 +19,6 @@ from nni_gconv.remote.ssh import Connection, RemoteError, connect
 if TYPE_CHECKING:
     import paramiko
 
-__all__ = ["ReverseTunnel"]
-
 _BEAT_SECONDS = 5.0
 _SILENCE_SECONDS = 15.0
 _CHUNK = 1 << 16

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import yaml
 
-__all__ = ["line_of", "plain_key"]
-
 
 def line_of(file: Path, place: Sequence[str | int]) -> int | None:
     r"""Return the line of a value, or of the nearest thing around it that is there.

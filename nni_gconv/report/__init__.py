@@ -18,8 +18,8 @@ from nni_gconv.report.layers import (
     read_network,
     write_layers_csv,
 )
-from nni_gconv.report.partition_picture import plot_blocks
 from nni_gconv.report.plot import plot_trials
+from nni_gconv.report.plot_blocks import plot_blocks
 from nni_gconv.report.plot_layers import plot_layers
 from nni_gconv.report.table import json_rows, plain_table, rich_table, state_lines, write_csv
 

@@ -11,8 +11,6 @@ from nni_gconv.report.layers import LayerSize, Network, total_macs, went
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Comparison", "compare_networks"]
-
 
 @dataclass(frozen=True)
 class Comparison:

@@ -11,14 +11,12 @@ from typing import Any
 
 from nni_gconv._version import __version__
 from nni_gconv.errors import NniGconvError
+from nni_gconv.files import output_file
 from nni_gconv.report.collect import TrialRow, pareto_front, trial_log
-from nni_gconv.report.files import output_file
 from nni_gconv.report.layers import Network, read_network
 from nni_gconv.report.plot import plot_trials
 from nni_gconv.report.progress import epochs_of
 from nni_gconv.report.table import format_budget, legend, state_lines
-
-__all__ = ["write_html"]
 
 _COSTS = ("macs_ratio", "params_ratio", "latency_ratio")
 _BAD = ("failed", "killed", "unreadable")

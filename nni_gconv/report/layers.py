@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nni_gconv.errors import CheckpointError
-from nni_gconv.report.files import output_file
+from nni_gconv.files import output_file
 from nni_gconv.report.sources import trial_file
-
-__all__ = ["LayerSize", "Network", "layer_records", "read_network", "write_layers_csv"]
 
 
 @dataclass(frozen=True)

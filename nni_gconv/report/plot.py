@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.figure import COLOURS, picture, picture_path
 from nni_gconv.report.collect import TrialRow, pareto_front
-from nni_gconv.report.figure import COLOURS, picture, picture_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["plot_trials"]
 
 # Beside the colours: markers say the same again.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

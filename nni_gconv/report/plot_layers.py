@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.report.figure import COLOURS, picture, picture_path
+from nni_gconv.figure import COLOURS, picture, picture_path
 from nni_gconv.report.layers import LayerSize, Network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["plot_layers"]
 
 _MOST = len(COLOURS)
 _DENSE = "0.85"

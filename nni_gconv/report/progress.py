@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["epochs_of", "held", "progress_of"]
-
 _METRICS = "metrics.jsonl"
 
 

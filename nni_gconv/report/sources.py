@@ -7,8 +7,6 @@ from pathlib import Path
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.locate import folder_of, hint_of_id
 
-__all__ = ["COMPACT", "is_experiment", "is_run", "locate", "trial_file", "trial_folders"]
-
 COMPACT = "compact.safetensors"
 # The second is there before fine-tuning ends; its layers are the same.
 _NETWORKS = (COMPACT, "speedup.safetensors")

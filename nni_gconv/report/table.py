@@ -9,21 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_gconv.files import output_file
 from nni_gconv.report.collect import TrialRow, pareto_front
-from nni_gconv.report.files import output_file
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-__all__ = [
-    "format_budget",
-    "json_rows",
-    "legend",
-    "plain_table",
-    "rich_table",
-    "state_lines",
-    "write_csv",
-]
 
 _CSV_FIELDS = (
     "trial", "status", "name", "method", "budget", "accuracy", "accuracy_dense", "delta", "params",

@@ -12,8 +12,6 @@ from torch import nn
 
 from nni_gconv.errors import CheckpointError
 
-__all__ = ["check_identity", "load_checkpoint", "load_model_state", "save_checkpoint"]
-
 _FORMAT = 1
 
 

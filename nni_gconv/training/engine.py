@@ -36,8 +36,6 @@ from nni_gconv.training.optim import ScheduleLR
 from nni_gconv.training.seeding import derive_seed, seed_everything
 from nni_gconv.training.settings import TrainSettings
 
-__all__ = ["CHECKPOINT_NAME", "EpochTask", "FitResult", "Loop", "Stateful", "default_training_step"]
-
 CHECKPOINT_NAME = "checkpoint.pt"
 _CHECK_EVERY = 100  # steps between looks at the loss; a look waits for the GPU
 

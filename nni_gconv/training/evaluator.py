@@ -35,8 +35,6 @@ from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.optim import Schedule, ScheduleLR, make_optimizer
 from nni_gconv.training.settings import TrainSettings
 
-__all__ = ["LoopEvaluator", "make_evaluator", "mask_sparsity"]
-
 
 def mask_sparsity(model: nn.Module) -> float:
     """Return the share of zeros in all parameter masks of an NNI-wrapped model; 0 without any."""

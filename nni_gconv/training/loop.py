@@ -11,17 +11,13 @@ from torch import nn
 from nni_gconv.training.data.loaders import Loaders
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.engine import (
-    CHECKPOINT_NAME,
     FitResult,
     Loop,
-    Stateful,
     default_training_step,
 )
 from nni_gconv.training.logs.metric_log import MetricLog
 from nni_gconv.training.optim import Schedule, ScheduleLR, make_optimizer
 from nni_gconv.training.settings import TrainSettings
-
-__all__ = ["CHECKPOINT_NAME", "FitResult", "Loop", "Stateful", "fit"]
 
 
 def fit(

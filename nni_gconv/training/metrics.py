@@ -14,8 +14,6 @@ from nni_gconv.modes import evaluating
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.settings import Amp
 
-__all__ = ["Metrics", "autocast", "check_amp", "evaluate"]
-
 _DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

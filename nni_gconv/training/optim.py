@@ -16,8 +16,6 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.training.proxsgd import ProxSGD
 from nni_gconv.training.settings import TrainSettings
 
-__all__ = ["Schedule", "ScheduleLR", "make_optimizer", "parameter_groups"]
-
 
 def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
     """Split the trainable parameters by whether weight decay applies to them.

@@ -33,8 +33,6 @@ from torch.optim import Optimizer
 
 from nni_gconv.errors import ConfigError, unknown_name
 
-__all__ = ["NORMALIZATIONS", "Normalization", "ProxSGD", "gain_scale", "group_soft_threshold"]
-
 Normalization = Literal["none", "mul", "div"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "mul", "div")
 #: What others call their settings; a group may hold any other key, as in torch.

@@ -14,8 +14,6 @@ from nni_gconv.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["recalibrate_bn"]
-
 
 def recalibrate_bn(
     model: nn.Module, batches: Iterable[Any], *, max_batches: int | None = None

@@ -14,8 +14,6 @@ import zlib
 import numpy as np
 import torch
 
-__all__ = ["derive_seed", "generator", "seed_everything"]
-
 
 def derive_seed(*parts: int | str) -> int:
     """Mix integers and words into one seed.

@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["Amp", "FinetuneSettings", "OptimizerSettings", "ScheduleSettings", "TrainSettings"]
-
 Normalization = Literal["none", "mul", "div"]
 Amp = Literal["none", "bf16", "fp16"]
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 
-__all__ = ["GridSearch"]
-
 
 class GridSearch(GridSearchTuner):
     """Grid search that knows at ``nnictl resume`` every trial there is.
@@ -30,7 +28,7 @@ class GridSearch(GridSearchTuner):
 
     def load_checkpoint(self) -> None:
         """Take all trials of the experiment as tried; NNI calls it when one goes on."""
-        from nni_gconv.experiment.database import read_tried
+        from nni_gconv.compat.nni_database import read_tried
 
         folder = self.get_checkpoint_path()
         if folder is not None:

@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 
 from nni_gconv.errors import ConfigError, unknown_name
 
-__all__ = ["COST_LISTS", "MEASURES", "Decision", "Options", "check_cost_lists"]
-
 Floats = NDArray[np.float64]
 #: One option of each decision.
 Choice = tuple[int, ...]

@@ -19,8 +19,6 @@ from nni_gconv.tuning.options import MEASURES, Choice, Options
 from nni_gconv.tuning.propose import Proposer
 from nni_gconv.tuning.records import read_records, records_in, scalar
 
-__all__ = ["ParetoTuner"]
-
 _logger = logging.getLogger(__name__)
 
 STATE = "pareto.json"

@@ -21,8 +21,6 @@ from nni_gconv.tuning.front import gain
 from nni_gconv.tuning.options import Choice, Options
 from nni_gconv.tuning.surrogate import Surrogate, Weights, fit
 
-__all__ = ["Proposer", "solve_budget"]
-
 Floats = NDArray[np.float64]
 
 #: Costs of the integer program are whole numbers: billionths of the dense network.

@@ -10,8 +10,6 @@ from typing import Any
 
 from nni_gconv.errors import ConfigError
 
-__all__ = ["read_records", "records_in", "scalar"]
-
 Record = tuple[Mapping[str, Any], Any]
 
 

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from nni_gconv.tuning.options import Choice, Options
 
-__all__ = ["Surrogate", "Weights", "fit"]
-
 Floats = NDArray[np.float64]
 
 #: Standard deviations that are tried, in units of the scores' own: of the trials' scores due to

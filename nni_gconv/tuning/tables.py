@@ -16,8 +16,6 @@ from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.stages import Trial
 from nni_gconv.training.distributed import Distributed
 
-__all__ = ["group_space", "recipe_space"]
-
 #: Where the recipe takes a layer's group count from.
 KEY = "prune.options.group_config"
 _DENSE = ("name", "seed", "device", "threads", "model", "data")

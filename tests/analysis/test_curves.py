@@ -14,12 +14,11 @@ from nni_gconv.analysis.curves import (
     Curve,
     Point,
     Score,
-    Sensitivity,
     Together,
     layer_ratios,
     tolerated_ratio,
 )
-from nni_gconv.analysis.plot import plot_curves
+from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.errors import ConfigError
 from nni_gconv.pruning.settings import PruneSettings
 
@@ -142,15 +141,15 @@ def test_the_tolerance_of_the_files_can_be_another(tmp_path):
 def test_few_and_many_curves_are_drawn_and_losses_that_are_no_number_left_out(tmp_path, count):
     broken = Curve(("x",), 4, (Point(0.5, math.inf, 0, 0), Point(0.1, math.nan, 0.5, 2)))
     many = [curve(0.937, 0.937, layers=(f"layer{i}",)) for i in range(count - 1)]
-    path = plot_curves(found(broken, *many), tmp_path / "plot.svg")
+    path = found(broken, *many).plot(tmp_path / "plot.svg")
     assert "<svg" in path.read_text()
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):
     with pytest.raises(ConfigError, match="no curve"):
-        plot_curves(found(), tmp_path / "plot.png")
+        found().plot(tmp_path / "plot.png")
     with pytest.raises(ConfigError, match="unknown picture format"):
-        plot_curves(found(curve(0.9)), tmp_path / "plot.jpeg")
+        found(curve(0.9)).plot(tmp_path / "plot.jpeg")
 
 
 def test_the_table_shows_accuracies_and_ratios(capsys):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.profiling.costs import (
+from nni_gconv.profiling import (
     Counts,
     LatencySettings,
     compare_latency,

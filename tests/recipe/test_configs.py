@@ -170,6 +170,10 @@ def quick(recipe):
         overrides["finetune.epochs"] = 0
     if recipe.sparsify is not None:
         overrides["sparsify.epochs"] = 1
+    if recipe.prune.method == "gconv":
+        overrides["prune.options.restarts"] = (
+            0  # they better a partition, and take most of the time
+        )
     if "warmup" in recipe.prune.options:
         overrides["prune.options.warmup"] = 0
     return overrides

@@ -11,9 +11,10 @@ from nni.compression.pruning import AGPPruner, L1NormPruner, SlimPruner, TaylorP
 from training_nets import conv_net, plain_net, same_weights, synthetic
 
 from nni_gconv.errors import CheckpointError
+from nni_gconv.training.engine import CHECKPOINT_NAME
 from nni_gconv.training.evaluator import make_evaluator, mask_sparsity
 from nni_gconv.training.logs.metric_log import MetricLog
-from nni_gconv.training.loop import CHECKPOINT_NAME, fit
+from nni_gconv.training.loop import fit
 from nni_gconv.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(epochs=3, optimizer={"lr": 0.05}, no_decay_norm_bias=True)

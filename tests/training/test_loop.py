@@ -18,8 +18,9 @@ from training_nets import conv_net, plain_net, same_weights, synthetic
 
 from nni_gconv.errors import CheckpointError, ConfigError, NniGconvError
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
+from nni_gconv.training.engine import CHECKPOINT_NAME
 from nni_gconv.training.logs.metric_log import MetricLog
-from nni_gconv.training.loop import CHECKPOINT_NAME, fit
+from nni_gconv.training.loop import fit
 from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.optim import Schedule, ScheduleLR, make_optimizer
 from nni_gconv.training.seeding import derive_seed

@@ -16,8 +16,6 @@ from nni_gconv.cli.networks.model_options import (
 )
 from nni_gconv.cli.output import print_json
 
-__all__ = ["doctor"]
-
 
 def doctor(
     model: Annotated[

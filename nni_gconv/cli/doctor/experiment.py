@@ -8,8 +8,6 @@ import typer
 
 from nni_gconv.cli.output import note, print_json
 
-__all__ = ["doctor_experiment"]
-
 
 def doctor_experiment(file: Path, *, as_json: bool) -> int:
     """Check an experiment file and its machines, and print what was found.

@@ -8,8 +8,6 @@ import typer
 
 from nni_gconv.cli.output import print_json
 
-__all__ = ["doctor_installation"]
-
 _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 
 

@@ -14,8 +14,6 @@ from nni_gconv.cli.output import note, print_json, print_trials, write_report
 if TYPE_CHECKING:
     from nni_gconv.experiment import Outcome
 
-__all__ = ["LaunchOptions", "create", "launch_and_report", "report_outcome"]
-
 Port = Annotated[
     int | None, typer.Option("--port", help="Port of the web UI; by default a free one is taken.")
 ]

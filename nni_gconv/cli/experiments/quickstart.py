@@ -14,8 +14,6 @@ from nni_gconv.cli.experiments.create import (
     launch_and_report,
 )
 
-__all__ = ["quickstart"]
-
 
 def quickstart(
     port: Port = None,

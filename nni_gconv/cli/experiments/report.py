@@ -14,8 +14,6 @@ from nni_gconv.cli.output import note, print_json, print_trials
 if TYPE_CHECKING:
     from nni_gconv.report import TrialRow
 
-__all__ = ["report"]
-
 
 def report(
     experiments: Annotated[
@@ -88,6 +86,7 @@ def report(
 def _write_layers(rows: Sequence[TrialRow], path: Path) -> Path:
     """Write the layers of the trials that have a small network, in the format asked for."""
     from nni_gconv.errors import ConfigError, NniGconvError
+    from nni_gconv.files import output_file
     from nni_gconv.report import (
         layer_records,
         pareto_front,
@@ -95,7 +94,6 @@ def _write_layers(rows: Sequence[TrialRow], path: Path) -> Path:
         read_network,
         write_layers_csv,
     )
-    from nni_gconv.report.files import output_file
 
     suffix = path.suffix.lower()
     tables = suffix in (".csv", ".json")

@@ -15,8 +15,6 @@ from nni_gconv.cli.experiments.create import (
     report_outcome,
 )
 
-__all__ = ["resume"]
-
 
 def resume(
     experiment: Annotated[

@@ -11,8 +11,6 @@ import typer
 from nni_gconv.cli.output import note, parse_overrides
 from nni_gconv.errors import ConfigError
 
-__all__ = ["search_space"]
-
 
 def search_space(
     recipe: Annotated[

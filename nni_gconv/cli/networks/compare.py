@@ -9,8 +9,6 @@ import typer
 
 from nni_gconv.cli.output import note, print_json
 
-__all__ = ["compare"]
-
 _SOURCE = "A compact.safetensors, a run's folder, or EXPERIMENT/TRIAL."
 
 

@@ -16,8 +16,6 @@ from nni_gconv.cli.networks.model_options import (
 from nni_gconv.cli.output import note, parse_overrides
 from nni_gconv.errors import ConfigError
 
-__all__ = ["export"]
-
 
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A compact.safetensors.")],

@@ -9,8 +9,6 @@ import typer
 
 from nni_gconv.cli.output import print_json
 
-__all__ = ["inspect"]
-
 
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A compact.safetensors.")],

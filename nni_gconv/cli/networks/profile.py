@@ -16,8 +16,6 @@ from nni_gconv.cli.networks.model_options import (
 from nni_gconv.cli.output import print_json
 from nni_gconv.errors import ConfigError
 
-__all__ = ["profile"]
-
 
 def profile(
     model: ModelName,

@@ -21,8 +21,6 @@ from nni_gconv.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["search_groups"]
-
 _CONVS = ("Conv1d", "Conv2d", "Conv3d")
 
 

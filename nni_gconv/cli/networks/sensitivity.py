@@ -11,8 +11,6 @@ from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, parse_overrides, print_json, progress_bar
 from nni_gconv.errors import ConfigError
 
-__all__ = ["parse_ratios", "sensitivity"]
-
 
 def sensitivity(
     source: Annotated[
@@ -108,7 +106,7 @@ def _is_experiment(source: str) -> bool:
 
 
 def _join(source: str, output: Path | None, tolerance: float, as_json: bool) -> None:
-    from nni_gconv.analysis.trial_curves import join_curves
+    from nni_gconv.report.trial_curves import join_curves
 
     found, files = join_curves(source, output=output, tolerance=tolerance)
     for file in files:

@@ -13,8 +13,6 @@ from torch.utils.data import Dataset
 
 from nni_gconv.errors import DataError
 
-__all__ = ["RAW_FILES", "ArrayData", "Arrays", "read_raw"]
-
 RAW_FILES = ("train_x.npy", "train_y.npy", "test_x.npy", "test_y.npy")
 """The raw-array layout: images uint8 (N, H, W, C) or (N, H, W), labels integers (N,)."""
 

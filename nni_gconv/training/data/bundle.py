@@ -9,8 +9,6 @@ from nni_gconv.training.data.augment import Augmentation
 from nni_gconv.training.data.folder import FolderData
 from nni_gconv.training.data.settings import Normalize
 
-__all__ = ["DataBundle"]
-
 
 @dataclass(frozen=True)
 class DataBundle:

@@ -21,8 +21,6 @@ from torchvision.transforms import v2
 from nni_gconv.errors import DataError
 from nni_gconv.training.seeding import derive_seed
 
-__all__ = ["FolderData", "eval_transform", "find_images", "train_transform"]
-
 Transform = Callable[[Image.Image], Tensor]
 
 

@@ -21,8 +21,6 @@ from nni_gconv.training.data.settings import DataSettings, Normalize
 from nni_gconv.training.data.sources import SOURCES, Source
 from nni_gconv.training.data.split import stratified_split
 
-__all__ = ["load_data"]
-
 _IMAGENET = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 

@@ -24,8 +24,6 @@ from nni_gconv.training.data.folder import FolderData
 from nni_gconv.training.data.settings import DataSettings, Normalize
 from nni_gconv.training.seeding import derive_seed, generator
 
-__all__ = ["Loader", "Loaders", "make_loaders"]
-
 Batch = tuple[Tensor, Tensor]
 _RESIDENT_BYTES = 4 * 2**30  # arrays up to this size are kept on the GPU
 

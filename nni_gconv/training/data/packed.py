@@ -25,8 +25,6 @@ import numpy as np
 from nni_gconv.errors import DataError
 from nni_gconv.training.data.arrays import Arrays, check_arrays
 
-__all__ = ["INDEX_FILE", "LABEL_FILE", "decode_piece", "read_packed"]
-
 INDEX_FILE = "cifar10.json"
 LABEL_FILE = "cifar10_labels.npz"
 _SIDE = 32

@@ -7,8 +7,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["DataName", "DataSettings", "Normalize"]
-
 DataName = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "synthetic"]
 
 

@@ -17,8 +17,6 @@ from nni_gconv.training.data.settings import DataSettings
 from nni_gconv.training.data.split import stratified_split
 from nni_gconv.training.seeding import derive_seed
 
-__all__ = ["SOURCES", "Source"]
-
 
 @dataclass(frozen=True)
 class Source:

@@ -6,8 +6,6 @@ import numpy as np
 
 from nni_gconv.training.seeding import derive_seed
 
-__all__ = ["stratified_split"]
-
 
 def stratified_split(
     labels: np.ndarray, count: int, seed: int, purpose: str = "validation"

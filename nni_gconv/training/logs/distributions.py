@@ -11,8 +11,6 @@ from nni_gconv import compat
 from nni_gconv.groupconv import gathers_of
 from nni_gconv.training.logs.metric_log import MetricLog
 
-__all__ = ["distributions", "log_distributions"]
-
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Histograms of a layer that one stage leaves at most: a longer one skips epochs.

@@ -17,8 +17,6 @@ from nni_gconv import compat
 from nni_gconv.errors import ConfigError, DataError
 from nni_gconv.training.logs.tensorboard import Events
 
-__all__ = ["FILE_NAME", "MetricLog", "check_numbers"]
-
 FILE_NAME = "metrics.jsonl"
 
 

@@ -15,8 +15,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["EpochProgress"]
-
 
 class EpochProgress:
     """Progress of one stage, on standard error.

@@ -13,8 +13,6 @@ import torch
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Events"]
-
 _BINS = 40
 
 

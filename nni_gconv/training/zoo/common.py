@@ -6,8 +6,6 @@ from torch import nn
 
 from nni_gconv.errors import ConfigError
 
-__all__ = ["check_depth", "init_weights", "scaled"]
-
 
 def scaled(channels: int, width: float) -> int:
     """Return `channels` times `width`, rounded, at least 1.

@@ -20,8 +20,6 @@ from nni_gconv.errors import ConfigError
 from .common import init_weights, scaled
 from .registry import register_model
 
-__all__ = ["CondenseLayer", "CondenseNet", "condensenet"]
-
 
 class CondenseLayer(nn.Module):
     """Bottleneck dense layer; the new channels stand behind the old ones."""

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from .common import check_depth, init_weights, scaled
 from .registry import register_model
 
-__all__ = ["DenseLayer", "DenseNet", "Transition", "densenet"]
-
 
 class DenseLayer(nn.Module):
     """Batch norm, ReLU and 3x3 convolution; the new channels stand behind the old ones."""

@@ -16,8 +16,6 @@ from .grouped import with_groups
 from .registry import lookup
 from .weights import load_weights
 
-__all__ = ["ModelSettings", "create_model", "input_size"]
-
 TORCHVISION = "torchvision:"
 IMAGENET_INPUT = (3, 224, 224)
 INCEPTION_INPUT = (3, 299, 299)

@@ -28,8 +28,6 @@ from torch import nn
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.groupconv import check_groups, conv_like, read_group_config, replace_layers
 
-__all__ = ["FORMS", "with_groups"]
-
 FORMS = ("grouped", "separable")
 
 

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from .common import check_depth, init_weights, scaled
 from .registry import register_model
 
-__all__ = ["PreActBottleneck", "PreResNet", "preresnet"]
-
 EXPANSION = 4
 
 

@@ -16,8 +16,6 @@ from torch import nn
 
 from nni_gconv.errors import ConfigError, nearest, unknown_name
 
-__all__ = ["CIFAR_INPUT", "ModelEntry", "list_models", "lookup", "register_model"]
-
 Factory = Callable[..., nn.Module]
 AnyFactory = TypeVar("AnyFactory", bound=Factory)
 

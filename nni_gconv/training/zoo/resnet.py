@@ -19,8 +19,6 @@ from nni_gconv.errors import ConfigError, unknown_name
 from .common import check_depth, init_weights, scaled
 from .registry import register_model
 
-__all__ = ["BasicBlock", "ResNet", "resnet"]
-
 
 def _shortcut(kind: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """Build the path around a block; plain torch modules, so that channels can be cut later."""

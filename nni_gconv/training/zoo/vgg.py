@@ -18,8 +18,6 @@ from nni_gconv.errors import ConfigError, unknown_name
 from .common import init_weights, scaled
 from .registry import register_model
 
-__all__ = ["VGG", "vgg"]
-
 WIDTHS = (64, 128, 256, 512, 512)
 CONVS_PER_STAGE = {
     11: (1, 1, 2, 2, 2),

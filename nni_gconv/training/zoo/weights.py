@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import CheckpointError
 
-__all__ = ["load_weights", "read_state_dict"]
-
 # Where training scripts put the state dict inside a checkpoint.
 WRAPPERS = ("state_dict", "model", "net")
 SHOWN = 3

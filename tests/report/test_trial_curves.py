@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from nni_gconv.analysis.curves import Curve, Point, Score, Sensitivity, Together
-from nni_gconv.analysis.trial_curves import join_curves
+from nni_gconv.analysis.curves import Curve, Point, Score, Together
+from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.cli import main
 from nni_gconv.errors import CheckpointError, ConfigError
+from nni_gconv.report.trial_curves import join_curves
 
 
 def trial(folder, layer, accuracies, criterion="l1"):

@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.report.figure import COLOURS, picture, picture_path
+from nni_gconv.figure import COLOURS, picture, picture_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from nni_gconv.groupconv.partition import Partition
-
-__all__ = ["plot_blocks"]
 
 
 def plot_blocks(

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from nni_gconv.compat.nni_database import read_config, read_database, read_tried
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment.database import read_config, read_database, read_tried
 
 # As NNI makes it; then a change that is cut off after it has reached the file.
 WRITER = """

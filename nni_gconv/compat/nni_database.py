@@ -14,12 +14,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nni_gconv.compat.nni_trial import flat_parameters
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment.manager import parse_metrics, parse_parameters
-
-__all__ = ["ExperimentRecord", "TrialRecord", "read_config", "read_database", "read_tried"]
 
 _END_EVENTS = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
+
+
+def parse_metrics(data: Any) -> dict[str, float]:
+    """Read a metric as NNI keeps it: JSON inside JSON, a number or a mapping of numbers."""
+    for _ in range(2):
+        if isinstance(data, str):
+            try:
+                data = json.loads(data)
+            except ValueError:
+                return {}
+    if isinstance(data, int | float) and not isinstance(data, bool):
+        return {"default": float(data)}
+    if not isinstance(data, dict):
+        return {}
+    return {k: float(v) for k, v in data.items() if isinstance(v, int | float)}
+
+
+def parse_parameters(text: Any) -> dict[str, Any]:
+    """Read the parameters out of NNI's record of a trial, flat; what is no JSON counts as none."""
+    try:
+        record = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return {}
+    parameters = record.get("parameters") if isinstance(record, dict) else None
+    return flat_parameters(parameters) if isinstance(parameters, dict) else {}
 
 
 @dataclass

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.report.files import output_file
+from nni_gconv.files import output_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["COLOURS", "picture", "picture_path"]
 
 # Okabe and Ito's palette, told apart with any colour vision; black and yellow are left out, black
 # for reference lines and yellow for being unreadable on white.

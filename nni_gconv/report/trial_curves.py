@@ -8,11 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from nni_gconv.analysis.curves import Curve, Point, Score, Sensitivity, Together
+from nni_gconv.analysis.curves import Curve, Point, Score, Together
+from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.errors import CheckpointError, ConfigError
-from nni_gconv.report import collect
-
-__all__ = ["join_curves"]
+from nni_gconv.report.collect import collect
 
 _CURVES = "curves.csv"
 
