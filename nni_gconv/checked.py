@@ -14,7 +14,7 @@ nni_gconv.errors.ConfigError: rate: 2.0 is not allowed (a number above 0, up to 
 >>> checked(Settings, {"rat": 0.5})
 Traceback (most recent call last):
 ...
-nni_gconv.errors.ConfigError: unknown option 'rat'; did you mean 'rate'? (allowed: rate)
+nni_gconv.errors.OptionError: unknown option 'rat'; did you mean 'rate'? (allowed: rate)
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -142,6 +143,10 @@ def _words(kind: Any) -> str:
 
 def _word(kind: Any) -> str:
     origin = get_origin(kind) or kind
+    if origin is Annotated:
+        return _word(get_args(kind)[0])
+    if is_dataclass(origin):
+        return "a name or a mapping"
     if origin is Literal:
         return ", ".join(str(word) for word in get_args(kind))
     if origin in (list, tuple):
@@ -160,6 +165,8 @@ def _range(field: FieldInfo) -> str:
     low = high = ""
     if "ge" in found:
         low = f" from {_shown(found['ge'])}"
+    elif "gt" in found and int in _parts(field.annotation):
+        low = f" from {_shown(found['gt'] + 1)}"
     elif "gt" in found:
         low = f" above {_shown(found['gt'])}"
     if "le" in found:
