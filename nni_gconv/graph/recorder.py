@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -23,12 +24,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_gconv import compat
+from nni_gconv.graph.restore import refuse_leaks, state_kept
 
 #: Source file, line, function.
 Frame = tuple[str, int, str]
 
 _OWN = tuple(
-    str(Path(__file__).with_name(f"{name}.py")) for name in ("recorder", "size_origins", "trace")
+    str(Path(__file__).with_name(f"{name}.py"))
+    for name in ("recorder", "restore", "size_origins", "trace")
 )
 #: Operators that turn a tensor into a Python number.
 _TO_NUMBER = frozenset(("_local_scalar_dense", "item", "is_nonzero"))
@@ -81,9 +84,11 @@ def record(
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         given = [recorder.take(leaf) for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(given, spec)
-        with _attributes_kept(model), module_calls(model) as recorder.running, recorder:
+        with state_kept(model), module_calls(model) as recorder.running, recorder:
             result = model(*fake_args, **fake_kwargs)
         recorder.finish(result)
+    del given, fake_args, fake_kwargs, result
+    refuse_leaks(recorder.let_go())
     return recorder
 
 
@@ -147,6 +152,19 @@ class Recorder(TorchDispatchMode):
                 for leaf in leaves
             )
         )
+
+    def let_go(self) -> list[weakref.ref[Tensor]]:
+        """Forget all tensors: of what the graph holds only shapes and types are left."""
+        made = [weakref.ref(x) for x in self._kept if compat.is_fake(x)]
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, Tensor):
+                node.meta["val"] = _shape_only(value)
+            elif isinstance(value, list | tuple):
+                node.meta["val"] = [_shape_only(x) if isinstance(x, Tensor) else x for x in value]
+        for known in (self._nodes, self._fakes, self._kept, self._reals, self._certain):
+            known.clear()  # type: ignore[attr-defined]
+        return made
 
     # -- operators --------------------------------------------------------------------------------
 
@@ -261,6 +279,10 @@ class Recorder(TorchDispatchMode):
             return func(self._real(tensor), *args[1:], **kwargs)
 
 
+def _shape_only(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
 def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """Change the tensors among the arguments of an operator."""
     if isinstance(value, Tensor):
@@ -323,23 +345,6 @@ def module_calls(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward assigns to its modules: it would be a fake tensor."""
-    before = [
-        (holder, dict(holder))
-        for module in model.modules()
-        for holder in (module.__dict__, module._parameters, module._buffers)
-    ]
-    try:
-        yield
-    finally:
-        for holder, items in before:
-            if len(holder) != len(items) or any(holder[k] is not v for k, v in items.items()):
-                holder.clear()
-                holder.update(items)
 
 
 # -- reading what was written down ----------------------------------------------------------------

@@ -18,7 +18,13 @@ from nni_gconv.speedup.optimizer import rebind
 from nni_gconv.speedup.plan import Cut, Plan, plan_cut
 from nni_gconv.speedup.report import SpeedupReport, layer_changes, speedup_notes, weight_shapes
 from nni_gconv.speedup.residual import Thinned, without_dead_blocks
-from nni_gconv.speedup.verify import mask_parameters, precise_copy, verify_equal
+from nni_gconv.speedup.verify import (
+    check_dummy,
+    check_finite,
+    mask_parameters,
+    precise_copy,
+    verify_equal,
+)
 
 #: A forward that holds this many different literal widths is not worth another attempt.
 _MAX_RETRIES = 32
@@ -87,6 +93,7 @@ class ModelSpeedup:
         if constants not in ("silence", "fold"):
             raise ConfigError(f"constants: {constants!r} is not allowed (allowed: fold, silence)")
         check_model(model)
+        check_dummy(dummy_input)
         if compat.is_wrapped(model):
             raise SpeedupError("the model is still wrapped by a pruner: call pruner.unwrap_model()")
         self.model = model
@@ -105,13 +112,18 @@ class ModelSpeedup:
 
     def speedup_model(self) -> nn.Module:
         """Make the model small, in place, and return it."""
+        # Of a model that nothing has run yet: what a trace were to leave behind would be seen.
+        pristine = precise_copy(self.model) if self.verify else None
         dense = trace(self.model, self.dummy_input)
         masks = read_masks(self.model, self._masks, dense.aliases)
         thinned = without_dead_blocks(
             self.model, self.dummy_input, dense, masks, followers_too=self.constants == "silence"
         )
-        cut, ready = self._cut_that_runs(thinned)
-        difference = self._verified(dense, thinned, cut) if self.verify else None
+        cut, small, ready = self._cut_that_runs(thinned)
+        difference = None
+        if pristine is not None:
+            check_finite(small, self.dummy_input, seed=self.seed)
+            difference = self._verified(pristine, dense, thinned, cut)
         before, self._before = weight_shapes(self.model), list(self.model.parameters())
         thinned.thin(self.model)
         self._replaced = apply_plan(self.model, thinned.graph, cut.plan, cut.kept, ready)
@@ -124,8 +136,8 @@ class ModelSpeedup:
         self._report = SpeedupReport(changes, notes, gathers, difference)
         return self.model
 
-    def _cut_that_runs(self, thinned: Thinned) -> tuple[Cut, list[Replaced]]:
-        """Find a cut that the forward can do with, and what it makes of a copy's tensors."""
+    def _cut_that_runs(self, thinned: Thinned) -> tuple[Cut, nn.Module, list[Replaced]]:
+        """Find a cut that the forward can do with, and what it makes of a copy and its tensors."""
         graph, masks = thinned.graph, thinned.masks
         wiring = Wiring(graph, masks)  # of the weights, which no attempt masks further
         pins: dict[Node, str] = {}
@@ -144,20 +156,18 @@ class ModelSpeedup:
                 small, self.dummy_input, graph, cut.channels, cut.decision.removed, pins
             )
             if met is None:
-                return cut, ready
+                return cut, small, ready
             pins[met] = f"a width is written in the forward, met at {location(met)}"
         raise SpeedupError("the forward holds too many literal widths to work around")
 
-    def _verified(self, dense: Graph, thinned: Thinned, cut: Cut) -> float:
-        """Compare masked and small model, both made anew, and return the difference."""
+    def _verified(self, pristine: nn.Module, dense: Graph, thinned: Thinned, cut: Cut) -> float:
+        """Compare masked and small model, both in float64, and return the difference."""
         # Cut anew in float64: constants folded into biases are rounded in the model's own.
-        masked = precise_copy(self.model)
-        small = thinned.copy_of(masked)
+        small = thinned.copy_of(precise_copy(self.model))
         apply_plan(small, thinned.graph, cut.plan, cut.kept)
-        # Only now: the small model has to be masked by the plan, not by what it is cut from.
-        mask_parameters(masked, {**thinned.gone, **cut.kept}, dense.aliases)
+        mask_parameters(pristine, {**thinned.gone, **cut.kept}, dense.aliases)
         return verify_equal(
-            masked,
+            pristine,
             small,
             self.dummy_input,
             graph=thinned.graph,

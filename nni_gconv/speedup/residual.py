@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nni_gconv.errors import TraceError
+from nni_gconv.errors import SpeedupError, TraceError
 from nni_gconv.graph import (
     ACTIVATIONS,
     Graph,
@@ -84,7 +84,37 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 
     Biases and norms, to which a plan may add, are copied; they are small.
     """
-    return copy.deepcopy(model, {id(p): p for p in model.parameters() if p.dim() > 1})
+    return copy_with(model, {id(p): p for p in model.parameters() if p.dim() > 1})
+
+
+def copy_with(model: nn.Module, made: dict[int, Tensor]) -> nn.Module:
+    """Copy a model; in place of a tensor whose id is in `made` the copy has the one given there.
+
+    Raises
+    ------
+    SpeedupError
+        The model holds what cannot be copied: a lock, an open file, a running thread.
+    """
+    try:
+        return copy.deepcopy(model, dict(made))
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SpeedupError(
+            f"the model cannot be copied: {_uncopyable(model, made)}: {first}; take it out of the "
+            "model for the speedup"
+        ) from error
+
+
+def _uncopyable(model: nn.Module, made: dict[int, Tensor]) -> str:
+    """Name the attribute of a module that cannot be copied."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name != "_modules":
+                try:
+                    copy.deepcopy(value, dict(made))
+                except Exception:
+                    return f"{type(module).__name__}.{name}"
+    return type(model).__name__
 
 
 @dataclass(frozen=True)

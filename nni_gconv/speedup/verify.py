@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from nni_gconv.errors import SpeedupError
+from nni_gconv.errors import ConfigError, SpeedupError
 from nni_gconv.graph import ChannelMap, ChannelOrder, Graph, as_inputs, varying
+from nni_gconv.modes import evaluating
+from nni_gconv.speedup.residual import copy_with
 
 #: Largest relative difference by dtype, as the contract promises.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -26,8 +27,8 @@ def precise_copy(model: nn.Module) -> nn.Module:
             if isinstance(tensor, nn.Parameter):
                 copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
             made[id(tensor)] = copied
-    # What the memo holds counts as copied: no copy in the old type is made on the way.
-    return copy.deepcopy(model, made)
+    # What is given counts as copied: no copy in the old type is made on the way.
+    return copy_with(model, made)
 
 
 def mask_parameters(
@@ -82,14 +83,14 @@ def verify_equal(
         masked, small = masked.to(dtype).eval(), small.to(dtype).eval()
         inputs = _randomised(given, dtype, seed)
         try:
-            expected, got = _outputs(masked, inputs), _outputs(small, inputs)
+            expected, got = _outputs(masked, inputs, seed), _outputs(small, inputs, seed)
         except (RuntimeError, ValueError, IndexError) as failed:
             error = failed
             continue
         worst = max((_difference(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
         if not worst <= TOLERANCE[dtype]:
             layer = _first_divergence(
-                masked, small, inputs, graph, channels, order, TOLERANCE[dtype]
+                masked, small, inputs, graph, channels, order, TOLERANCE[dtype], seed
             )
             raise SpeedupError(
                 f"the small model differs from the masked one by {worst:.1e} of its largest "
@@ -97,6 +98,40 @@ def verify_equal(
             )
         return worst
     raise SpeedupError(f"the models do not run on random inputs: {error}")
+
+
+def check_dummy(dummy_input: Any) -> None:
+    """Refuse example arguments that are no numbers: nothing that is made of them can be checked."""
+    for leaf in pytree.tree_leaves(as_inputs(dummy_input)):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any()):
+            raise ConfigError("dummy_input: holds NaN; give numbers, zeros will do")
+
+
+def check_finite(small: nn.Module, dummy_input: Any, *, seed: int = 0) -> None:
+    """Refuse a model that overflows in its own type, however right it is in float64.
+
+    Raises
+    ------
+    SpeedupError
+        On random inputs an output is not finite. Names the largest of the model's parameters.
+    """
+    sizes = {n: float(p.detach().abs().max()) for n, p in small.named_parameters() if p.numel()}
+    types = {p.dtype for p in small.parameters() if p.is_floating_point()}
+    if len(types) != 1:
+        return
+    dtype = types.pop()
+    inputs = _randomised(as_inputs(dummy_input), dtype, seed)
+    try:
+        with evaluating(small):
+            outputs = _outputs(small, inputs, seed)
+    except Exception:  # it has run on the example itself
+        return
+    if not all(bool(x.isfinite().all()) for x in outputs if x.is_floating_point()):
+        largest = max(sizes, key=lambda name: (sizes[name] != sizes[name], sizes[name]))
+        raise SpeedupError(
+            f"the small model's output is not finite in {str(dtype).removeprefix('torch.')}; its "
+            f"largest parameter is {largest}, {sizes[largest]:.1e}"
+        )
 
 
 def _attempts(dummy_input: Any) -> list[tuple[torch.dtype, Any]]:
@@ -129,8 +164,11 @@ def _randomised(inputs: Any, dtype: torch.dtype, seed: int) -> tuple[tuple, dict
     return pytree.tree_map(randomise, inputs)
 
 
-def _outputs(model: nn.Module, inputs: tuple[tuple, dict]) -> list[Tensor]:
-    with torch.no_grad():
+def _outputs(model: nn.Module, inputs: tuple[tuple, dict], seed: int) -> list[Tensor]:
+    """Run a model; what its forward draws at random is the same in each run."""
+    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+    with torch.no_grad(), torch.random.fork_rng({x.device for x in tensors if x.is_cuda}):
+        torch.manual_seed(seed)
         result = model(*inputs[0], **inputs[1])
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
@@ -156,11 +194,12 @@ def _first_divergence(
     channels: ChannelMap,
     order: ChannelOrder,
     tolerance: float,
+    seed: int,
 ) -> str:
     """Name the first module, in the order they run, whose kept channels differ."""
     last = {graph.owner(node): node for node in graph.nodes if node.op == "call_function"}
-    reference = _record(masked, inputs)
-    for name, got in _record(small, inputs).items():
+    reference = _record(masked, inputs, seed)
+    for name, got in _record(small, inputs, seed).items():
         node, expected = last.get(name), reference.get(name)
         if node is None or expected is None:
             continue
@@ -175,7 +214,7 @@ def _first_divergence(
     return "the output (no single layer differs)"
 
 
-def _record(model: nn.Module, inputs: tuple[tuple, dict]) -> dict[str, Tensor]:
+def _record(model: nn.Module, inputs: tuple[tuple, dict], seed: int) -> dict[str, Tensor]:
     """Outputs of the innermost modules, in the order they ran first."""
     seen: dict[str, Tensor] = {}
     handles = []
@@ -189,7 +228,7 @@ def _record(model: nn.Module, inputs: tuple[tuple, dict]) -> dict[str, Tensor]:
 
         handles.append(module.register_forward_hook(keep))
     try:
-        _outputs(model, inputs)
+        _outputs(model, inputs, seed)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,11 +1,14 @@
 """The comparison itself: what is run, in which precision, and what it leaves as it was."""
 
+import copy
+import threading
+
 import pytest
 import torch
 from torch import nn
 
 from nni_gconv import ModelSpeedup
-from nni_gconv.errors import SpeedupError
+from nni_gconv.errors import ConfigError, SpeedupError
 from nni_gconv.speedup.residual import sharing_copy
 from nni_gconv.speedup.verify import mask_parameters, precise_copy
 
@@ -149,3 +152,81 @@ def test_masked_parameters():
     assert torch.equal(net.a.weight, before * kept)
     assert net.tied.weight is net.a.weight
     assert bool(sharing.a.weight.isinf().any())
+
+
+# -- what float64 does not see --------------------------------------------------------------------
+
+
+def test_a_model_that_overflows_in_its_own_type_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        net[1].weight[3] = 1e38
+        net[2].weight[:, 3] = 10.0
+    gone = {"0": {"weight": torch.ones(8, 3, 1, 1), "bias": torch.ones(8)}}
+    gone["0"]["weight"][:2] = gone["0"]["bias"][:2] = 0
+    before = copy.deepcopy(net.state_dict())
+    message = r"output is not finite in float32; its largest parameter is 1\.weight, 1\.0e\+38"
+    with pytest.raises(SpeedupError, match=message):
+        ModelSpeedup(net, torch.zeros(1, 3, 8, 8), gone).speedup_model()
+    assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
+    small = ModelSpeedup(net.double(), torch.zeros(1, 3, 8, 8).double(), gone).speedup_model()
+    assert small[0].out_channels == 6
+
+
+@pytest.mark.parametrize(
+    "dummy", [torch.full((1, 3, 8, 8), torch.nan), {"x": torch.tensor(torch.nan)}]
+)
+def test_an_example_that_is_no_number_is_refused(dummy):
+    with pytest.raises(ConfigError, match="dummy_input: holds NaN"):
+        ModelSpeedup(Net(), dummy, masks())
+
+
+class Noisy(Net):
+    """Draws random numbers in its forward, in evaluation too."""
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z + torch.randn_like(z) * torch.rand(())
+
+
+def test_a_forward_that_draws_random_numbers_draws_the_same():
+    speedup = ModelSpeedup(Noisy(), torch.zeros(1, 3, 8, 8), masks())
+    assert speedup.speedup_model().a.out_channels == 5
+    assert speedup.report().difference < 1e-12
+
+
+def test_what_a_trace_leaves_behind_is_seen(monkeypatch):
+    """The reference is a copy made before anything has run the model."""
+    from nni_gconv.speedup import model_speedup
+
+    class Shifted(Net):
+        def __init__(self):
+            super().__init__()
+            self.held = [torch.zeros(())]
+
+        def forward(self, x):
+            return super().forward(x) + self.held[0]
+
+    real = model_speedup.trace
+
+    def spoiling(model, example):
+        graph = real(model, example)
+        model.held[0] = torch.ones(())
+        return graph
+
+    monkeypatch.setattr(model_speedup, "trace", spoiling)
+    with pytest.raises(SpeedupError, match="differs from the masked one"):
+        ModelSpeedup(Shifted(), torch.zeros(1, 3, 8, 8), masks()).speedup_model()
+
+
+class Locked(Net):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_model_that_cannot_be_copied_is_said(verify):
+    message = r"^the model cannot be copied: Locked\.lock: .*lock"
+    with pytest.raises(SpeedupError, match=message):
+        ModelSpeedup(Locked(), torch.zeros(1, 3, 8, 8), masks(), verify=verify).speedup_model()
