@@ -24,7 +24,8 @@ from nni_gconv.graph.mask_groups import (
 from nni_gconv.graph.masks import Masks, Wiring, load_masks, read_masks
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.recorder import module_calls, op_name, shape_of
-from nni_gconv.graph.rules import new_indices, write_indices
+from nni_gconv.graph.replay import Replay, Values
+from nni_gconv.graph.rules import argument, new_indices, write_indices
 from nni_gconv.graph.segments import ChannelOrder, Segments
 from nni_gconv.graph.size_origins import watch_sizes
 from nni_gconv.graph.trace import Graph, as_inputs, example_input, location, trace
@@ -46,8 +47,11 @@ __all__ = [
     "Masks",
     "Member",
     "Read",
+    "Replay",
     "Segments",
+    "Values",
     "Wiring",
+    "argument",
     "as_inputs",
     "balances",
     "bias_owner",

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.rules import argument
+from nni_gconv.graph import argument, op_name, shape_of
 
 #: Layers whose outputs are a matrix of weights times what they read.
 MATRIX_LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})

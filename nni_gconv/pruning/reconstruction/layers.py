@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.replay import Values
-from nni_gconv.graph.rules import argument
-from nni_gconv.graph.trace import Graph
+from nni_gconv.graph import Graph, Values, argument, op_name, shape_of
 from nni_gconv.pruning.calibration.patches import Geometry, is_matrix_layer
 
 #: Scale, running variance and epsilon of a batch norm.

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.recorder import shape_of
-from nni_gconv.graph.replay import Replay, Values
-from nni_gconv.graph.trace import Graph
+from nni_gconv.graph import Graph, Replay, Values, shape_of
 from nni_gconv.pruning.calibration.patches import read_at, said_at, sample_places
 from nni_gconv.pruning.reconstruction.layers import Layer, find_layers
 from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
