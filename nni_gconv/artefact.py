@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nni_gconv._version import __version__
 from nni_gconv.errors import CheckpointError, check_model
-from nni_gconv.files import atomic_path
+from nni_gconv.files import atomic_path, sort_header
 from nni_gconv.groupconv import gathers_of, wrap_gathers
 from nni_gconv.speedup import steps_of, take_out
 
@@ -154,6 +154,7 @@ def save_compact(
     metadata["nni_gconv.weights_sha256"] = weights_digest(tensors)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+        sort_header(temporary)
     return path
 
 

@@ -6,7 +6,9 @@ mistakes answer at once, without loading torch.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from nni_gconv.cli.networks.profile import profile
 from nni_gconv.cli.networks.search_groups import search_groups
 from nni_gconv.cli.networks.sensitivity import sensitivity
 from nni_gconv.cli.run import run
+from nni_gconv.cli.signals import Terminated
 from nni_gconv.errors import NniGconvError
 
 __all__ = ["app", "main"]
@@ -125,16 +128,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(f"{error.format_message()} (see {path} --help)")  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED  # newer typers return it, older ones raise
+    except Terminated:
+        code = _INTERRUPTED
+        _end_by(signal.SIGTERM)
     except BrokenPipeError:
         # `nni-gconv report ... | head`: the reader has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        _fail(_os_words(error))
+    except MemoryError:
+        _fail(_NO_MEMORY)
+    except RuntimeError as error:
+        if not re.search(r"out of memory|can't allocate memory|not enough memory", str(error)):
+            raise
+        _fail(_NO_MEMORY)
     if code == _INTERRUPTED and "NNI_TRIAL_JOB_ID" in os.environ:
         # NNI interrupts a trial to stop it early, and counts one that then exits with a code as
         # failed; one that the signal itself ends is stopped or cancelled.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        _end_by(signal.SIGINT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_by(number: signal.Signals) -> None:
+    """End as one that this signal ended; whoever started the process can tell."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+_NO_MEMORY = "not enough memory: take a smaller batch, image or network"
+
+
+def _os_words(error: OSError) -> str:
+    """Say what the system refused, on which file, and what to do."""
+    what = error.strerror or str(error) or type(error).__name__
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    place = f"{' -> '.join(names)}: " if names else ""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = (
+        "; what was finished is kept: make room and run it again" if error.errno in full else ""
+    )
+    return f"{place}{what}{remedy}"
 
 
 def _fail(message: str) -> None:

@@ -91,7 +91,7 @@ def parse_overrides(items: Sequence[str], flag: str = "-o") -> dict[str, Any]:
     >>> parse_overrides(["prune.budget.macs=0.5", "train.epochs=3", "model.name=resnet20"])
     {'prune.budget.macs': 0.5, 'train.epochs': 3, 'model.name': 'resnet20'}
     """
-    import yaml
+    from nni_gconv.yaml12 import read_yaml
 
     overrides: dict[str, Any] = {}
     for item in items:
@@ -100,9 +100,12 @@ def parse_overrides(items: Sequence[str], flag: str = "-o") -> dict[str, Any]:
         if not equals or not key or not all(key.split(".")):
             raise ConfigError(f"{flag} {item}: expected dotted.key=value")
         try:
-            overrides[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"{flag} {item}: the value is not valid YAML") from None
+            overrides[key] = read_yaml(text, "value")
+        except ConfigError as error:
+            reason = str(error).partition("not valid YAML: ")[2]
+            raise ConfigError(
+                f"{flag} {item:.200}: the value is not valid YAML: {reason}"
+            ) from None
     return overrides
 
 

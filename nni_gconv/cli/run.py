@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, parse_overrides, print_json
+from nni_gconv.cli.signals import interruptible
 
 
 def run(
@@ -46,7 +48,24 @@ def run(
 ) -> None:
     """Run a recipe: train, prune, speed up, fine-tune, export, measure."""
     overrides = parse_overrides(override or [])
+    again = _arguments(recipe, override or [], output, True, quiet, as_json)
+    # Of the processes of torchrun one speaks.
+    silent = os.environ.get("RANK", "0") != "0"
+    words = "" if silent else f"go on with: nni-gconv run {shlex.join(again)}"
+    with interruptible(words):
+        _run(recipe, override or [], overrides, output, resume, gpus, quiet, as_json)
 
+
+def _run(
+    recipe: Path,
+    override: list[str],
+    overrides: dict[str, Any],
+    output: Path | None,
+    resume: bool,
+    gpus: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     from nni_gconv.recipe import run_recipe
     from nni_gconv.recipe.gpus import run_torchrun, torchrun_size
     from nni_gconv.recipe.load import load_recipe
@@ -55,7 +74,7 @@ def run(
     loaded = load_recipe(recipe, overrides)
     processes = torchrun_size(loaded, gpus)
     if processes:
-        again = _arguments(recipe, override or [], output, resume, quiet, as_json)
+        again = _arguments(recipe, override, output, resume, quiet, as_json)
         code = run_torchrun(loaded, processes, again)
         if code is not None:
             raise typer.Exit(code)

@@ -50,6 +50,7 @@ from nni_gconv.compat.nni_wrapper import (
 )
 from nni_gconv.compat.nvml import DriverGpus, driver_gpus
 from nni_gconv.compat.torch_edges import (
+    check_onnx,
     end_process_group,
     export_onnx,
     fake_tensors,
@@ -69,6 +70,7 @@ __all__ = [
     "HOST_KEYS",
     "DriverGpus",
     "algorithm_class",
+    "check_onnx",
     "continue_intermediates",
     "dispatcher_exception",
     "dispatcher_folder",

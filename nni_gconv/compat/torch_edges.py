@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "check_onnx",
     "end_process_group",
     "export_onnx",
     "fake_tensors",
@@ -145,6 +146,13 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def check_onnx() -> None:
+    """Raise a ConfigError where a package that ONNX files need is not installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"export to ONNX needs {package}: pip install 'nni-gconv[export]'")
+
+
 def export_onnx(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -155,9 +163,7 @@ def export_onnx(
     """Write ONNX through ``torch.export``, weights in the one file."""
     import torch
 
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"export to ONNX needs {package}: pip install 'nni-gconv[export]'")
+    check_onnx()
     with _quiet(), contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(
             model,

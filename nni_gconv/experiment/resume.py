@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from nni_gconv.compat.nni_database import read_config, read_database, read_tried
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.checks.plan import ExperimentPlan, Resumption
@@ -20,6 +18,7 @@ from nni_gconv.experiment.locate import find_experiment
 from nni_gconv.experiment.manager import ENDED, FAILED
 from nni_gconv.experiment.running import end_processes
 from nni_gconv.files import write_text
+from nni_gconv.yaml12 import write_yaml
 
 if TYPE_CHECKING:
     import psutil
@@ -134,7 +133,7 @@ def resume_plan(
     if max_trials is not None:
         data["maxTrialNumber"] = max_trials
     file = folder / "resumed.yml"
-    write_text(file, yaml.safe_dump(data, sort_keys=False))
+    write_text(file, write_yaml(data))
     plan = preflight(file, port=port, concurrency=concurrency, loopback=loopback)
 
     left = end_processes(folder)

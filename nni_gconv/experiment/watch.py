@@ -298,7 +298,8 @@ def watch(
                 return outcome
             time.sleep(poll_seconds)
     except KeyboardInterrupt:
-        return watcher.end(Ending.INTERRUPTED, "interrupted")
+        again = f"interrupted; go on with: nni-gconv resume {experiment.id}"
+        return watcher.end(Ending.INTERRUPTED, again)
 
 
 def failure_words(experiment: RunningExperiment, trial: TrialState) -> str:

@@ -37,9 +37,9 @@ class LatencySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_sizes: tuple[PositiveInt, ...] = Field(
-        default=(1, 64), description="Batch sizes that are timed, each on its own"
+        default=(1, 64), min_length=1, description="Batch sizes that are timed, each on its own"
     )
-    threads: PositiveInt = Field(default=1, description="CPU threads of one operator")
+    threads: PositiveInt = Field(default=1, le=256, description="CPU threads of one operator")
     warmup: NonNegativeInt = Field(default=3, description="Runs before the timed ones")
     min_runs: PositiveInt = Field(default=10, description="At least so many timed runs")
     min_seconds: NonNegativeFloat = Field(

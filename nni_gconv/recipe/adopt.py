@@ -10,13 +10,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from nni_gconv.errors import ConfigError
+from nni_gconv.files import lock_of
 from nni_gconv.recipe.folder import first_difference
 from nni_gconv.recipe.schema import Recipe
-
-__all__ = ["adopt_unfinished"]
+from nni_gconv.yaml12 import read_yaml
 
 # What NNI and the lock keep in a trial's folder, and what is said of that trial alone.
 _OWN = ("trial.log", "trial.stdout", "trial.stderr", ".lock", "nni_told.json", "result.json")
@@ -47,28 +47,36 @@ def adopt_unfinished(path: Path, recipe: Recipe) -> Path | None:
         if folder == path or (folder / "result.json").exists() or not _same(file, content):
             continue
         try:
-            with FileLock(folder / ".lock", timeout=0):
+            with lock_of(folder / ".lock", timeout=0):
                 _copy(folder, path)
-        except Timeout:
-            continue  # it runs: nobody needs to go on with it
+        except (Timeout, ConfigError):
+            continue  # it runs, and nobody needs to go on with it; or a link stands there
         return folder
     return None
 
 
 def _same(file: Path, content: dict[str, object]) -> bool:
     try:
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        before = read_yaml(file.read_text(encoding="utf-8"), file.name)
+    except (OSError, ConfigError, UnicodeDecodeError):
         return False
     return isinstance(before, dict) and first_difference(before, content) is None
+
+
+def _ignored(folder: str, names: list[str]) -> list[str]:
+    """Leave out what is another trial's own, halves of files, and links, which lead elsewhere."""
+    return [
+        name
+        for name in names
+        if name in _OWN or name.startswith(".part-") or Path(folder, name).is_symlink()
+    ]
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy whole or not at all: the recipe, by which a folder is known, comes last."""
     parts = target / ".adopted"
     shutil.rmtree(parts, ignore_errors=True)
-    ignore = shutil.ignore_patterns(*_OWN)
-    shutil.copytree(source, parts, ignore=ignore, symlinks=True)
+    shutil.copytree(source, parts, ignore=_ignored)
     for entry in sorted(parts.iterdir(), key=lambda one: one.name == "recipe.yml"):
         place = target / entry.name
         if place.is_dir() and not place.is_symlink():

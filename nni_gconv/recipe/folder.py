@@ -7,25 +7,30 @@ says so, which is written last.
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from nni_gconv import compat
 from nni_gconv.errors import CheckpointError, ConfigError
-from nni_gconv.files import write_json, write_text
+from nni_gconv.files import links_in, lock_of, sweep, write_json, write_text
 from nni_gconv.recipe.schema import Recipe
+from nni_gconv.recipe.seal import State, opened, sealed, state_of, written_since
 from nni_gconv.training.distributed import Distributed
-
-__all__ = ["TrialFolder", "choose_output", "first_difference"]
+from nni_gconv.yaml12 import read_yaml, write_yaml
 
 #: Keys that change where and how fast a trial runs, not what it computes.
 _INCIDENTAL = ("device", "gpus", "threads")
+#: Keys that the first stage depends on: its checkpoint serves any recipe in which they are equal.
+_OF_TRAINING = ("seed", "model", "data", "train")
+#: What an unfinished stage leaves.
+_LEFTOVERS = ("train", "sparsify", "finetune", "tensorboard", "metrics.jsonl")
 
 
 def choose_output(recipe: Recipe, output: Path | None) -> Path:
@@ -62,11 +67,12 @@ class TrialFolder:
     ) -> None:
         self.path = path
         self.stages: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, dict[str, list[Any]]] = {}
         self._file = path / "stages.json"
         self._distributed = distributed
-        self._lock = FileLock(path / ".lock")
         if distributed.is_main:
             path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_of(path / ".lock")
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
@@ -87,35 +93,72 @@ class TrialFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        if self._distributed.is_main:
+            self._lock.release()
 
     def _claim(self, recipe: Recipe, resume: bool) -> None:
+        """Make the folder this recipe's; one in which no stage has finished is free."""
+        sweep(self.path)
+        links = links_in(self.path)
+        if links:
+            raise ConfigError(
+                f"{links[0]} is a link: a trial writes nowhere but in its folder; remove it, or "
+                "choose another --output"
+            )
         file = self.path / "recipe.yml"
         content = recipe.model_dump(mode="json")
-        if file.is_file():
-            if not resume:
-                raise ConfigError(f"{self.path} holds a run already: choose another --output")
-            try:
-                before = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise CheckpointError(
-                    f"{file} is damaged: choose another --output, or delete the folder"
-                ) from error
-            changed = first_difference(before, content)
-            if changed:
-                raise ConfigError(
-                    f"{self.path} holds a run of another recipe ({changed}): "
-                    "choose another --output"
-                )
-        else:
-            write_text(file, yaml.safe_dump(content, sort_keys=False))
-        if self._file.is_file():
-            try:
-                self.stages = json.loads(self._file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CheckpointError(
-                    f"{self._file} is damaged; delete it to start anew"
-                ) from error
+        before = _read_recipe(file)
+        if before is None and file.is_file() and self._file.is_file():
+            raise CheckpointError(
+                f"{file} is damaged: choose another --output, or delete the folder"
+            )
+        self._read_stages()
+        if self.stages and not resume:
+            raise ConfigError(f"{self.path} holds a run already: choose another --output")
+        if self.stages and before is None:
+            raise CheckpointError(
+                f"{file} is missing: choose another --output, or delete the folder"
+            )
+        changed = "" if before is None else first_difference(before, content)
+        if changed and self.stages:
+            raise ConfigError(
+                f"{self.path} holds a run of another recipe ({changed}): "
+                f"choose another --output (the recipe of that run is {file})"
+            )
+        if not self.stages and not _goes_on(before, content, resume):
+            self._put_aside()
+        if before is None or changed:
+            write_text(file, write_yaml(content))
+
+    def _read_stages(self) -> None:
+        if not self._file.is_file():
+            return
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self._file} is damaged; delete it to begin with the first stage again"
+            ) from error
+        for name, entry in found.items():
+            self.stages[name], self._files[name] = opened(self._file, name, entry)
+
+    def _put_aside(self) -> None:
+        """Move what an unfinished run of another recipe left; epochs it trained are not lost."""
+        found = [self.path / name for name in _LEFTOVERS if (self.path / name).exists()]
+        if not any(self.path.glob("*/checkpoint.pt")):
+            for path in found:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return
+        number = 1
+        while (self.path / f"earlier-{number}").exists():
+            number += 1
+        target = self.path / f"earlier-{number}"
+        target.mkdir()
+        for path in found:
+            path.replace(target / path.name)
+        sys.stderr.write(f"an unfinished run of another recipe was moved to {target}\n")
 
     def finished(self, stage: str) -> bool:
         """Tell whether a stage was finished by this or an earlier process."""
@@ -133,11 +176,33 @@ class TrialFolder:
         """
         if not self.finished(stage):
             begun = time.monotonic()
+            before: State = state_of(self.path) if self._distributed.is_main else {}
             facts = work()
             self.stages[stage] = {"seconds": round(time.monotonic() - begun, 3), **facts}
             if self._distributed.is_main:
-                write_json(self._file, self.stages)
+                self._files[stage] = written_since(self.path, before)
+                content = {
+                    name: sealed(name, found, self._files.get(name, {}))
+                    for name, found in self.stages.items()
+                }
+                write_json(self._file, content)
         return self.stages[stage]
+
+
+def _read_recipe(file: Path) -> Any:
+    """Return the recipe that a folder was begun with, None where there is none to be read."""
+    try:
+        return read_yaml(file.read_text(encoding="utf-8"), file.name) or None
+    except (FileNotFoundError, ConfigError, UnicodeDecodeError):
+        return None
+
+
+def _goes_on(before: Any, now: dict[str, Any], resume: bool) -> bool:
+    """Tell whether what an unfinished run left serves this recipe."""
+    if not resume or not isinstance(before, dict):
+        return False
+    keys = now if now.get("train") is None else _OF_TRAINING
+    return all(before.get(key) == now[key] for key in keys if key not in _INCIDENTAL)
 
 
 def first_difference(before: Any, now: Any, where: str = "") -> str | None:

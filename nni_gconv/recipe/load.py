@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from nni_gconv.errors import ConfigError, NniGconvError, nearest
 from nni_gconv.recipe.schema import Recipe
+from nni_gconv.yaml12 import read_yaml
 
-__all__ = ["apply_overrides", "load_recipe", "parse_recipe"]
+_DEPTH = 64
+_LARGEST = 2**64
 
 
 def load_recipe(
@@ -57,12 +59,9 @@ def _read(path: Path) -> dict[str, Any]:
             hint = f"; nearest: {', '.join(close)}" if close else ""
         raise ConfigError(f"no recipe at {path}{hint}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path.name}{line}: not valid YAML: {problem}") from error
+        data = read_yaml(path.read_text(encoding="utf-8"), path.name)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path.name}: expected a mapping of sections, got {type(data).__name__}")
     return data
@@ -80,6 +79,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
     for key, value in overrides.items():
         place: Any = result
         parts = key.split(".")
+        if len(parts) > _DEPTH:
+            raise ConfigError(f"override {key[:60]}...: nested deeper than {_DEPTH} levels")
         for i, part in enumerate(parts[:-1]):
             place = _step(place, part, ".".join(parts[: i + 1]))
         last = parts[-1]
@@ -92,10 +93,20 @@ def apply_overrides(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
     return result
 
 
-def _copy(data: Any) -> Any:
+def _copy(data: Any, where: str = "", depth: int = 0) -> Any:
+    """Copy nested content; what a recipe cannot hold is refused with its dotted key."""
+    if depth > _DEPTH:
+        raise ConfigError(f"{where[:60]}...: nested deeper than {_DEPTH} levels")
     if isinstance(data, Mapping):
-        return {k: _copy(v) for k, v in data.items()}
-    return [_copy(v) for v in data] if isinstance(data, list | tuple) else data
+        return {k: _copy(v, f"{where}.{k}" if where else str(k), depth + 1)
+                for k, v in data.items()}  # fmt: skip
+    if isinstance(data, list | tuple):
+        return [_copy(v, f"{where}.{i}", depth + 1) for i, v in enumerate(data)]
+    if isinstance(data, float) and not math.isfinite(data):
+        raise ConfigError(f"{where}: {data} is not allowed: give a finite number")
+    if isinstance(data, int) and abs(data) > _LARGEST:
+        raise ConfigError(f"{where}: a number of {len(str(data))} digits is not allowed")
+    return data
 
 
 def _step(place: Any, part: str, where: str) -> Any:
@@ -119,9 +130,16 @@ def _index(items: list[Any], part: str, where: str) -> int:
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Check the content of a recipe; the first thing wrong is a ConfigError of one line."""
     try:
-        return Recipe.model_validate(_copy(data))
+        return Recipe.model_validate(_copied(data, where))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_error(error)}") from error
+
+
+def _copied(data: Mapping[str, Any], where: str) -> Any:
+    try:
+        return _copy(data)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _first_error(error: ValidationError) -> str:

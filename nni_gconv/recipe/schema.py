@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nni_gconv.profiling.latency import LatencySettings
 from nni_gconv.pruning.settings import PruneSettings
@@ -83,12 +84,14 @@ class Recipe(BaseModel):
     model_config = _FORBID
 
     name: str | None = Field(None, description="Shown in reports; default: the file's name.")
-    seed: int = Field(0, ge=0, description="Of weights, splits, order and augmentation.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Of weights, splits, order and augmentation.")
     device: str = Field("auto", description="cpu, cuda, cuda:1, or auto: a GPU when there is one.")
     gpus: int = Field(
         1, ge=1, description="GPUs a trial takes under NNI; with more than one, torchrun starts it."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice.")
+    threads: int | None = Field(
+        None, ge=1, le=256, description="CPU threads; null leaves torch's choice."
+    )
     model: ModelSettings
     data: DataSettings
     train: TrainStage | None = None
@@ -102,6 +105,18 @@ class Recipe(BaseModel):
         None,
         description="Weights of metrics whose sum is reported as 'default'; null: accuracy.",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str | None) -> str | None:
+        """The name is that of a folder under ``runs/``; it must not lead anywhere else."""
+        if name is None:
+            return None
+        if not name.strip(". ") or re.search(r"[/\\:\x00-\x1f\x7f]", name):
+            raise ValueError("a plain name without / or \\ is needed, it names a folder")
+        if len(name.encode("utf-8", "replace")) > 200:
+            raise ValueError("at most 200 letters")
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

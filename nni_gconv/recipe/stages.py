@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,7 +19,7 @@ from nni_gconv import compat
 from nni_gconv.artefact import holds_plan, load_compact, save_compact, versions
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.export import export_model
-from nni_gconv.files import atomic_path, write_json
+from nni_gconv.files import atomic_path, links_in, lock_of, write_json
 from nni_gconv.graph import load_masks
 from nni_gconv.pruning.registry import create_pruner
 from nni_gconv.recipe.folder import TrialFolder
@@ -28,6 +27,7 @@ from nni_gconv.recipe.measure import measure_models
 from nni_gconv.recipe.pictures import log_blocks
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
+from nni_gconv.recipe.seal import opened, sealed, written_since
 from nni_gconv.recipe.setup import check_runs, choose_device, reset_parameters
 from nni_gconv.speedup import ModelSpeedup, compare_sizes
 from nni_gconv.training.data import load_data, make_loaders
@@ -89,6 +89,8 @@ class Trial:
             num_classes=self.num_classes,
         )
         self._check_prune()
+        if "onnx" in recipe.export.formats and not self.folder.finished("export"):
+            compat.check_onnx()
         self.dense = self.model
 
     def __enter__(self) -> Trial:
@@ -119,7 +121,10 @@ class Trial:
             if shared is None:
                 self.folder.run("train", lambda: self._train_in(self.folder.path, self.log))
             else:
+                done = self.folder.finished("train")
                 self.folder.run("train", lambda: self._train_shared(shared))
+                if done and (shared / "train.json").is_file():
+                    self._read_shared(shared / "train.json")
             self._load_state(self.model, (shared or self.folder.path) / DENSE)
         self.dense = copy.deepcopy(self.model)
 
@@ -143,8 +148,8 @@ class Trial:
         """Train the small model."""
         if self.recipe.finetune is not None:
             self.folder.run("finetune", self._finetune)
-        elif not (self.folder.path / COMPACT).is_file():
-            self._save_compact(COMPACT)
+        else:
+            self.folder.run("compact", self._keep)
         self.distributed.barrier()
         path = self.folder.path / COMPACT
         self.model = load_compact(path, self.architecture, device=self.device)
@@ -184,6 +189,7 @@ class Trial:
             stages={
                 name: {k: v for k, v in stage.items() if k not in facts or k == "seconds"}
                 for name, stage in self.folder.stages.items()
+                if name != "compact"  # a copy, no work
             },
             seed=recipe.seed,
             recipe=recipe.model_dump(mode="json"),
@@ -285,11 +291,25 @@ class Trial:
         """Train once among all trials that share; the others wait and take the result."""
         shared.mkdir(parents=True, exist_ok=True)
         facts = shared / "train.json"
-        with FileLock(shared / ".lock"):
+        if shared.is_symlink():
+            raise ConfigError(f"train.share: {shared} is a link: remove it")
+        with lock_of(shared / ".lock"):
+            links = links_in(shared)
+            if links:
+                raise ConfigError(f"train.share: {links[0]} is a link: remove it")
             if not facts.is_file():
                 with MetricLog(shared, nni=False) as log:
-                    write_json(facts, self._train_in(shared, log))
-        return {"shared": str(shared), **json.loads(facts.read_text(encoding="utf-8"))}
+                    found = self._train_in(shared, log)
+                    write_json(facts, sealed("train", found, written_since(shared, {})))
+        return {"shared": str(shared), **self._read_shared(facts)}
+
+    @staticmethod
+    def _read_shared(file: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            raise CheckpointError(f"{file} is damaged; delete it to train again") from None
+        return opened(file, "train", found)[0]
 
     # -- pruning ----------------------------------------------------------------------------------
 
@@ -372,6 +392,10 @@ class Trial:
         )
         self._save_compact(COMPACT)
         return {"best_epoch": result.best_epoch, "val_accuracy": result.best_accuracy}
+
+    def _keep(self) -> dict[str, Any]:
+        self._save_compact(COMPACT)
+        return {}
 
     # -- files ------------------------------------------------------------------------------------
 

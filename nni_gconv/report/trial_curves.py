@@ -6,12 +6,11 @@ import csv
 import math
 from pathlib import Path
 
-import yaml
-
 from nni_gconv.analysis.curves import Curve, Point, Score, Together
 from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.report.collect import collect
+from nni_gconv.yaml12 import read_yaml
 
 _CURVES = "curves.csv"
 
@@ -57,7 +56,8 @@ def join_curves(
     points = [point for curve in curves for point in curve.points]
     # Nothing removed, or, where no curve begins with that, the best there is.
     dense = min(points, key=lambda point: (point.removed, -point.accuracy))
-    section = yaml.safe_load((tables[0].parent / "prune.yml").read_text(encoding="utf-8"))["prune"]
+    file = tables[0].parent / "prune.yml"
+    section = read_yaml(file.read_text(encoding="utf-8"), file.name)["prune"]
     found = Sensitivity(
         criteria.pop(),
         Score(dense.accuracy, dense.loss),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,20 @@ import torch
 from torch import nn
 
 from nni_gconv.errors import CheckpointError
+from nni_gconv.files import atomic_path
 
 _FORMAT = 1
+_MARK = b"nni_gconv sha256"  # and 32 bytes, behind what torch wrote
+_TAIL = len(_MARK) + 32
 
 
 def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
     """Write tensors, numbers and words to `path`; a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": _FORMAT, **payload}, file)
-            file.flush()
-            os.fsync(file.fileno())  # else the new name could reach the disk before the bytes
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save({"format": _FORMAT, **payload}, content)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(content.getbuffer())
+        file.write(_MARK + hashlib.sha256(content.getbuffer()).digest())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -36,8 +36,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     CheckpointError
         The file is damaged or of another kind.
     """
+    data = path.read_bytes()
+    tail, content = data[-_TAIL:], data
+    if tail.startswith(_MARK):  # earlier versions wrote none
+        content = data[:-_TAIL]
+        if hashlib.sha256(content).digest() != tail[len(_MARK) :]:
+            raise CheckpointError(f"{path} is damaged; delete it to begin this stage again")
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); "

@@ -185,7 +185,9 @@ def test_two_processes_at_once_are_refused(done):
 def test_damaged_files_are_named(tmp_path):
     run(tiny(train={"epochs": 0}, finetune=None), tmp_path)
     (tmp_path / "dense.safetensors").write_bytes(b"short")
-    with pytest.raises(CheckpointError, match=r"dense.safetensors is missing or damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"dense.safetensors is damaged: it is not what stage train wrote"
+    ):
         run(tiny(train={"epochs": 0}, finetune=None), tmp_path)
     (tmp_path / "stages.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"stages.json is damaged; delete it"):

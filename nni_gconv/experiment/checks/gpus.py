@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nni_gconv.errors import ConfigError
 from nni_gconv.slots import GPUS_VARIABLE, Slots, machine_slots
+from nni_gconv.yaml12 import read_yaml
 
 __all__ = ["GpuWish", "give_gpus", "gpu_notes", "gpu_wish"]
 
@@ -61,8 +60,9 @@ def gpu_wish(command: str, code: Path) -> GpuWish | None:
         return None
     try:
         # Not through load_recipe, which imports torch.
-        recipe = yaml.safe_load((code / Path(words[2]).expanduser()).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        text = (code / Path(words[2]).expanduser()).read_text(encoding="utf-8")
+        recipe = read_yaml(text, words[2])
+    except (OSError, ConfigError, UnicodeDecodeError):
         return None
     if not isinstance(recipe, dict):
         return None

@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from nni_gconv.compat import experiment_mapping
 from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.checks.algorithms import check_algorithms
@@ -35,6 +33,7 @@ from nni_gconv.experiment.remote_machines import (
 )
 from nni_gconv.own_code import code_names
 from nni_gconv.remote.yaml_lines import plain_key
+from nni_gconv.yaml12 import read_yaml
 
 if TYPE_CHECKING:
     from nni.experiment import ExperimentConfig
@@ -137,9 +136,9 @@ def _read(file: Path) -> dict[str, Any]:
         what = "is a folder, not an experiment file" if file.is_dir() else "no such file"
         raise ConfigError(f"{file}: {what}")
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        data = read_yaml(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: an experiment is a mapping of keys, this is {data!r:.60}")
     return data

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import numbers
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ import torch
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, DataError
+from nni_gconv.files import write_text
 from nni_gconv.training.logs.tensorboard import Events
 
 FILE_NAME = "metrics.jsonl"
@@ -198,15 +198,20 @@ class MetricLog:
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        text = self.path.read_text(encoding="utf-8")
+        text = self.path.read_text(encoding="utf-8", errors="replace")
         whole, _, torn = text.rpartition("\n")
         records = []
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
-                _ = record["stage"], record["epoch"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.path}:{number}: not a record of metrics") from error
+                stage, epoch = record["stage"], record["epoch"]
+                if not isinstance(stage, str) or type(epoch) is not int:
+                    raise TypeError
+                check_numbers({k: v for k, v in record.items() if k != "stage"})
+            except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+                raise DataError(
+                    f"{self.path}:{number}: not a record of metrics; remove that line"
+                ) from error
             records.append(record)
         if torn:  # the process was killed while it wrote this line
             self._records = records
@@ -214,7 +219,4 @@ class MetricLog:
         return records
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        text = "".join(json.dumps(record) + "\n" for record in self._records)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self._records))

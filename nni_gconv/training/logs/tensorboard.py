@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from nni_gconv.files import atomic_path
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -121,8 +122,7 @@ def _drop(file: Path, prefix: str) -> None:
     """Write a file anew without the tags that begin so."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    with temporary.open("wb") as stream:
+    with atomic_path(file) as temporary, temporary.open("wb") as stream:
         writer = RecordWriter(stream)
         for event in _load(file):
             kept = [value for value in event.summary.value if not value.tag.startswith(prefix)]
@@ -133,4 +133,3 @@ def _drop(file: Path, prefix: str) -> None:
                 event.summary.value.extend(kept)
             writer.write(event.SerializeToString())
         writer.flush()
-    temporary.replace(file)
