@@ -7,6 +7,7 @@ weights. Nothing is pickled, nothing in the file is executed.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -151,6 +152,9 @@ def save_compact(
         if first == name:
             # A copy: two tensors may be parts of the same memory, which safetensors refuses.
             tensors[name] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+    ties = {name: seen[id(t)] for name, t in model.state_dict(keep_vars=True).items()}
+    ties = {name: first for name, first in ties.items() if name != first}
+    metadata["nni_gconv.ties"] = json.dumps(ties)
     metadata["nni_gconv.weights_sha256"] = weights_digest(tensors)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -197,7 +201,8 @@ def read_plan(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``{"plan": ..., "versions": ..., "recipe": ..., "layers": ..., "weights_sha256": ...}``.
+        ``{"plan": ..., "versions": ..., "recipe": ..., "layers": ..., "ties": ...,
+        "weights_sha256": ...}``.
 
     Raises
     ------
@@ -223,7 +228,7 @@ def read_plan(path: str | Path) -> dict[str, Any]:
         version = int(plan["format"])
         more = {
             key: json.loads(metadata.get(f"nni_gconv.{key}", "{}"))
-            for key in ("versions", "recipe", "layers")
+            for key in ("versions", "recipe", "layers", "ties")
         }
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} holds a plan that cannot be read: {error!r}") from error
@@ -279,6 +284,7 @@ def load_compact(
     with safe_open(Path(path), framework="pt", device="cpu") as file:
         for name in file.keys():  # noqa: SIM118 - a safe_open handle is no dict
             state[name] = file.get_tensor(name)
+    _untie(model, state, found["ties"])
     own = model.state_dict(keep_vars=True)
     written = {id(own[name]) for name in state if name in own}
     missing = [n for n, t in own.items() if n not in state and id(t) not in written]
@@ -296,7 +302,24 @@ def load_compact(
         own[name].data = tensor.clone()
     if weights_digest(state) != found["weights_sha256"]:
         raise CheckpointError(f"{path}: the weights were changed after the file was written")
+    loaded = {name: own[name].detach() for name in state}
+    if weights_digest(loaded) != found["weights_sha256"]:
+        raise CheckpointError(f"{path}: layers share weights in the model that do not in the file")
     return model.to(device).eval()
+
+
+def _untie(model: nn.Module, state: Mapping[str, Tensor], ties: Mapping[str, str]) -> None:
+    """Give tensors that the model shares and the file does not an own place for each."""
+    stands_for: dict[int, str] = {}
+    given: dict[str, Tensor] = {}
+    for name, old in model.state_dict(keep_vars=True).items():
+        source = name if name in state else ties.get(name, stands_for.get(id(old), name))
+        if source not in given:
+            is_taken = stands_for.setdefault(id(old), source) != source
+            given[source] = copy.deepcopy(old) if is_taken else old
+        if given[source] is not old:
+            path, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(path), attribute, given[source])
 
 
 def rebuild(

@@ -100,7 +100,7 @@ def resolve(
     Returns
     -------
     layers : dict of str to LayerConfig
-        In the order of the model.
+        In the order of the model, each layer under the first of its names.
     excluded : frozenset of str
         Layers that some entry excludes and none selects.
 
@@ -190,7 +190,10 @@ def _select(
         chosen = names & by_type if wanted else names
     else:
         chosen = by_type
-    out = chosen & _excluded(modules, entry, where)
+    # A layer that has several names is one layer, whichever of them is given.
+    first = {id(m): n for n, m in reversed(list(modules.items()))}
+    chosen = {first[id(modules[n])] for n in chosen}
+    out = chosen & {first[id(modules[n])] for n in _excluded(modules, entry, where)}
     chosen -= out
     if not chosen:
         raise ConfigError(f"{where}: its patterns together select no module")

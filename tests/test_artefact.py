@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nni_gconv import ModelSpeedup, load_compact, save_compact
+from nni_gconv import GroupConvPruner, ModelSpeedup, load_compact, save_compact
 from nni_gconv.artefact import FORMAT, plan_of, read_plan, rebuild
 from nni_gconv.errors import CheckpointError
 from nni_gconv.graph import Coupling
@@ -430,3 +430,44 @@ def test_memory_of_loaded_weights_is_aligned(tmp_path):
 def test_plan_is_json():
     plan = plan_of(small_net("vgg11", width=0.125))
     assert json.loads(json.dumps(plan)) == plan
+
+
+class Shared(nn.Module):
+    """Three convolutions with one weight, a fourth beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(w, 16, 1) for w in (3, 16, 16, 16))
+        self.c.weight = self.d.weight = self.b.weight
+
+    def forward(self, x):
+        return self.d(self.c(self.b(self.a(x)).relu()).relu())
+
+
+@pytest.mark.parametrize("apart", [["b"], ["c"], ["d"], ["b", "c", "d"], []])
+def test_weights_that_are_no_longer_shared_come_back(apart, tmp_path):
+    """What a cut has untied (group convolution does) is untied in the model loaded."""
+    torch.manual_seed(0)
+    net = Shared().eval()
+    for name in apart:
+        net.get_submodule(name).weight = nn.Parameter(torch.randn(16, 16, 1, 1))
+    x = torch.randn(2, 3, 4, 4)
+    loaded = load_compact(save_compact(net, tmp_path / "m.safetensors"), Shared)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), net(x))
+    for first, second in (("b", "c"), ("c", "d"), ("b", "d")):
+        same = [getattr(m, first).weight is getattr(m, second).weight for m in (net, loaded)]
+        assert same[0] == same[1]
+
+
+def test_grouping_that_unties_comes_back(tmp_path):
+    torch.manual_seed(0)
+    net, x = Shared().eval(), torch.randn(2, 3, 4, 4)
+    pruner = GroupConvPruner(net, [{"op_names": ["b", "c"], "num_groups": 4}], dummy_input=x)
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+    small = ModelSpeedup(net, x, masks).speedup_model()
+    assert small.b.groups == 4
+    loaded = load_compact(save_compact(small, tmp_path / "m.safetensors"), Shared)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), small(x))

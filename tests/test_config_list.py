@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from nni_gconv import ModelSpeedup
 from nni_gconv.config_list import nni_entries, resolve
 from nni_gconv.errors import ConfigError
 from nni_gconv.pruning.methods.fpgm import FPGMPruner
@@ -322,3 +323,44 @@ def test_min_channels_and_round_to():
 
 def test_the_default_and_the_out_channel_granularity_are_one():
     assert kept(named(sparse_ratio=0.5, granularity="out_channel")) == kept(named(sparse_ratio=0.5))
+
+
+class Twice(nn.Module):
+    """A layer under two names, as nnU-Net registers its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.all = nn.Sequential(self.conv, self.bn, nn.ReLU())
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.head(self.all(x))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"op_types": ["Conv2d"], "exclude_op_names": ["head"]},
+        {"op_names": ["conv"]},
+        {"op_names": ["all.0"]},
+        {"op_names_re": [r"all\..*"], "op_types": ["Conv2d"]},
+    ],
+)
+def test_a_layer_under_two_names_is_selected_once(entry):
+    layers, _ = resolve(Twice(), [{**entry, "sparse_ratio": 0.5}])
+    assert list(layers) == ["conv"]
+    net = Twice()
+    pruner = FPGMPruner(net, [{**entry, "sparse_ratio": 0.5}], dummy_input=torch.zeros(1, 3, 8, 8))
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+    small = ModelSpeedup(net, torch.zeros(1, 3, 8, 8), masks).speedup_model()
+    assert (small.conv.out_channels, small.bn.num_features, small.head.in_channels) == (4, 4, 4)
+    assert small.all[0] is small.conv
+
+
+def test_an_exclusion_counts_under_either_name():
+    entry = {"op_types": ["Conv2d"], "exclude_op_names": ["all.0"], "sparse_ratio": 0.5}
+    layers, excluded = resolve(Twice(), [entry])
+    assert list(layers) == ["head"]
+    assert excluded == {"conv"}

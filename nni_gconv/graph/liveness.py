@@ -62,13 +62,12 @@ def extend_masks(
         quiet = torch.from_numpy(gone[channels.of(axis.labels)])
         if not bool(quiet.any()):
             continue
-        for name in graph.aliases[axis.tensor]:
-            tensor = graph.lookup(name)
-            before = extended.get(name, torch.ones(tensor.shape, dtype=torch.bool))
-            after = before & ~place(quiet, tensor.dim(), axis.dim)
-            if not torch.equal(before, after):
-                extended[name] = after
-                added[name] = (before & ~after).nonzero()[:, axis.dim].unique()
+        tensor = graph.lookup(axis.tensor)
+        before = extended.get(axis.tensor, torch.ones(tensor.shape, dtype=torch.bool))
+        after = before & ~place(quiet, tensor.dim(), axis.dim)
+        if not torch.equal(before, after):
+            extended[axis.tensor] = after
+            added[axis.tensor] = (before & ~after).nonzero()[:, axis.dim].unique()
     return extended, added
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from speedup_nets import conv, middle, shapes
 from speedup_tools import (
     assert_same_outputs,
     masked,
@@ -289,3 +290,48 @@ def test_silence_leaves_half_masked_sets_alone():
 def test_silence_leaves_outputs_alone():
     net = randomise(nn.Sequential(nn.Conv2d(3, 4, 3)))
     shrink(net, X, {"0": {"weight": rows_off(net, "0", [1])["0"]["weight"]}}, smaller=False)
+
+
+@pytest.mark.parametrize("name", ["conv", "all.0"])
+@pytest.mark.parametrize("targets", [["weight"], ["weight", "bias"]])
+def test_a_layer_under_two_names_is_cut(name, targets):
+    """Masks by hand, under either name; what follows is zeroed under the first one alone."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.all = nn.Sequential(self.conv, self.bn, nn.ReLU())
+            self.head = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            return self.head(self.all(x))
+
+    net = randomise(Twice())
+    everything = rows_off(net, "conv", [1, 4, 6], "bn")
+    expected = outputs_of(masked(net, everything), X)
+    speedup = ModelSpeedup(net, X, {name: {t: everything["conv"][t] for t in targets}})
+    assert_same_outputs(expected, outputs_of(speedup.speedup_model(), X))
+    assert (net.conv.out_channels, net.bn.num_features, net.head.in_channels) == (5, 5, 5)
+    assert net.all[0] is net.conv
+    assert not any(note.startswith("all.") for note in speedup.report().notes)
+
+
+@pytest.mark.parametrize("dim", [0, 2, 3])
+@pytest.mark.parametrize("size", [7, 8])
+def test_concatenated_in_space_or_batch(dim, size):
+    """What is zero in both parts is zero in the whole, at any height: 8 channels, a height of 8."""
+
+    def joined(s, x):
+        return torch.cat([s.a(x), s.b(x)], dim)
+
+    net = middle(joined, a=conv(8, 8), b=conv(8, 8))
+    shrink(
+        net, randn(2, 3, size, size), {**rows_off(net, "a", [1, 4]), **rows_off(net, "b", [1, 4])}
+    )
+    assert shapes(net, "a", "b", "head") == [(6, 8), (6, 8), (4, 6)]
+
+
+def test_concatenated_in_space_with_one_part_alive():
+    net = middle(lambda s, x: torch.cat([s.a(x), s.b(x)], 2), a=conv(8, 8), b=conv(8, 8))
+    shrink(net, randn(2, 3, 8, 8), rows_off(net, "a", [1, 4]), smaller=False)

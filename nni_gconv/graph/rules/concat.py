@@ -11,7 +11,7 @@ from torch.fx import Node
 from nni_gconv.graph.channels import Field, Fields, PadEdit, Walker, place, varying
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, merge
-from nni_gconv.graph.rules.state import State, Value, channels_of, moved, per_channel
+from nni_gconv.graph.rules.state import State, Value, known, moved, squash
 from nni_gconv.graph.trace import location
 
 
@@ -44,13 +44,26 @@ def concatenate(walker: Walker, node: Node) -> Fields:
 
 @constant_rule("cat")
 def concatenate_constants(state: State, node: Node) -> Value:
-    """Concatenate what is known of each part."""
+    """Concatenate what is known of each part, along channels as along space."""
     parts: list[Any] = list(node.args[0])  # type: ignore[arg-type]
     rank = len(shape_of(node))
     dim = int(argument(node, 1, "dim", 0)) % rank
     if all(state.get(part) is None for part in parts):
         return None
-    return per_channel(torch.cat([channels_of(state, part, dim) for part in parts]), rank, dim)
+    unknown = torch.full([1] * rank, torch.nan, dtype=torch.float64)
+    values = [unknown if (value := state.get(part)) is None else value for part in parts]
+    shape = [max(value.shape[d] for value in values) for d in range(rank)]
+    return known(
+        squash(
+            torch.cat(
+                [
+                    value.expand(*shape[:dim], shape_of(part)[dim], *shape[dim + 1 :])
+                    for part, value in zip(parts, values, strict=True)
+                ],
+                dim,
+            )
+        )
+    )
 
 
 # -- padding ---------------------------------------------------------------------------------------

@@ -100,10 +100,10 @@ def moved(node: Node, value: Tensor) -> Any:
     full = value.expand(shape_of(node.args[0])).contiguous()
     result = functional(node)(full, *node.args[1:], **node.kwargs)
     several = isinstance(result, list | tuple)
-    return [known(_squash(r)) for r in result] if several else known(_squash(result))
+    return [known(squash(r)) for r in result] if several else known(squash(result))
 
 
-def _squash(value: Tensor) -> Tensor:
+def squash(value: Tensor) -> Tensor:
     """Drop dimensions along which nothing changes to size 1; NaN equals NaN."""
     for dim in range(value.dim()):
         head = value.narrow(dim, 0, 1)
