@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -98,10 +99,11 @@ class Recorder(TorchDispatchMode):
     Attributes
     ----------
     graph : torch.fx.Graph
-        What ran so far. ``node.meta`` holds ``val``, a fake tensor or a list of them, which a
-        tensor from outside has only if an operator took it; of operators also ``owner``, the
-        dotted name of the innermost module that was running, and ``frames``, the lines of the
-        user's code that led there, outermost first.
+        What ran so far. ``node.meta`` holds ``val``, a description of the result or a list of
+        them, after :meth:`let_go` as tensors without numbers; a tensor from outside has one only
+        if an operator took it. Of operators it also holds ``owner``, the dotted name of the
+        innermost module that was running, and ``frames``, the lines of the user's code that led
+        there, outermost first.
     parameters : dict of str to str
         Name of a placeholder -> dotted name of the parameter or buffer it stands for.
     inputs : list of Node
@@ -157,11 +159,8 @@ class Recorder(TorchDispatchMode):
         """Forget all tensors: of what the graph holds only shapes and types are left."""
         made = [weakref.ref(x) for x in self._kept if compat.is_fake(x)]
         for node in self.graph.nodes:
-            value = node.meta.get("val")
-            if isinstance(value, Tensor):
-                node.meta["val"] = _shape_only(value)
-            elif isinstance(value, list | tuple):
-                node.meta["val"] = [_shape_only(x) if isinstance(x, Tensor) else x for x in value]
+            if "val" in node.meta:
+                node.meta["val"] = _shape_only(node.meta["val"])
         for known in (self._nodes, self._fakes, self._kept, self._reals, self._certain):
             known.clear()  # type: ignore[attr-defined]
         return made
@@ -176,8 +175,6 @@ class Recorder(TorchDispatchMode):
         if func.overloadpacket.__name__ in _TO_NUMBER:
             return self._number(func, args, kwargs)
         arguments = _mapped((args, kwargs), self._node)
-        if torch.Tag.inplace_view in func.tags:  # the shape in the graph is that of before
-            self._node(args[0]).meta["val"] = self._fake(args[0]).detach()
         if func is torch.ops.aten.batch_norm.default and not args[5]:
             # Torch finds this shape by doing the arithmetic, twenty times as slowly.
             out = torch.empty_like(self._fake(args[0]))
@@ -196,7 +193,7 @@ class Recorder(TorchDispatchMode):
         ):
             return
         node = self.graph.call_function(func, *arguments)
-        node.meta = {"val": out, "owner": self.running[-1] if self.running else ""}
+        node.meta = {"val": _described(out), "owner": self.running[-1] if self.running else ""}
         node.meta["frames"] = _frames(sys._getframe(2))
         if isinstance(out, Tensor):
             self._know(out, node)
@@ -204,7 +201,7 @@ class Recorder(TorchDispatchMode):
             for index, part in enumerate(out):
                 if isinstance(part, Tensor):
                     item = self.graph.call_function(operator.getitem, (node, index))
-                    item.meta = {**node.meta, "val": part}
+                    item.meta = {**node.meta, "val": _described(part)}
                     self._know(part, item)
 
     # -- tensors ----------------------------------------------------------------------------------
@@ -231,7 +228,7 @@ class Recorder(TorchDispatchMode):
         if found is None:
             found = self._fakes[id(tensor)] = self._to_fake(tensor)
             node = self._node(tensor)
-            node.meta["val"] = found
+            node.meta["val"] = _described(found)
             self._reals[id(found)] = tensor
             self._know(found, node)
         return found
@@ -279,8 +276,26 @@ class Recorder(TorchDispatchMode):
             return func(self._real(tensor), *args[1:], **kwargs)
 
 
-def _shape_only(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+@dataclass(frozen=True)
+class _Described:
+    """A tensor as it was when an operator returned it; later ones may change its shape."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_described(x) for x in value]
+    return _Described(value.shape, value.dtype) if isinstance(value, Tensor) else value
+
+
+def _shape_only(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shape_only(x) for x in value]
+    if isinstance(value, _Described):
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    return value
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:

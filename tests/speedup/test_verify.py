@@ -230,3 +230,41 @@ def test_a_model_that_cannot_be_copied_is_said(verify):
     message = r"^the model cannot be copied: Locked\.lock: .*lock"
     with pytest.raises(SpeedupError, match=message):
         ModelSpeedup(Locked(), torch.zeros(1, 3, 8, 8), masks(), verify=verify).speedup_model()
+
+
+FREED = {
+    "set": lambda y, z: z[0].set_(),
+    "resize": lambda y, z: y.resize_(0),
+    "storage": lambda y, z: y.untyped_storage().resize_(0),
+    "data": lambda y, z: setattr(z[0], "data", torch.empty(0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("set", 16), ("resize", 16), ("storage", 8), ("data", 8)]
+)
+def test_a_forward_that_frees_what_it_no_longer_needs(name, left):
+    """Shapes are those of the moment an operator ran; what writes to them is not followed."""
+
+    class Freeing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            z = y.chunk(2, 1)
+            product = z[0] * z[1]
+            FREED[name](y, z)
+            return self.b(product)
+
+    weight, bias = torch.ones(16, 3, 3, 3), torch.ones(16)
+    for gone in (slice(0, 4), slice(8, 12)):
+        weight[gone] = bias[gone] = 0
+    speedup = ModelSpeedup(
+        Freeing(), torch.zeros(1, 3, 8, 8), {"a": {"weight": weight, "bias": bias}}
+    )
+    small = speedup.speedup_model()
+    assert small.a.out_channels == left
+    assert speedup.report().difference < 1e-12
+    assert (left == 8) == (speedup.report().notes == ())
