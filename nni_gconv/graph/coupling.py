@@ -115,6 +115,7 @@ class Coupling:
         *,
         tie: Iterable[tuple[str, str]] = (),
         masks: Mapping[str, Mapping[str, Tensor]] | None = None,
+        graph: Graph | None = None,
     ) -> Coupling:
         """Trace a model and find its coupled sets.
 
@@ -129,8 +130,11 @@ class Coupling:
         masks : mapping, optional
             NNI's masks that hold already. Convolutions they make group convolutions of have to
             keep groups of one width.
+        graph : Graph, optional
+            The model as it has been traced already.
         """
-        graph = trace(model, example_input(model) if dummy_input is None else dummy_input)
+        if graph is None:
+            graph = trace(model, example_input(model) if dummy_input is None else dummy_input)
         channels = map_channels(graph, tie=tie)
         kept = read_masks(model, masks or {}, graph.aliases)
         grouped = find_grouped(graph, channels, Wiring(graph, kept))

@@ -134,11 +134,13 @@ class ChannelPruner(TrainedPruner):
         self.layers, self._excluded = resolve(model, config_list)
         _check_goals(self.layers, self.budget)
         self._given = asked.masks or earlier_masks(existed_wrappers, grouped=True)
+        ties = tied_weights(model, self.layers)
+        graph, counts = asked.traced or (None, None)
         self.coupling = Coupling.trace(
-            model, self.dummy_input, tie=tied_weights(model, self.layers), masks=self._given
+            model, self.dummy_input, tie=ties, masks=self._given, graph=graph
         )
         check_given(self.coupling, self._given, self.budget)
-        self.cost = CostModel(model, self.dummy_input, self.coupling)
+        self.cost = CostModel(model, self.dummy_input, self.coupling, counts)
         self.latency: LatencyModel | None = None
         if self.budget is not None and "latency" in self.budget:
             self.latency = LatencyModel(model, self.dummy_input, self.coupling)

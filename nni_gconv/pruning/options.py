@@ -13,13 +13,23 @@ loaded, and the pruner finds the values in ``self.options``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
 from nni_gconv.checked import Checked
+from nni_gconv.graph import Graph
+from nni_gconv.profiling import Counts
 from nni_gconv.profiling.budget import parse_budget
 from nni_gconv.pruning.schedule import Schedule
+
+
+class Traced(NamedTuple):
+    """What is known of a model before a pruner is made: how it runs and what it costs."""
+
+    graph: Graph
+    counts: Counts
+
 
 #: How layers that share channels agree on which ones go.
 Rule = Literal["mean", "max", "union"]
@@ -27,7 +37,9 @@ Budget = Annotated[dict[str, float], BeforeValidator(parse_budget)]
 ScheduleOption = Annotated[Schedule, BeforeValidator(Schedule.parse)]
 
 #: Options of all pruners for which a recipe has keys beside ``options``, or other sections.
-NOT_IN_RECIPES = frozenset({"dummy_input", "budget", "masks", "calibration", "reconstruct"})
+NOT_IN_RECIPES = frozenset(
+    {"dummy_input", "budget", "masks", "calibration", "reconstruct", "traced"}
+)
 
 
 class PrunerOptions(Checked):
@@ -50,6 +62,7 @@ class PrunerOptions(Checked):
     calibration: Any = Field(
         None, description="Images that a method which looks at data scores with."
     )
+    traced: Any = Field(None, description="What is known of the model, so that it runs but once.")
     reconstruct: Any = Field(
         None, description="Whether, or how, the weights left are fitted to the dense outputs."
     )

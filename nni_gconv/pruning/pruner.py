@@ -66,6 +66,8 @@ class TrainedPruner(TrainingHooks):
     #: What may be given by keyword: a class of declared fields.
     Options: type[PrunerOptions] = PrunerOptions
     options: PrunerOptions
+    #: Whether the constructor looks at weights: then one is made anew once they are trained.
+    reads_weights = True
     #: Masks that hold beside those made here.
     _given: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
 
@@ -228,6 +230,11 @@ class TrainedPruner(TrainingHooks):
         """Give the model's modules back as they were, with the weights they have now."""
         super().unwrap_model()
         compat.restore_parameter_order(self.bound_model, self._parameter_order)
+
+    def wrap_again(self) -> None:
+        """Wrap the model that :meth:`unwrap_model` gave back, with the weights it has now."""
+        compat.take_over_weights(self._module_wrappers)
+        self.wrap_model()
 
     def get_masks(self) -> Masks:
         """Return the masks, together with those given."""

@@ -112,6 +112,7 @@ def _run(recipe: Recipe, folder: TrialFolder, distributed: Distributed, quiet: b
     if reports:
         compat.link_tensorboard(folder.path)
     with Trial(recipe, folder, distributed, quiet=quiet) as trial:
+        trial.check()
         trial.train()
         trial.prune()
         trial.speedup()

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nni_gconv import compat
 from nni_gconv.artefact import holds_plan, load_compact, save_compact, versions
-from nni_gconv.errors import CheckpointError, ConfigError
+from nni_gconv.errors import ConfigError
 from nni_gconv.export import export_model
-from nni_gconv.files import atomic_path, links_in, lock_of, write_json
-from nni_gconv.graph import load_masks
-from nni_gconv.pruning.registry import create_pruner
-from nni_gconv.recipe.folder import TrialFolder
+from nni_gconv.files import links_in, lock_of, write_json
+from nni_gconv.graph import Graph, load_masks, trace
+from nni_gconv.profiling import Counts, Profile, profile
+from nni_gconv.pruning import TrainedPruner, create_pruner
+from nni_gconv.pruning.options import Traced
+from nni_gconv.recipe.folder import TrialFolder, read_shared, shared_folder
 from nni_gconv.recipe.measure import measure_models
 from nni_gconv.recipe.pictures import log_blocks
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
-from nni_gconv.recipe.seal import opened, sealed, written_since
+from nni_gconv.recipe.seal import sealed, written_since
 from nni_gconv.recipe.setup import check_runs, choose_device, reset_parameters
-from nni_gconv.speedup import ModelSpeedup, compare_sizes
+from nni_gconv.recipe.state_files import load_state, save_masks, save_state
+from nni_gconv.speedup import ModelSpeedup, layer_sizes
 from nni_gconv.training.data import load_data, make_loaders
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.evaluator import make_evaluator
@@ -88,10 +87,12 @@ class Trial:
             data_name=recipe.data.name,
             num_classes=self.num_classes,
         )
-        self._check_prune()
-        if "onnx" in recipe.export.formats and not self.folder.finished("export"):
-            compat.check_onnx()
         self.dense = self.model
+        self._graph: Graph | None = None
+        self._pruner: TrainedPruner | None = None
+        self._profiles: dict[str, Profile] = {}
+        if "onnx" in recipe.export.formats and not folder.finished("export"):
+            compat.check_onnx()
 
     def __enter__(self) -> Trial:
         self._threads = torch.get_num_threads()
@@ -113,19 +114,37 @@ class Trial:
 
     # -- stages -----------------------------------------------------------------------------------
 
+    def check(self) -> None:
+        """Find what is wrong with the prune section now, not after training.
+
+        The pruner that is made for it is the one that prunes, unless a training comes between that
+        it cannot know of: one that looks at weights, or has an evaluator, is made anew.
+        """
+        if self.recipe.prune is None or self.folder.finished("prune"):
+            return
+        if self.distributed.active and "latency" in (self.recipe.prune.budget or {}):
+            raise ConfigError("prune.budget.latency: cannot be measured under torchrun")
+        sparsify = self.recipe.sparsify
+        pruner = self._make_pruner()
+        pruner.check_training(0 if sparsify is None else sparsify.epochs)
+        pruner.unwrap_model()
+        trains = self.recipe.train is not None
+        if sparsify is None and not (trains and pruner.reads_weights):
+            self._pruner = pruner
+
     def train(self) -> None:
         """Train the dense network, or take the one that a fellow trial trained."""
         stage = self.recipe.train
         if stage is not None:
-            shared = self._shared_folder(stage.share)
+            shared = shared_folder(self.recipe, self.distributed)
             if shared is None:
                 self.folder.run("train", lambda: self._train_in(self.folder.path, self.log))
             else:
                 done = self.folder.finished("train")
                 self.folder.run("train", lambda: self._train_shared(shared))
                 if done and (shared / "train.json").is_file():
-                    self._read_shared(shared / "train.json")
-            self._load_state(self.model, (shared or self.folder.path) / DENSE)
+                    read_shared(shared / "train.json")
+            load_state(self.model, (shared or self.folder.path) / DENSE, self.device)
         self.dense = copy.deepcopy(self.model)
 
     def prune(self) -> None:
@@ -133,7 +152,7 @@ class Trial:
         if self.recipe.prune is None:
             return
         self.folder.run("prune", self._prune)
-        self._load_state(self.model, self.folder.path / MASKED)
+        load_state(self.model, self.folder.path / MASKED, self.device)
 
     def speedup(self) -> None:
         """Turn masks into a smaller, equal model."""
@@ -142,17 +161,19 @@ class Trial:
         path = self.folder.path / SPEEDUP
         self.folder.run("speedup", self._speedup)
         self.distributed.barrier()
-        self.model = load_compact(path, self.architecture, device=self.device)
+        stage = "compact" if self.recipe.finetune is None else "finetune"
+        if not self.folder.finished(stage):  # which leaves the same, trained
+            self.model = load_compact(path, self.architecture, device=self.device)
 
     def finetune(self) -> None:
         """Train the small model."""
-        if self.recipe.finetune is not None:
-            self.folder.run("finetune", self._finetune)
-        else:
-            self.folder.run("compact", self._keep)
+        stage = "compact" if self.recipe.finetune is None else "finetune"
+        before = self.folder.finished(stage)
+        self.folder.run(stage, self._keep if stage == "compact" else self._finetune)
         self.distributed.barrier()
-        path = self.folder.path / COMPACT
-        self.model = load_compact(path, self.architecture, device=self.device)
+        if before or self.distributed.active:
+            path = self.folder.path / COMPACT
+            self.model = load_compact(path, self.architecture, device=self.device)
 
     def export(self) -> None:
         """Write the formats asked beside the safetensors file, each checked against the model."""
@@ -175,7 +196,13 @@ class Trial:
         facts = self.folder.run(
             "report",
             lambda: measure_models(
-                recipe, self.model, self.dense, self.loaders, self._example(), self.distributed
+                recipe,
+                self.model,
+                self.dense,
+                self.loaders,
+                self._example(),
+                self.distributed,
+                (self._profile("small"), self._profile("dense")),
             ),
         )
         return TrialResult(
@@ -226,29 +253,42 @@ class Trial:
         latency = self.recipe.report.latency
         return self._example(1 if latency is None else latency.batch_sizes[0])
 
-    def _check_prune(self) -> None:
-        """Find what is wrong with the prune section now, not after training."""
-        if self.recipe.prune is None or self.folder.finished("prune"):
-            return
-        if self.distributed.active and "latency" in (self.recipe.prune.budget or {}):
-            raise ConfigError("prune.budget.latency: cannot be measured under torchrun")
-        trial_copy = copy.deepcopy(self.model)
+    def _profile(self, which: Literal["small", "dense"]) -> Profile:
+        """What a network costs: it runs once for that, whoever asks."""
+        if which not in self._profiles:
+            model = self.model if which == "small" else self.dense
+            self._profiles[which] = profile(model, self._example())
+        return self._profiles[which]
+
+    def _make_pruner(self) -> TrainedPruner:
+        """Make the pruner of the recipe for the network as it is; it is wrapped by that."""
+        settings, sparsify = self.recipe.prune, self.recipe.sparsify
+        if settings is None:
+            raise ConfigError("prune: the recipe has no such section")
         evaluator = None
-        if self.recipe.sparsify is not None:
+        if sparsify is not None:
             evaluator = make_evaluator(
-                trial_copy,
+                self.model,
                 self.loaders,
-                self.recipe.sparsify,
+                sparsify,
                 directory=self.folder.path / "sparsify",
                 device=self.device,
+                seed=self.recipe.seed,
+                log=self.log,
+                progress=not self.quiet,
+                resume=True,
                 distributed=self.distributed,
             )
-        example = self._prune_example()
-        pruner = create_pruner(
-            self.recipe.prune, trial_copy, dummy_input=example, evaluator=evaluator
+        if self._graph is None:
+            self._graph = trace(self.model, self._example())
+        dense = self._profile("dense")
+        return create_pruner(
+            settings,
+            self.model,
+            dummy_input=self._prune_example(),
+            evaluator=evaluator,
+            traced=Traced(self._graph, Counts(dense.params, dense.macs)),
         )
-        sparsify = self.recipe.sparsify
-        pruner.check_training(0 if sparsify is None else sparsify.epochs)
 
     # -- training the dense network ---------------------------------------------------------------
 
@@ -269,23 +309,8 @@ class Trial:
             resume=True,
             distributed=self.distributed,
         )
-        self._save_state(self.model, path / DENSE)
+        save_state(self.model, path / DENSE, self.distributed)
         return {"best_epoch": result.best_epoch, "val_accuracy": result.best_accuracy}
-
-    def _shared_folder(self, share: str | None) -> Path | None:
-        """Name the folder of the dense network that this recipe and its like ask for."""
-        if share is None:
-            return None
-        if self.distributed.active:
-            raise ConfigError("train.share: cannot be used under torchrun; train once beforehand")
-        root = compat.experiment_folder() if share == "experiment" else Path(share).expanduser()
-        if root is None:
-            return None
-        content = self.recipe.model_dump(mode="json")
-        asked = {key: content[key] for key in ("model", "data", "train", "seed")}
-        asked["train"].pop("share")
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-        return root / "nni_gconv_dense" / digest
 
     def _train_shared(self, shared: Path) -> dict[str, Any]:
         """Train once among all trials that share; the others wait and take the result."""
@@ -301,54 +326,23 @@ class Trial:
                 with MetricLog(shared, nni=False) as log:
                     found = self._train_in(shared, log)
                     write_json(facts, sealed("train", found, written_since(shared, {})))
-        return {"shared": str(shared), **self._read_shared(facts)}
-
-    @staticmethod
-    def _read_shared(file: Path) -> dict[str, Any]:
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            raise CheckpointError(f"{file} is damaged; delete it to train again") from None
-        return opened(file, "train", found)[0]
+        return {"shared": str(shared), **read_shared(facts)}
 
     # -- pruning ----------------------------------------------------------------------------------
 
     def _prune(self) -> dict[str, Any]:
-        settings, sparsify = self.recipe.prune, self.recipe.sparsify
-        if settings is None:
-            raise ConfigError("prune: the recipe has no such section")
-        evaluator = None
-        if sparsify is not None:
-            evaluator = make_evaluator(
-                self.model,
-                self.loaders,
-                sparsify,
-                directory=self.folder.path / "sparsify",
-                device=self.device,
-                seed=self.recipe.seed,
-                log=self.log,
-                progress=not self.quiet,
-                resume=True,
-                distributed=self.distributed,
-            )
-        pruner = create_pruner(
-            settings, self.model, dummy_input=self._prune_example(), evaluator=evaluator
-        )
+        sparsify = self.recipe.sparsify
+        pruner = self._pruner
+        if pruner is None:
+            pruner = self._make_pruner()
+        else:
+            pruner.wrap_again()
         _, masks = pruner.compress(max_epochs=None if sparsify is None else sparsify.epochs)
         log_blocks(self.log, pruner)
         pruner.unwrap_model()
-        flat = {
-            f"{module}.{target}": mask.to("cpu", torch.uint8)
-            for module, targets in masks.items()
-            for target, mask in targets.items()
-            if mask is not None
-        }
-        if self.distributed.is_main:
-            with atomic_path(self.folder.path / MASKS) as temporary:
-                save_file(flat, temporary)
-        self._save_state(self.model, self.folder.path / MASKED)
-        kept, every = (sum(int(f(m)) for m in flat.values()) for f in (torch.sum, torch.numel))
-        return {"mask_density": kept / max(1, every), "skipped": pruner.skipped}
+        density = save_masks(masks, self.folder.path / MASKS, self.distributed)
+        save_state(self.model, self.folder.path / MASKED, self.distributed)
+        return {"mask_density": density, "skipped": getattr(pruner, "skipped", {})}
 
     def _speedup(self) -> dict[str, Any]:
         settings = self.recipe.speedup
@@ -360,6 +354,7 @@ class Trial:
             verify=settings.verify,
             constants=settings.constants,
             seed=self.recipe.seed,
+            graph=self._graph,
         )
         self.model = speedup.speedup_model()
         self._save_compact(SPEEDUP)
@@ -401,23 +396,9 @@ class Trial:
 
     def _save_compact(self, name: str) -> None:
         if self.distributed.is_main:
-            sizes = compare_sizes(self.model, self.dense, self._example())
+            sizes = {
+                "small": layer_sizes(self.model, None, self._profile("small")),
+                "dense": layer_sizes(self.dense, None, self._profile("dense")),
+            }
             content = self.recipe.model_dump(mode="json")
             save_compact(self.model, self.folder.path / name, recipe=content, layers=sizes)
-
-    def _save_state(self, model: nn.Module, path: Path) -> None:
-        if self.distributed.is_main:
-            state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-            with atomic_path(path) as temporary:
-                save_file(state, temporary)
-        self.distributed.barrier()
-
-    def _load_state(self, model: nn.Module, path: Path) -> None:
-        try:
-            state = load_file(path, device=str(self.device))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} is missing or damaged although its stage is finished: begin anew in "
-                "another --output"
-            ) from error
-        model.load_state_dict(state)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nni_gconv.groupconv import gathers_of
-from nni_gconv.profiling import profile
+from nni_gconv.profiling import Profile, profile
 
 #: Attributes that hold a layer's inputs and outputs, by type.
 _SIDES: tuple[tuple[tuple[type, ...], str, str], ...] = (
@@ -17,7 +17,9 @@ _SIDES: tuple[tuple[tuple[type, ...], str, str], ...] = (
 )
 
 
-def layer_sizes(model: nn.Module, example: Any) -> list[dict[str, Any]]:
+def layer_sizes(
+    model: nn.Module, example: Any, profiled: Profile | None = None
+) -> list[dict[str, Any]]:
     """Return a row for each layer that costs something, in the model's order.
 
     Parameters
@@ -26,6 +28,8 @@ def layer_sizes(model: nn.Module, example: Any) -> list[dict[str, Any]]:
         Runs once, in eval mode, and is left as found.
     example : Tensor, tuple or dict
         Example arguments of its forward.
+    profiled : Profile, optional
+        Of the model, where it is known; then it does not run.
 
     Returns
     -------
@@ -44,7 +48,7 @@ def layer_sizes(model: nn.Module, example: Any) -> list[dict[str, Any]]:
     # The layer itself is called conv there, see nni_gconv.groupconv.gather.
     wrapped = {f"{name}.conv": name for name, module in modules.items() if gathers_of(module)}
     rows = []
-    for layer in profile(model, example).layers:
+    for layer in (profiled or profile(model, example)).layers:
         if not layer.params and not layer.macs:
             continue
         module = modules[layer.name]

@@ -59,6 +59,8 @@ class ModelSpeedup:
         the channel where it is not.
     seed : int, default 0
         Seed of the random inputs of the verification.
+    graph : Graph, optional
+        The model as it has been traced already, its structure unchanged since.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class ModelSpeedup:
         verify: bool = True,
         constants: Literal["silence", "fold"] = "silence",
         seed: int = 0,
+        graph: Graph | None = None,
     ) -> None:
         if constants not in ("silence", "fold"):
             raise ConfigError(f"constants: {constants!r} is not allowed (allowed: fold, silence)")
@@ -102,6 +105,7 @@ class ModelSpeedup:
         self.verify = verify
         self.constants = constants
         self.seed = seed
+        self._graph = graph
         self._masks = (
             load_masks(masks_or_file) if isinstance(masks_or_file, str | Path) else masks_or_file
         )
@@ -114,7 +118,7 @@ class ModelSpeedup:
         """Make the model small, in place, and return it."""
         # Of a model that nothing has run yet: what a trace were to leave behind would be seen.
         pristine = precise_copy(self.model) if self.verify else None
-        dense = trace(self.model, self.dummy_input)
+        dense = trace(self.model, self.dummy_input) if self._graph is None else self._graph
         masks = read_masks(self.model, self._masks, dense.aliases)
         thinned = without_dead_blocks(
             self.model, self.dummy_input, dense, masks, followers_too=self.constants == "silence"

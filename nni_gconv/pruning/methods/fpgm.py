@@ -85,6 +85,8 @@ class FPGMPruner(ChannelPruner):
     4
     """
 
+    reads_weights = False
+
     class Options(ChannelOptions):
         """Options of :class:`FPGMPruner`."""
 

@@ -73,6 +73,8 @@ class NNIMethodPruner(ChannelPruner):
     True
     """
 
+    reads_weights = False
+
     class Options(ChannelOptions):
         """Options of :class:`NNIMethodPruner`."""
 
@@ -135,8 +137,7 @@ class NNIMethodPruner(ChannelPruner):
         self._watch(inner)
         inner.compress()
         inner.unwrap_model()
-        compat.take_over_weights(self._module_wrappers)
-        self.wrap_model()
+        self.wrap_again()
         return super().compress()
 
     def _watch(self, inner: Pruner) -> None:

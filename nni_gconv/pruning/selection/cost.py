@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx import Node
 
 from nni_gconv.graph import Coupling, op_name, shape_of
-from nni_gconv.profiling.costs import count
+from nni_gconv.profiling import Counts, count
 
 
 class CostModel:
@@ -29,6 +29,8 @@ class CostModel:
         One example; the first dimension is the batch, MACs are per sample.
     coupling : Coupling
         Traced from the same model.
+    counts : Counts, optional
+        Of the dense model, where they are known.
 
     Attributes
     ----------
@@ -36,8 +38,14 @@ class CostModel:
         Of the dense model.
     """
 
-    def __init__(self, model: nn.Module, dummy_input: Any, coupling: Coupling) -> None:
-        dense = count(model, dummy_input)
+    def __init__(
+        self,
+        model: nn.Module,
+        dummy_input: Any,
+        coupling: Coupling,
+        counts: Counts | None = None,
+    ) -> None:
+        dense = count(model, dummy_input) if counts is None else counts
         self.params, self.macs = dense.params, dense.macs
         self.coupling = coupling
         graph, channels = coupling.graph, coupling.channels

@@ -205,8 +205,12 @@ class GroupConvPruner(GroupPruner):
             )
         requests, skipped = group_requests(model, config_list)
         self._given = dict(given.masks or earlier_masks(existed_wrappers))
+        graph = given.traced.graph if given.traced else None
         live = LiveLayers(
-            model, Coupling.trace(model, self.dummy_input), list(requests), self._given
+            model,
+            Coupling.trace(model, self.dummy_input, graph=graph),
+            list(requests),
+            self._given,
         )
         asked, unasked = asked_counts(
             model, self.dummy_input, config_list, live.layers, requests, given, self._given

@@ -208,7 +208,8 @@ class ShufflePruner(GroupPruner):
         self._dense = copy.deepcopy(model) if timed else None
         counts = self._choice.counts
         self._given = given.masks or earlier_masks(existed_wrappers)
-        coupling = Coupling.trace(model, self.dummy_input)
+        graph = given.traced.graph if given.traced else None
+        coupling = Coupling.trace(model, self.dummy_input, graph=graph)
         live = LiveLayers(model, coupling, list(counts), {})
         if self._given:
             _check_whole(live, LiveLayers(model, coupling, list(counts), self._given))

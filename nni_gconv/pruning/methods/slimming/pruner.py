@@ -136,6 +136,7 @@ class SlimmingPruner(ChannelPruner):
     """
 
     score_unit = 1.0
+    reads_weights = False
 
     class Options(ChannelOptions):
         """Options of :class:`SlimmingPruner`."""
