@@ -24,13 +24,15 @@ CHILD = """
 import json, sys, time, tempfile, yaml
 from pathlib import Path
 from nni_gconv import run_recipe
-import nni_gconv.recipe.stages, nni_gconv.pruning.methods.fpgm
+import nni_gconv.recipe.stages
+from nni_gconv import FPGMPruner, ModelSpeedup  # loads what is loaded when it is used
 recipe = yaml.safe_load(Path(sys.argv[1]).read_text())
 with tempfile.TemporaryDirectory() as folder:
     begun = time.process_time()
     result = run_recipe(recipe, output=folder, quiet=True)
     seconds = time.process_time() - begun
-print(json.dumps({"seconds": seconds, "metrics": result.metrics}))
+tree = str(Path(nni_gconv.recipe.stages.__file__).parents[2])
+print(json.dumps({"seconds": seconds, "metrics": result.metrics, "tree": tree}))
 """
 
 
@@ -53,10 +55,14 @@ def trial(tree: Path, recipe: Path) -> dict[str, object]:
         [sys.executable, "-W", "ignore", "-c", CHILD, str(recipe)],
         env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
+        cwd=recipe.parent,  # Python looks for packages there before it looks into PYTHONPATH
     )  # fmt: skip
     if done.returncode:
         sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["tree"] != str(tree.resolve()):
+        sys.exit(f"the code of {found['tree']} ran, not that of {tree}")
+    return found
 
 
 def quartiles(values: list[float]) -> str:
