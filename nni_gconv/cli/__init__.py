@@ -30,7 +30,7 @@ from nni_gconv.cli.networks.profile import profile
 from nni_gconv.cli.networks.search_groups import search_groups
 from nni_gconv.cli.networks.sensitivity import sensitivity
 from nni_gconv.cli.run import run
-from nni_gconv.cli.signals import Terminated
+from nni_gconv.cli.signals import Terminated, interruptible
 from nni_gconv.errors import NniGconvError
 
 __all__ = ["app", "main"]
@@ -112,8 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     >>> main(["--version"])  # doctest: +SKIP
     nni-gconv 0.1.0
     """
-    command = typer.main.get_command(app)
     try:
+        # What is heavy is imported later, when a command says how to go on.
+        with interruptible("nothing was begun"):
+            command = typer.main.get_command(app)
         code = command.main(
             args=None if argv is None else list(argv), prog_name="nni-gconv", standalone_mode=False
         )

@@ -15,28 +15,28 @@ class Terminated(BaseException):
     """SIGTERM came: from a batch system, ``timeout`` or a machine that shuts down."""
 
 
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
 @contextlib.contextmanager
 def interruptible(words: str) -> Iterator[None]:
-    """Say `words` on standard error when Ctrl-C or SIGTERM ends the block, once.
+    """Say `words` on standard error when Ctrl-C or SIGTERM ends the block.
 
     Parameters
     ----------
     words : str
-        One line: how to go on.
+        One line: how to go on. Within such a block, an outer one says nothing more.
     """
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminate) if main else None
+    before = signal.signal(signal.SIGTERM, _terminate) if main else None
     try:
         yield
     except (KeyboardInterrupt, Terminated) as end:
-        if words:
-            note(
-                f"{'interrupted' if isinstance(end, KeyboardInterrupt) else 'terminated'}; {words}"
-            )
+        if words and not getattr(end, "told", False):
+            how = "interrupted" if isinstance(end, KeyboardInterrupt) else "terminated"
+            note(f"{how}; {words}")
+        end.told = True  # type: ignore[union-attr]
         raise
     finally:
         if main:

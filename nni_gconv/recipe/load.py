@@ -146,12 +146,14 @@ def _first_error(error: ValidationError) -> str:
     # An unknown key is most often a slip that also makes a needed key missing: it comes first.
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     problem = problems[0]
-    inner = problem.get("ctx", {}).get("error")
-    if isinstance(inner, NniGconvError):
-        return str(inner)  # it says itself where
     path = [p for p in problem["loc"] if not (isinstance(p, str) and p.startswith("function-"))]
     key = ".".join(str(p) for p in path)
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    inner = problem.get("ctx", {}).get("error")
+    if isinstance(inner, NniGconvError):  # it says itself where, if not always from the top
+        section = key.rpartition(".")[0]
+        top = not section or str(inner).startswith(section.partition(".")[0])
+        return str(inner) if top else f"{section}.{inner}"
     if problem["type"] == "extra_forbidden":
         allowed = _fields(path[:-1])
         close = nearest(str(path[-1]), allowed, count=1)

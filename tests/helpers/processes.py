@@ -64,6 +64,14 @@ class Running:
             process.start()
             self._started.append((process, Path(output)))
 
+    def signal(self, number: int) -> bool:
+        """Send a signal to the first process; False when it has ended already."""
+        process = self._started[0][0]
+        if not process.is_alive():
+            return False
+        os.kill(process.pid, number)
+        return True
+
     def finish(self) -> Finished:
         """Wait for the end of all; where one goes wrong the others are ended, as torchrun does."""
         processes = [process for process, _ in self._started]

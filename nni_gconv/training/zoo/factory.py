@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from nni_gconv.errors import ConfigError, unknown_name
@@ -47,6 +47,14 @@ class ModelSettings(BaseModel):
         description="Further arguments of the constructor, such as width; for any model "
         "group_config and group_form, which split its convolutions in groups",
     )
+
+    @field_validator("options")
+    @classmethod
+    def _no_settings(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in ("name", "weights"):
+            if name in options:
+                raise ValueError(f"{name!r} is set beside options, as model.{name}")
+        return options
 
     def build(self, **defaults: Any) -> nn.Module:
         """Build the model; `defaults` are arguments that `options` and the settings override."""
