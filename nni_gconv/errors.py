@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class NniGconvError(Exception):
-    """Base of all errors that a user can cause or mend."""
+    """Base of all errors that a user can cause or fix."""
 
 
 class ConfigError(NniGconvError, ValueError):

@@ -4,11 +4,11 @@
 class              registered name        what it is
 =================  =====================  ======================================================
 ``ParetoTuner``    ``GConvPareto``        ours: fills the front of accuracy and cost
-``Hyperband``      ``GConvHyperband``     NNI's Hyperband, mended
-``BOHB``           (by class only)        NNI's BOHB, mended (needs ``nni-gconv[bohb]``)
-``TPE``            ``GConvTPE``           NNI's TPE, mended for early stopping
-``Evolution``      ``GConvEvolution``     NNI's Evolution, mended for early stopping
-``GridSearch``     ``GConvGridSearch``    NNI's GridSearch, mended for ``nnictl resume``
+``Hyperband``      ``GConvHyperband``     NNI's Hyperband, fixed
+``BOHB``           (by class only)        NNI's BOHB, fixed (needs ``nni-gconv[bohb]``)
+``TPE``            ``GConvTPE``           NNI's TPE, fixed for early stopping
+``Evolution``      ``GConvEvolution``     NNI's Evolution, fixed for early stopping
+``GridSearch``     ``GConvGridSearch``    NNI's GridSearch, fixed for ``nnictl resume``
 =================  =====================  ======================================================
 
 Register them once in each environment, then ``tuner: {name: GConvPareto}`` will do::

@@ -35,6 +35,32 @@ RUN = {
 SLOW = ("README.md", "groups.md")
 
 
+#: Paths of the repository as pages write them.
+PATHS = re.compile(r"`((?:nni_gconv|tests|benchmarks|configs|experiments|docs)/[\w./-]*)[` ]")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_paths_that_are_named_exist(page):
+    named = PATHS.findall(page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_map_names_every_package():
+    named = PATHS.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    entries = {
+        f"nni_gconv/{path.name}{'/' if path.is_dir() else ''}"
+        for path in (ROOT / "nni_gconv").iterdir()
+        if not path.name.startswith(("_", ".")) and path.suffix in ("", ".py")
+    }
+    assert entries - set(named) == set()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_what_is_imported_exists(page):
     for code in blocks(page):

@@ -71,7 +71,7 @@ def broken(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_broken_is_named_with_the_line_that_mends_it(broken, tmp_path):
+def test_what_is_broken_is_named_with_how_to_fix_it(broken, tmp_path):
     # Nobody, root included, can make files in /proc.
     env = {"http_proxy": "http://192.0.2.1:3128", "NO_PROXY": "", "no_proxy": "", "HOME": "/proc"}
     with socket.socket() as server:

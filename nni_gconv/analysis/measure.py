@@ -54,7 +54,7 @@ def sensitivity(
     """Measure how much accuracy a trained network loses with the channels of each coupled set.
 
     One set at a time loses channels, the least important first, while all others stay whole; the
-    network is not fine-tuned. Removed channels are silent, so each score is that of the network
+    network is not fine-tuned. Removed channels are zeroed, so each score is that of the network
     which :class:`nni_gconv.ModelSpeedup` would make.
 
     Parameters

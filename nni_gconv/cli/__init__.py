@@ -49,7 +49,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    epilog="Exit codes: 0 success, 1 a bug, 2 a mistake in what you gave, 3 trials failed, "
+    epilog="Exit codes: 0 success, 1 a bug, 2 a mistake in the input, 3 trials failed, "
     "4 the experiment broke, 5 it was stopped from outside, 130 Ctrl-C.",
 )
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ------
     SystemExit
         Always. 0 only on success; 2 with one line ``error: ...`` on standard error for what a
-        user can mend; 130 after Ctrl-C. Any other exception is a bug and shows its traceback.
+        user can fix; 130 after Ctrl-C. Any other exception is a bug and shows its traceback.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What of an installation will not work, and the line that mends it: ``nni-gconv doctor``.
+"""What of an installation will not work, and how to fix it: ``nni-gconv doctor``.
 
 Needs little but Python to start (``python -m nni_gconv.installation``), and loads what it looks
 at in processes of their own: a library that crashes is a finding, not the end.
@@ -22,7 +22,7 @@ def examine() -> list[Finding]:
     Returns
     -------
     list of Finding
-        In the order in which they are best mended.
+        In the order in which they are best fixed.
 
     Examples
     --------
@@ -43,5 +43,5 @@ def _look(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def blocks(found: list[Finding]) -> bool:
-    """Tell whether something was found that must be mended first."""
+    """Tell whether something was found that must be fixed first."""
     return any(one.state == "error" for one in found)

@@ -26,7 +26,7 @@ class Finding:
     text : str
         What was found.
     remedy : str
-        The line that mends it; "" where nothing has to be mended.
+        How to fix it; "" where there is nothing to fix.
     """
 
     what: str
@@ -40,8 +40,8 @@ class Finding:
 
     def line(self) -> str:
         """Return it as plain text, the remedy on a line of its own."""
-        mend = f"\n         mend: {self.remedy}" if self.remedy else ""
-        return f"{self.state:8} {self.what}: {self.text}{mend}"
+        fix = f"\n         fix:  {self.remedy}" if self.remedy else ""
+        return f"{self.state:8} {self.what}: {self.text}{fix}"
 
 
 def version(name: str) -> str:

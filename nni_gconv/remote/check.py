@@ -1,4 +1,4 @@
-"""Judging a machine before an experiment: will trials run there, and which line is to be mended."""
+"""Judging a machine before an experiment: will trials run there, and how to fix it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding:
     text : str
         One line.
     place : tuple
-        Where in the experiment file it is mended.
+        Where in the experiment file to fix it.
     machine : str
         Label of the machine, "" for this one.
     """

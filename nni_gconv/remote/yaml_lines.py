@@ -1,4 +1,4 @@
-"""Where in a YAML file a value stands, so that a message can name the line to mend."""
+"""Where in a YAML file a value stands, so that a message can name the line to fix."""
 
 from __future__ import annotations
 

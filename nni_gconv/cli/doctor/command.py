@@ -36,7 +36,7 @@ def doctor(
 ) -> None:
     """Look at the installation, trace a network without training, or check an experiment.
 
-    Without MODEL: versions, node, ports, GPU, disk; each problem with the line that mends it. With
+    Without MODEL: versions, node, ports, GPU, disk; each problem with how to fix it. With
     MODEL: what is coupled, what stays and why, what a ratio costs. With an experiment file (*.yml):
     the file and every machine it names, without starting it.
     """

@@ -30,7 +30,7 @@ def doctor_installation(*, as_json: bool) -> int:
     table = Table(box=None, show_header=False, pad_edge=False)
     for one in found:
         colour = _COLOURS[one.state]
-        mend = f"\n[bold]mend:[/] {escape(one.remedy)}" if one.remedy else ""
-        table.add_row(f"[{colour}]{one.state}[/]", one.what, escape(one.text) + mend)
+        fix = f"\n[bold]fix:[/] {escape(one.remedy)}" if one.remedy else ""
+        table.add_row(f"[{colour}]{one.state}[/]", one.what, escape(one.text) + fix)
     Console().print(table)
     return code

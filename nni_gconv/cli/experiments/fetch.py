@@ -24,7 +24,7 @@ def fetch(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what came as JSON.")] = False,
 ) -> None:
-    """Bring home results, small networks and logs of trials that ran on other machines.
+    """Fetch results, small networks and logs of trials that ran on other machines.
 
     `create` does so by itself; this is for experiments of `nnictl create`, and for machines that
     were lost and are back. What is here already is left alone, and what was cut off goes on.

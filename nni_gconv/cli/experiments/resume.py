@@ -48,7 +48,7 @@ def resume(
         ),
     ] = False,
 ) -> None:
-    """Go on with an experiment that was stopped, killed or cut off, and wait for its end.
+    """Resume an experiment that was stopped or killed, and wait for its end.
 
     Trials that have ended are kept and count; the others go on from their last epoch, under their
     old ids. As safe as `create`: on 127.0.0.1 only, watched to the end.

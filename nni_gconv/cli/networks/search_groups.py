@@ -66,7 +66,7 @@ def search_groups(  # noqa: PLR0913, PLR0917 - one argument an option
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     no_import: NoImport = False,
 ) -> None:
-    """Choose the number of groups of each convolution: most kernel score within a budget.
+    """Choose the group count of each convolution: the highest retained score within a budget.
 
     A budget of params alone leaves early layers dense, which have few parameters and most of the
     work: give macs too.

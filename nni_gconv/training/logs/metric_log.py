@@ -66,7 +66,7 @@ class MetricLog:
     Raises
     ------
     DataError
-        The metrics file holds a line that is no record (a torn last line is mended).
+        The metrics file holds a line that is no record (an incomplete last line is repaired).
 
     Examples
     --------
