@@ -24,13 +24,13 @@ _PUBLIC = {
     "export_model": "nni_gconv.export",
     "load_compact": "nni_gconv.artefact",
     "partition": "nni_gconv.groupconv.partition",
-    "profile": "nni_gconv.profiling.costs",
+    "profile": "nni_gconv.profiling",
     "recalibrate_bn": "nni_gconv.training.recalibrate",
     "register_pruner": "nni_gconv.pruning.registry",
     "run_recipe": "nni_gconv.recipe.run",
     "save_compact": "nni_gconv.artefact",
     "search_groups": "nni_gconv.groupconv.search",
-    "sensitivity": "nni_gconv.analysis.measure",
+    "sensitivity": "nni_gconv.analysis",
 }
 
 __all__ = [
@@ -57,12 +57,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nni_gconv.analysis.measure import sensitivity
+    from nni_gconv.analysis import sensitivity
     from nni_gconv.artefact import load_compact, save_compact
     from nni_gconv.export import export_model
     from nni_gconv.groupconv.partition import Partition, partition
     from nni_gconv.groupconv.search import search_groups
-    from nni_gconv.profiling.costs import profile
+    from nni_gconv.profiling import profile
     from nni_gconv.pruning.methods.fpgm import FPGMPruner
     from nni_gconv.pruning.methods.gconv.pruner import GroupConvPruner
     from nni_gconv.pruning.methods.gsparsity.pruner import GSparsityPruner

@@ -17,7 +17,7 @@ from nni_gconv import compat
 from nni_gconv.errors import CheckpointError, ConfigError, NniGconvError, check_model
 from nni_gconv.files import atomic_path
 from nni_gconv.graph import Graph, as_inputs, op_name, trace
-from nni_gconv.profiling.forward import DummyInput, evaluating, run, with_batch
+from nni_gconv.profiling import DummyInput, measuring, run, with_batch
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -76,7 +76,7 @@ def export_model(
         raise ConfigError(f"export: {path.name} has no known suffix (allowed: .onnx, .pt2)")
     _check_types(model, path)
     samples = [_random_sample(dummy_input, batch) for batch in _BATCHES]
-    with evaluating(model):
+    with measuring(model):
         expected = [_run(model, sample) for sample in samples]
         exported = fold_batch_norms(model, samples[0]) if fold_bn else model
         with atomic_path(path) as temporary:

@@ -38,8 +38,7 @@ _PLACES = {
 if TYPE_CHECKING:
     from nni_gconv.compat.mended_bohb import BOHB
     from nni_gconv.compat.mended_tuners import TPE, Evolution, Hyperband
-    from nni_gconv.tuning.grid import GridSearch
-    from nni_gconv.tuning.pareto import ParetoTuner
+    from nni_gconv.tuning import GridSearch, ParetoTuner
 
 
 def __getattr__(name: str) -> Any:

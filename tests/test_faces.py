@@ -12,7 +12,10 @@ import pytest
 import nni_gconv
 
 ROOT = Path(nni_gconv.__file__).parent
-FACES = ["graph", "groupconv", "groupconv.partition", "groupconv.search", "speedup"]
+FACES = [
+    "analysis", "graph", "groupconv", "groupconv.partition", "groupconv.search", "installation",
+    "profiling", "remote", "report", "speedup", "tuning",
+]  # fmt: skip
 
 
 @cache

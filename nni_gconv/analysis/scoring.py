@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nni_gconv.analysis.curves import Score
 from nni_gconv.errors import ConfigError
 from nni_gconv.modes import evaluating
-from nni_gconv.profiling.forward import device_of
+from nni_gconv.profiling import device_of
 from nni_gconv.training.data import Loaders
 from nni_gconv.training.metrics import evaluate as measure
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nni_gconv.experiment.manager import TrialState
-from nni_gconv.remote.fetch import FetchReport, fetch_machine
-from nni_gconv.remote.ssh import RemoteError, connect
+from nni_gconv.remote import FetchReport, RemoteError, connect, fetch_machine
 
 if TYPE_CHECKING:
     from nni_gconv.experiment.running import RunningExperiment
-    from nni_gconv.remote.machines import Machine
+    from nni_gconv.remote import Machine
 
 __all__ = ["Courier"]
 

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 from nni_gconv.compat import HOST_KEYS
 from nni_gconv.errors import ConfigError
 from nni_gconv.files import write_json
-from nni_gconv.remote.links import MachineLinks
-from nni_gconv.remote.machines import Machine, machines_of
-from nni_gconv.remote.ssh import RemoteError, known_host_keys
-from nni_gconv.remote.yaml_lines import line_of
+from nni_gconv.remote import (
+    Machine,
+    MachineLinks,
+    RemoteError,
+    known_host_keys,
+    line_of,
+    machines_of,
+)
 
 if TYPE_CHECKING:
     from nni_gconv.experiment.checks.plan import ExperimentPlan

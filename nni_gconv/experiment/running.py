@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nni_gconv.experiment.checks.plan import ExperimentPlan
 from nni_gconv.experiment.manager import ManagerClient, ManagerError
-from nni_gconv.remote.links import MachineLinks
+from nni_gconv.remote import MachineLinks
 
 if TYPE_CHECKING:
     import psutil

@@ -1,7 +1,8 @@
 """What of an installation will not work, and how to fix it: ``nni-gconv doctor``.
 
-Needs little but Python to start (``python -m nni_gconv.installation``), and loads what it looks
-at in processes of their own: a library that crashes is a finding, not the end.
+Begin with :func:`examine`. Needs little but Python to start (``python -m nni_gconv.installation``),
+and loads what it looks at in processes of their own: a library that crashes is a finding, not the
+end.
 """
 
 from __future__ import annotations

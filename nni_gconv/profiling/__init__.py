@@ -1,24 +1,77 @@
-"""What a model costs: parameters, MACs, memory and measured latency."""
+"""What a model costs: parameters, MACs, memory and measured latency, and budgets of them.
 
-from nni_gconv.profiling.costs import Counts, LayerProfile, Memory, Profile, count, profile
-from nni_gconv.profiling.latency import (
-    Latency,
-    LatencyComparison,
-    LatencySettings,
-    compare_latency,
-    measure_latency,
-)
+Begin with :func:`count` and :func:`profile` (`costs`), and :func:`compare_latency`, which times
+networks in turn (`latency`). `budget` reads what a user asks for, `forward` runs a model without
+changing it. Knows of torch and `compat`; of no pruner.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from nni_gconv.profiling.budget import parse_budget
+    from nni_gconv.profiling.costs import Counts, LayerProfile, Memory, Profile, count, profile
+    from nni_gconv.profiling.forward import (
+        DummyInput,
+        batch_of,
+        device_of,
+        measuring,
+        run,
+        to_device,
+        with_batch,
+    )
+    from nni_gconv.profiling.latency import (
+        Latency,
+        LatencyComparison,
+        compare_latency,
+        measure_latency,
+    )
+    from nni_gconv.profiling.settings import LatencySettings
 
 __all__ = [
     "Counts",
+    "DummyInput",
     "Latency",
     "LatencyComparison",
     "LatencySettings",
     "LayerProfile",
     "Memory",
     "Profile",
+    "batch_of",
     "compare_latency",
     "count",
+    "device_of",
     "measure_latency",
+    "measuring",
+    "parse_budget",
     "profile",
+    "run",
+    "to_device",
+    "with_batch",
 ]
+
+# Lazy: a help page loads no torch.
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "settings": ["LatencySettings"],
+        "budget": ["parse_budget"],
+        "costs": ["Counts", "LayerProfile", "Memory", "Profile", "count", "profile"],
+        "forward": [
+            "DummyInput",
+            "batch_of",
+            "device_of",
+            "measuring",
+            "run",
+            "to_device",
+            "with_batch",
+        ],
+        "latency": [
+            "Latency",
+            "LatencyComparison",
+            "compare_latency",
+            "measure_latency",
+        ],
+    },
+)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from nni_gconv.compat import flop_formulas, plain_attention
-from nni_gconv.profiling.forward import DummyInput, batch_of, device_of, evaluating, run, to_device
+from nni_gconv.profiling.forward import DummyInput, batch_of, device_of, measuring, run, to_device
 from nni_gconv.profiling.latency import (
     Latency,
     measure_latency,
@@ -211,7 +211,7 @@ def count(model: nn.Module, dummy_input: DummyInput) -> Counts:
     inputs = to_device(dummy_input, device_of(model))
     batch = batch_of(inputs)
     counter = _flop_counter()
-    with evaluating(model), plain_attention(), counter:
+    with measuring(model), plain_attention(), counter:
         run(model, inputs)
     return Counts(_params(model), _macs(counter.get_total_flops(), batch))
 
@@ -268,7 +268,7 @@ def profile(
     # The observer stands below the counter, so that it sees operators as they are executed.
     observer = OperatorObserver(counter.flop_registry, existing)
     with (
-        evaluating(model),
+        measuring(model),
         plain_attention(),
         recording(model, counter) as records,
         observer,
@@ -358,7 +358,7 @@ def _stored_bytes(tensors: Any) -> int:
 
 def _cuda_peak(model: nn.Module, inputs: Any, device: torch.device) -> int:
     # Torch's highest mark so far is lost: it can be reset but not set.
-    with evaluating(model):
+    with measuring(model):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -76,7 +76,7 @@ def with_batch(dummy_input: DummyInput, batch_size: int) -> Any:
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
+def measuring(*models: nn.Module) -> Iterator[None]:
     """Put models in eval mode without gradients; every module gets its own flag back.
 
     torch's random state is put back as well, so that measuring never changes what a training run

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -24,32 +23,11 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.profiling.forward import (
     DummyInput,
     device_of,
-    evaluating,
+    measuring,
     run,
     to_device,
     with_batch,
 )
-
-
-class LatencySettings(BaseModel):
-    """The recipe's ``report.latency``: how often, and on how many threads, to time a model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    batch_sizes: tuple[PositiveInt, ...] = Field(
-        default=(1, 64), min_length=1, description="Batch sizes that are timed, each on its own"
-    )
-    threads: PositiveInt = Field(default=1, le=256, description="CPU threads of one operator")
-    warmup: NonNegativeInt = Field(default=3, description="Runs before the timed ones")
-    min_runs: PositiveInt = Field(default=10, description="At least so many timed runs")
-    min_seconds: NonNegativeFloat = Field(
-        default=0.5, description="And at least so many seconds of them"
-    )
-    channels_last: bool = Field(default=False, description="Time the channels-last memory layout")
-
-    def options(self) -> dict[str, Any]:
-        """Return the arguments of :func:`measure_latency` but the batch size."""
-        return self.model_dump(exclude={"batch_sizes"})
 
 
 @dataclass(frozen=True)
@@ -235,7 +213,7 @@ def compare_latency(
     for model in models.values():
         inputs = with_batch(to_device(dummy_input, device_of(model)), batch_size)
         prepared.append((model, _inputs_channels_last(inputs) if channels_last else inputs))
-    with evaluating(*models.values()), _threads(threads):
+    with measuring(*models.values()), _threads(threads):
         for _ in range(warmup):
             for model, inputs in prepared:
                 _milliseconds(model, inputs)

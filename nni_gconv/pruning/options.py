@@ -19,8 +19,7 @@ from pydantic import BeforeValidator, Field
 
 from nni_gconv.checked import Checked
 from nni_gconv.graph import Graph
-from nni_gconv.profiling import Counts
-from nni_gconv.profiling.budget import parse_budget
+from nni_gconv.profiling import Counts, parse_budget
 from nni_gconv.pruning.schedule import Schedule
 
 

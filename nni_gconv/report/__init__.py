@@ -1,5 +1,9 @@
 """What came out of an experiment: rows, tables and pictures.
 
+Begin with :func:`collect`, which reads experiments and runs (`sources`) as rows; `table`, `plot`
+and `html` show them. `layers` and `compare` show networks layer by layer, `trial_curves` joins the
+sensitivity curves of trials. Knows of experiment, analysis and artefact; tables need no torch.
+
 Examples
 --------
 >>> from nni_gconv.report import collect, plain_table
@@ -22,6 +26,7 @@ from nni_gconv.report.plot import plot_trials
 from nni_gconv.report.plot_blocks import plot_blocks
 from nni_gconv.report.plot_layers import plot_layers
 from nni_gconv.report.table import json_rows, plain_table, rich_table, state_lines, write_csv
+from nni_gconv.report.trial_curves import join_curves
 
 __all__ = [
     "Comparison",
@@ -30,6 +35,7 @@ __all__ = [
     "TrialRow",
     "collect",
     "compare_networks",
+    "join_curves",
     "json_rows",
     "layer_records",
     "pareto_front",

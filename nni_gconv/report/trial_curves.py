@@ -6,8 +6,7 @@ import csv
 import math
 from pathlib import Path
 
-from nni_gconv.analysis.curves import Curve, Point, Score, Together
-from nni_gconv.analysis.result import Sensitivity
+from nni_gconv.analysis import Curve, Point, Score, Sensitivity, Together
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.report.collect import collect
 from nni_gconv.yaml12 import read_yaml

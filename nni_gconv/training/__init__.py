@@ -1,5 +1,7 @@
-"""Data sets, network zoo and the training loop.
+"""Data sets, networks and the training loop.
 
-Import what is needed from its own module; this package itself imports nothing, so that reading a
-recipe or listing the zoo stays quick.
+Begin with :func:`nni_gconv.training.loop.fit`; `data` loads images, `zoo` makes networks, `engine`
+is the loop that `fit` and NNI's evaluator share, `logs` writes metrics. Knows of compat and
+groupconv. Import each name from its own module: this package itself imports nothing, so that
+reading settings stays quick.
 """

@@ -65,7 +65,7 @@ def test_it_goes_to_standard_output_without_a_file(capsys, recipe):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["-o", "prune.method=fpgm"], "needs gconv, the recipe has fpgm"),
+        (["-o", "prune.method=fpgm", "-o", "prune.options={}"], "needs gconv, the recipe has fpgm"),
         (["-o", "prune=null"], "needs gconv, the recipe has nothing"),
         (["-o", "prune.budget.macs=0.5"], "prune.budget: leave it out"),
         (["--min-factor", "64"], "no layer has more than one group count"),

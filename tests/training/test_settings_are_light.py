@@ -15,3 +15,8 @@ def test_settings_are_read_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert done.stderr == ""
+
+
+def test_a_recipe_is_read_without_nni():
+    code = "import sys; import nni_gconv.recipe.load; sys.exit('nni' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

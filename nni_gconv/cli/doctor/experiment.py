@@ -25,8 +25,7 @@ def doctor_experiment(file: Path, *, as_json: bool) -> int:
         Exit code: 0 where nothing hinders the experiment, else 2.
     """
     from nni_gconv.experiment.checks.checkup import check_experiment
-    from nni_gconv.remote.check import ERROR, WARNING
-    from nni_gconv.remote.yaml_lines import line_of
+    from nni_gconv.remote import ERROR, WARNING, line_of
 
     findings = check_experiment(file)
     rows = [

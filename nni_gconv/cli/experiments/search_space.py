@@ -40,7 +40,7 @@ def search_space(
     tuners take it too.
     """
     from nni_gconv.files import write_text
-    from nni_gconv.tuning.tables import recipe_space
+    from nni_gconv.tuning import recipe_space
 
     overrides = parse_overrides(override or [])
     space, skipped = recipe_space(recipe, overrides, max_groups=max_groups, min_factor=min_factor)

@@ -34,7 +34,7 @@ def profile(
     """Show parameters, multiply-accumulates, memory and time of a network, layer by layer."""
     network, example = build_model(model, shape, option, num_classes=num_classes, weights=weights)
 
-    from nni_gconv.profiling.costs import profile as measure
+    from nni_gconv.profiling import profile as measure
 
     try:
         found = measure(network, example, batch_sizes=latency or (), threads=threads)

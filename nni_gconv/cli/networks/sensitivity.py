@@ -73,7 +73,7 @@ def sensitivity(
     shares, options = parse_ratios(ratios), parse_overrides(option or [], flag="--option")
     recipe, overrides = _recipe(source, parse_overrides(override or []))
 
-    from nni_gconv.analysis.trial import trial_sensitivity
+    from nni_gconv.analysis import trial_sensitivity
 
     with progress_bar("points", enabled=not quiet) as progress:
         found, files = trial_sensitivity(
@@ -106,7 +106,7 @@ def _is_experiment(source: str) -> bool:
 
 
 def _join(source: str, output: Path | None, tolerance: float, as_json: bool) -> None:
-    from nni_gconv.report.trial_curves import join_curves
+    from nni_gconv.report import join_curves
 
     found, files = join_curves(source, output=output, tolerance=tolerance)
     for file in files:

@@ -17,20 +17,23 @@ from nni_gconv.experiment.checks.gpus import gpu_wish
 from nni_gconv.experiment.checks.plan import ExperimentPlan
 from nni_gconv.experiment.checks.preflight import preflight
 from nni_gconv.experiment.remote_machines import services_of
-from nni_gconv.remote.check import (
+from nni_gconv.remote import (
     ERROR,
+    MAX_BYTES,
+    MAX_FILES,
     OK,
     PACKAGES,
     WARNING,
     Finding,
+    Machine,
+    MachineFacts,
+    RemoteError,
     Wanted,
     check_machine,
+    code_size,
+    connect,
+    line_of,
 )
-from nni_gconv.remote.code_size import MAX_BYTES, MAX_FILES, code_size
-from nni_gconv.remote.machines import Machine
-from nni_gconv.remote.probe import MachineFacts
-from nni_gconv.remote.ssh import RemoteError, connect
-from nni_gconv.remote.yaml_lines import line_of
 from nni_gconv.slots import machine_slots
 
 __all__ = ["check_experiment", "check_machines", "made_ready"]

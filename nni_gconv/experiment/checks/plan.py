@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_gconv.experiment.checks.search_space import grid_size, open_keys
-from nni_gconv.remote.machines import Machine, machines_of
+from nni_gconv.remote import Machine, machines_of
 
 __all__ = ["ExperimentPlan", "Resumption"]
 

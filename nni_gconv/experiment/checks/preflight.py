@@ -32,7 +32,7 @@ from nni_gconv.experiment.remote_machines import (
     with_tunnel_end,
 )
 from nni_gconv.own_code import code_names
-from nni_gconv.remote.yaml_lines import plain_key
+from nni_gconv.remote import plain_key
 from nni_gconv.yaml12 import read_yaml
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.tuning.options import COST_LISTS, check_cost_lists
+from nni_gconv.tuning import COST_LISTS, check_cost_lists
 
 __all__ = ["check_space", "grid_size", "open_keys"]
 

@@ -19,8 +19,7 @@ from nni_gconv.groupconv.search.knapsack import (
 )
 from nni_gconv.groupconv.search.tables import GroupTables
 from nni_gconv.groupconv.search.timing import grouped_copy
-from nni_gconv.profiling import Counts, compare_latency
-from nni_gconv.profiling.forward import batch_of
+from nni_gconv.profiling import Counts, batch_of, compare_latency
 
 Strategy = Literal["exact", "max_cost"]
 Score = Literal["relative", "absolute", "geometric"]

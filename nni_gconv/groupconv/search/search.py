@@ -41,8 +41,7 @@ from nni_gconv.groupconv.search.tables import (
     score_tables,
 )
 from nni_gconv.groupconv.search.timing import LayerTimer
-from nni_gconv.profiling import Counts
-from nni_gconv.profiling.budget import parse_budget
+from nni_gconv.profiling import Counts, parse_budget
 
 #: What rounding may leave between a bound and the choice that meets it.
 _ROUNDING = 1e-9

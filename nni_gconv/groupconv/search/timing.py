@@ -21,8 +21,7 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.config import check_groups
 from nni_gconv.groupconv.gather import wrap_gathers
 from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
-from nni_gconv.profiling import compare_latency
-from nni_gconv.profiling.forward import device_of, evaluating, run, to_device
+from nni_gconv.profiling import compare_latency, device_of, measuring, run, to_device
 
 #: Gathers of a layer: none, one in front, one in front and one behind.
 _GATHERS = (0, 1, 2)
@@ -297,7 +296,7 @@ def _input_shapes(model: nn.Module, dummy_input: Any) -> dict[nn.Module, list[tu
     layers = [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
     handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
-        with evaluating(model):
+        with measuring(model):
             run(model, to_device(dummy_input, device_of(model)))
     finally:
         for handle in handles:

@@ -20,7 +20,7 @@ from nni_gconv.groupconv.search import (
     slower_than_dense,
 )
 from nni_gconv.profiling import count as costs_of
-from nni_gconv.profiling.budget import parse_budget
+from nni_gconv.profiling import parse_budget
 from nni_gconv.pruning.group_sides import LiveLayer, Sharing, Side
 from nni_gconv.pruning.selection.near_limit import CLOSE
 from nni_gconv.speedup import ModelSpeedup
