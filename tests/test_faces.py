@@ -13,8 +13,8 @@ import nni_gconv
 
 ROOT = Path(nni_gconv.__file__).parent
 FACES = [
-    "analysis", "graph", "groupconv", "groupconv.partition", "groupconv.search", "installation",
-    "profiling", "remote", "report", "speedup", "tuning",
+    "analysis", "artefact", "graph", "groupconv", "groupconv.partition", "groupconv.search",
+    "installation", "profiling", "remote", "report", "speedup", "tuning",
 ]  # fmt: skip
 
 

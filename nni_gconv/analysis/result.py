@@ -71,6 +71,7 @@ class Sensitivity:
 
         Examples
         --------
+        >>> from nni_gconv.analysis import Point
         >>> points = (Point(0.9, 0.3, 0.25, 2), Point(0.5, 1.7, 0.5, 4))
         >>> curve, score = Curve(("conv",), 8, points), Score(0.9, 0.3)
         >>> found = Sensitivity("l1", score, (curve,), Together(0.9, 0.3, 0.001, 0.8, 0.8))

@@ -68,10 +68,10 @@ def eliminate(readers: Sequence[Reader], *, ridge: float = 1e-3) -> tuple[np.nda
     --------
     >>> moments = torch.eye(3, dtype=torch.float64)
     >>> moments[0, 1] = moments[1, 0] = 0.99  # the first two say nearly the same
-    >>> gram = torch.eye(3, dtype=torch.float64)
+    >>> gram = torch.diag(torch.tensor([1.0, 0.9, 1.0], dtype=torch.float64))
     >>> order, error = eliminate([Reader(torch.arange(3)[:, None], moments, gram, 3.0)])
     >>> order.tolist()
-    [0, 2, 1]
+    [1, 2, 0]
     """
     states = [_State(reader, ridge) for reader in readers]
     count = len(readers[0].columns)

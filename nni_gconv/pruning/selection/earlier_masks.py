@@ -78,6 +78,7 @@ def joined_masks(
 
     Examples
     --------
+    >>> import torch
     >>> first, second = torch.tensor([1, 0, 1]), torch.tensor([1, 1, 0])
     >>> joined_masks({"a": {"weight": first}}, {"a": {"weight": second}})
     {'a': {'weight': tensor([1, 0, 0])}}
