@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.pruning.channel_pruner import ChannelPruner
@@ -16,27 +15,14 @@ from nni_gconv.pruning.registry import create_pruner, find_method
 from nni_gconv.pruning.settings import PruneSettings
 
 #: Criterion -> method of a recipe that removes channels in that order.
-CRITERIA: dict[str, str | None] = {
+CRITERIA: dict[str, str] = {
     "l1": "nni:L1NormPruner",
     "l2": "nni:L2NormPruner",
     "fpgm": "fpgm",
     "gamma": "slimming",
-    "random": None,
+    "random": "random",
 }
 _LAYERS = {"Conv1d", "Conv2d", "Conv3d", "Linear"}
-
-
-class _RandomPruner(ChannelPruner):
-    """Removes channels in an order that looks at no weight."""
-
-    def __init__(
-        self, model: nn.Module, config_list: list[dict[str, Any]], *, seed: int, **options: Any
-    ) -> None:
-        super().__init__(model, config_list, **options)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def rank(self, filters: Sequence[Tensor]) -> Tensor:
-        return torch.randperm(len(filters[0]), generator=self._generator).double()
 
 
 def ranked_by(
@@ -72,10 +58,8 @@ def ranked_by(
     model = copy.deepcopy(model)  # a pruner wraps the layers of its model
     entries = _without_goals([_every_layer(model)] if config_list is None else config_list)
     method = CRITERIA[criterion]
-    if method is None:
-        if unknown := sorted(set(options) - {"coupling"}):
-            raise ConfigError(unknown_name("option", unknown[0], {"coupling"}, "random"))
-        return _RandomPruner(model, entries, seed=seed, coupling=rule, dummy_input=dummy_input), {}
+    if method == "random":
+        options.setdefault("seed", seed)
     find_method(method).check(options)
     settings = PruneSettings(method=method, config_list=entries, options=options)
     section = {"method": method, **({"options": options} if options else {})}

@@ -33,10 +33,11 @@ def lighten_wrappers(wrappers: Mapping[str, Any]) -> None:
             wrapper.module.forward = wrapper.forward
 
 
-def trained_weight(module: nn.Module) -> Tensor | None:
-    """Return the weight of a layer that is trained; NNI's wrapper holds it while there is one."""
-    holder = module._modules.get("_nni_wrapper") or module
-    return holder._parameters.get("weight")
+def trained_weight(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """Return a parameter of a layer; NNI's wrapper holds it while there is one."""
+    wrapper = module._modules.get("_nni_wrapper")
+    held = None if wrapper is None else wrapper._parameters.get(name)
+    return module._parameters.get(name) if held is None else held
 
 
 def parameter_order(model: nn.Module) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ ScheduleOption = Annotated[Schedule, BeforeValidator(Schedule.parse)]
 
 #: Options of all pruners for which a recipe has keys beside ``options``, or other sections.
 NOT_IN_RECIPES = frozenset(
-    {"dummy_input", "budget", "masks", "calibration", "reconstruct", "traced"}
+    {"dummy_input", "budget", "masks", "calibration", "reconstruct", "traced", "loss"}
 )
 
 

@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.settings import PruneSettings
 
 _NNI = "nni:"
+_CRITERIA = "nni_gconv.pruning.criteria."
+#: Criteria that rank channels by name, and never train by themselves -> module and class.
+CRITERIA = {
+    "activation": f"{_CRITERIA}activation:ActivationPruner",
+    "fisher": f"{_CRITERIA}fisher:FisherPruner",
+    "hessian": f"{_CRITERIA}hessian:HessianPruner",
+    "lamp": f"{_CRITERIA}lamp:LampPruner",
+    "magnitude": f"{_CRITERIA}magnitude:MagnitudePruner",
+    "random": f"{_CRITERIA}random:RandomPruner",
+    "taylor": f"{_CRITERIA}taylor:TaylorPruner",
+}
 #: Name in a recipe -> module and class.
 METHODS = {
     "fpgm": "nni_gconv.pruning.methods.fpgm:FPGMPruner",
@@ -32,6 +43,7 @@ METHODS = {
     "gsparsity": "nni_gconv.pruning.methods.gsparsity.pruner:GSparsityPruner",
     "shuffle": "nni_gconv.pruning.methods.shuffle.pruner:ShufflePruner",
     "slimming": "nni_gconv.pruning.methods.slimming.pruner:SlimmingPruner",
+    **CRITERIA,
 }
 _registered: dict[str, type[TrainedPruner]] = {}
 
