@@ -51,7 +51,7 @@ def lamp_scores(energies: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> lamp_scores(torch.tensor([9.0, 1.0, 0.0])).tolist()
+    >>> lamp_scores(torch.tensor([9.0, 1.0, 0.0], dtype=torch.float64)).tolist()
     [1.0, 0.1, 0.0]
     """
     values, order = energies.sort(stable=True)
