@@ -10,6 +10,7 @@ Where to begin
 ``options``           what every pruner can be told, declared once
 ``pruner``            their base; ``channel_pruner`` and ``group_pruner`` are the two kinds
 ``methods/``          one file or folder a published method
+``criteria/``         one file a criterion that ranks channels, without training of its own
 ``selection/``        scores, coupled sets and budgets: which channels, and how many
 ``registry``          methods by name, also a user's own; ``docs/own_method.md`` makes one
 """
