@@ -25,12 +25,12 @@ import json, sys, time, tempfile, yaml
 from pathlib import Path
 from nni_gconv import run_recipe
 import nni_gconv.recipe.stages
-from nni_gconv import FPGMPruner, ModelSpeedup  # loads what is loaded when it is used
 recipe = yaml.safe_load(Path(sys.argv[1]).read_text())
-with tempfile.TemporaryDirectory() as folder:
-    begun = time.process_time()
-    result = run_recipe(recipe, output=folder, quiet=True)
-    seconds = time.process_time() - begun
+for _ in range(2):  # the first loads what is loaded when it is used
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.process_time()
+        result = run_recipe(recipe, output=folder, quiet=True)
+        seconds = time.process_time() - begun
 tree = str(Path(nni_gconv.recipe.stages.__file__).parents[2])
 print(json.dumps({"seconds": seconds, "metrics": result.metrics, "tree": tree}))
 """

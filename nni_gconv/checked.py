@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -90,17 +89,17 @@ def _first(error: ValidationError, kind: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{key}: this option is needed"
     field = kind.model_fields.get(path[0]) if path else None
-    if field is None or len(path) > 1:
+    if field is None or (len(path) > 1 and len(_parts(field.annotation)) == 1):
         message = problem["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    value = problem["input"]
+    key, value = path[0], problem["input"]
     words = choices(field.annotation)
     if words:
         what = field.title or key
         close = nearest(str(value), words, count=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"{key}: unknown {what} {value!r}{hint} (allowed: {', '.join(words)})"
-    return f"{key}: {value!r} is not allowed ({allowed_values(field)})"
+    return f"{key}: {value!r} is not allowed ({_words(field.annotation)}{_range(field)})"
 
 
 def choices(kind: Any) -> list[str]:
@@ -145,7 +144,7 @@ def _word(kind: Any) -> str:
     origin = get_origin(kind) or kind
     if origin is Annotated:
         return _word(get_args(kind)[0])
-    if is_dataclass(origin):
+    if hasattr(origin, "parse"):
         return "a name or a mapping"
     if origin is Literal:
         return ", ".join(str(word) for word in get_args(kind))

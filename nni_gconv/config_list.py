@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import Field
 from torch import nn
 
+from nni_gconv.checked import Checked, checked
 from nni_gconv.errors import ConfigError, check_model, nearest, unknown_name
 
 SELECT_KEYS = (
@@ -244,16 +246,9 @@ def _settings(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
             if key not in SETTING_KEYS:
                 raise ConfigError(unknown_name("key", key, SETTING_KEYS, f"{here}.{target}"))
     values.update({k: v for k, v in per_target.get("weight", {}).items() if v is not None})
-    granularity = values.pop("granularity", "default")
-    if granularity not in ("default", "out_channel"):
-        raise ConfigError(
-            f"{where}.granularity: {granularity!r} is not allowed for whole channels "
-            "(allowed: default, out_channel)"
-        )
     if "align" in values:
         values["align"] = _align(values["align"], f"{where}.align")
-    _check_values(values, where)
-    return values
+    return _checked_values(values, where)
 
 
 def _check_targets(targets: Any, where: str) -> None:
@@ -289,39 +284,32 @@ def _align(value: Any, where: str) -> str:
     return str(value["module_name"])
 
 
-def _check_values(values: dict[str, Any], where: str) -> None:
-    for key, low, high in (
-        ("sparse_ratio", 0, 1),
-        ("min_sparse_ratio", 0, 1),
-        ("max_sparse_ratio", 0, 1),
-        ("sparse_threshold", 0, float("inf")),
-    ):
-        if key in values:
-            values[key] = _number(values[key], low, high, f"{where}.{key}")
-    for key in ("min_channels", "round_to", "internal_metric_block"):
-        value = values.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{where}.{key}: {value!r} is not allowed (a whole number from 1)")
-    for key in ("global_group_id", "dependency_group_id"):
-        if isinstance(values.get(key), bool) or not isinstance(values.get(key, 0), int | str):
-            raise ConfigError(f"{where}.{key}: {values[key]!r} is not a name or a number")
-    if values.get("apply_method", "mul") not in ("mul", "bypass"):
-        raise ConfigError(
-            f"{where}.apply_method: {values['apply_method']!r} is not allowed "
-            "(allowed: bypass, mul)"
-        )
+class _Values(Checked):
+    """What an entry may say of its layers; NNI's names, and ours for whole channels."""
+
+    sparse_ratio: float | None = Field(None, ge=0, le=1)
+    sparse_threshold: float | None = Field(None, ge=0)
+    min_sparse_ratio: float | None = Field(None, ge=0, le=1)
+    max_sparse_ratio: float | None = Field(None, ge=0, le=1)
+    global_group_id: int | str | None = None
+    dependency_group_id: int | str | None = None
+    internal_metric_block: int | None = Field(None, ge=1)
+    granularity: Literal["default", "out_channel"] | None = None
+    apply_method: Literal["mul", "bypass"] | None = None
+    align: str | None = None
+    min_channels: int | None = Field(None, ge=1)
+    round_to: int | None = Field(None, ge=1)
+
+
+def _checked_values(given: dict[str, Any], where: str) -> dict[str, Any]:
+    values = checked(_Values, given, where).model_dump(exclude_none=True)
     if "sparse_ratio" in values and "sparse_threshold" in values:
         raise ConfigError(f"{where}: sparse_ratio and sparse_threshold exclude each other")
     low, high = values.get("min_sparse_ratio", 0.0), values.get("max_sparse_ratio", 1.0)
     if low > high:
         raise ConfigError(f"{where}: min_sparse_ratio {low} is above max_sparse_ratio {high}")
-
-
-def _number(value: Any, low: float, high: float, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        limit = f"a number from {low} to {high}" if high != float("inf") else f"a number from {low}"
-        raise ConfigError(f"{where}: {value!r} is not allowed ({limit})")
-    return float(value)
+    values.pop("granularity", None)
+    return values
 
 
 def nni_entries(layers: Mapping[str, LayerConfig]) -> list[dict[str, Any]]:

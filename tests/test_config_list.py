@@ -132,19 +132,19 @@ WRONG = {
     ),
     "granularity": (
         named(sparse_ratio=0.5, granularity="per_channel"),
-        r"granularity: 'per_channel' is not allowed .* \(allowed: default, out_channel\)",
+        r"granularity: unknown granularity 'per_channel'.* \(allowed: default, out_channel\)",
     ),
     "granularity list": (
         named(sparse_ratio=0.5, granularity=[1, 1]),
-        r"config_list\[0\].granularity: \[1, 1\] is not allowed",
+        r"config_list\[0\].granularity: unknown granularity \[1, 1\]",
     ),
     "apply_method": (
         named(sparse_ratio=0.5, apply_method="add"),
-        r"apply_method: 'add' is not allowed \(allowed: bypass, mul\)",
+        r"apply_method: unknown apply_method 'add' \(allowed: mul, bypass\)",
     ),
     "group id": (
         named(sparse_ratio=0.5, global_group_id=[1]),
-        r"global_group_id: \[1\] is not a name or a number",
+        r"global_group_id: \[1\] is not allowed \(a whole number or a text\)",
     ),
     "group of two ratios": (
         [

@@ -16,9 +16,11 @@ Masks are made at the borders of epochs: before the first (border 0), between tw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import Field
+
+from nni_gconv.checked import Checked, checked
 from nni_gconv.errors import ConfigError, unknown_name
 
 #: Name -> the keys that may stand beside it.
@@ -34,8 +36,7 @@ _ALIASES = {"agp": "cubic"}
 _RAMP = 0.75
 
 
-@dataclass(frozen=True)
-class Schedule:
+class Schedule(Checked):
     """How the share of the goal moves over the borders of epochs.
 
     Attributes
@@ -61,12 +62,15 @@ class Schedule:
     [0.5, None, 1.0, None, None]
     """
 
-    name: str
-    every: int = 1
-    rounds: int = 1
-    begin: int = 0
-    end: int | None = None
-    initial: float = 0.0
+    name: Literal["one-shot", "constant", "iterative", "linear", "cubic"] = Field(title="schedule")
+    every: int = Field(1, ge=1)
+    rounds: int = Field(1, ge=1)
+    begin: int = Field(0, ge=0)
+    end: int | None = Field(None, ge=1)
+    initial: float = Field(0.0, ge=0, lt=1)
+
+    def __init__(self, name: str, every: int = 1, **keys: Any) -> None:
+        super().__init__(**{"name": name, "every": every, **keys})
 
     @classmethod
     def parse(cls, value: Schedule | Mapping[str, Any] | str) -> Schedule:
@@ -86,31 +90,14 @@ class Schedule:
                 "{name: cubic, end: 20})"
             )
         name = _ALIASES.get(given["name"], given["name"])
-        if name not in SCHEDULES:
-            raise ConfigError(unknown_name("schedule", str(name), SCHEDULES, "schedule.name"))
-        allowed = ("name", *SCHEDULES[name])
+        allowed = ("name", *SCHEDULES.get(name, given))
         for key in given:
             if key not in allowed:
                 raise ConfigError(unknown_name("key", str(key), allowed, f"schedule {name}"))
-        made = cls(**{**given, "name": name})
-        made._check()
+        made = checked(cls, {**given, "name": name}, "schedule")
+        if made.end is not None and made.end <= made.begin:
+            raise ConfigError(f"schedule.end: {made.end} is not after begin, {made.begin}")
         return made
-
-    def _check(self) -> None:
-        for field, low in (("every", 1), ("rounds", 1), ("begin", 0), ("end", 1)):
-            number = getattr(self, field)
-            if number is None and field == "end":
-                continue
-            if isinstance(number, bool) or not isinstance(number, int) or number < low:
-                raise ConfigError(
-                    f"schedule.{field}: {number!r} is not allowed (a whole number from {low})"
-                )
-        if not isinstance(self.initial, int | float) or not 0 <= self.initial < 1:
-            raise ConfigError(
-                f"schedule.initial: {self.initial!r} is not allowed (a number from 0 to below 1)"
-            )
-        if self.end is not None and self.end <= self.begin:
-            raise ConfigError(f"schedule.end: {self.end} is not after begin, {self.begin}")
 
     def check(self, epochs: int) -> None:
         """Raise a ConfigError if a training of so many epochs would not reach the goal."""

@@ -23,6 +23,8 @@ GAIN_KEY = "gain"
 _DEAD, _ALIVE = 1e-5, 1e-1
 #: What is left of the norm of a filter that is about to die.
 _DYING = 0.05
+#: Quantile of what dying filters lost in an epoch that stands for all.
+_SLOWEST = 0.25
 #: Share of the largest possible loss from which on a larger gain brings no more.
 _SATURATED = 0.8
 
@@ -118,6 +120,23 @@ def loss_of_norm(before: np.ndarray, now: np.ndarray, chosen: np.ndarray) -> np.
     old, new = before[chosen], now[chosen]
     lost: np.ndarray = (old - new) / np.maximum(old, new)
     return lost
+
+
+def slowest_loss(sets: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
+    """Loss of norm that stands for all dying filters: the slow ones count.
+
+    Parameters
+    ----------
+    sets : sequence of (before, now, chosen)
+        As for :func:`loss_of_norm`.
+
+    Returns
+    -------
+    float
+        The lower quartile; 1 where no filter is dying.
+    """
+    losses = np.concatenate([loss_of_norm(*one) for one in sets])
+    return float(np.quantile(losses, _SLOWEST)) if len(losses) else 1.0
 
 
 def still_to_save(

@@ -43,22 +43,27 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.graph import CoupledSet, Member
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
 from nni_gconv.pruning.methods.gsparsity.dead_blocks import DeadBlocks
+from nni_gconv.pruning.methods.gsparsity.dead_channels import (
+    SetState,
+    dead_classes,
+    dead_sets,
+    from_threshold,
+)
 from nni_gconv.pruning.methods.gsparsity.group_lasso import (
     NormSpread,
     gain_factor,
     layer_gains,
-    loss_of_norm,
     norm_scale,
     norms_behind,
     per_channel,
     shorten_filters,
+    slowest_loss,
     still_to_save,
 )
 from nni_gconv.pruning.options import ChannelOptions
 from nni_gconv.pruning.pruner import Masks, read_options
-from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
+from nni_gconv.pruning.selection.allocation import Request
 from nni_gconv.pruning.selection.budget import fit
-from nni_gconv.pruning.selection.coupled_sets import taken_channels
 from nni_gconv.pruning.selection.scores import filter_norms
 from nni_gconv.training.distributed import from_main_process
 from nni_gconv.training.proxsgd import ProxSGD
@@ -67,8 +72,6 @@ _logger = logging.getLogger(__name__)
 
 #: All sets are ranked together under a budget: the training has said which layers can spare what.
 _ALL = "all layers"
-#: Quantile of what dying filters lost in an epoch that stands for all: the slow ones count.
-_SLOWEST = 0.25
 
 
 class GSparsityPruner(ChannelPruner):
@@ -260,7 +263,7 @@ class GSparsityPruner(ChannelPruner):
         return [
             replace(r, scores=np.full(s.size, -1.0), steps=[np.arange(s.size)])
             if id(s) in taken
-            else _from_threshold(r)
+            else from_threshold(r)
             for r, s in zip(requests, sets, strict=True)
         ]
 
@@ -276,34 +279,20 @@ class GSparsityPruner(ChannelPruner):
             masks[name] = {target: torch.zeros_like(mask) for target, mask in masks[name].items()}
         return masks
 
-    def _died(self, metrics: Metrics, removed: np.ndarray | None = None) -> set[int]:
-        """Sets of which every channel is dead, and as good as removed where `removed` is given."""
-        found = set()
-        norms = self._largest_norms(metrics)
-        for index, (coupled, norm) in enumerate(zip(self.sets, norms, strict=True)):
-            asked = self.request(coupled, metrics, "")
-            free, dead = asked.ratio is None and asked.high == 1, self._dead_below(asked)
-            floor = self._limits(coupled, coupled.members)["min_channels"]
-            left = 0 if removed is None else int((~removed[coupled.classes]).sum())
-            least = coupled.size - sum(map(len, asked.steps))
-            if free and floor <= 1 and left <= least and norm.max(initial=0) <= dead:
-                found.add(index)
-        return found
+    def _states(self, metrics: Metrics) -> list[SetState]:
+        return [
+            SetState(
+                coupled, norms, self.request(coupled, metrics, ""),
+                self._limits(coupled, coupled.members),
+            )
+            for coupled, norms in zip(self.sets, self._largest_norms(metrics), strict=True)
+        ]  # fmt: skip
 
-    def _dead_below(self, asked: Request) -> float:
-        return self.options.threshold if asked.threshold is None else asked.threshold
+    def _died(self, metrics: Metrics, removed: np.ndarray | None = None) -> set[int]:
+        return dead_sets(self._states(metrics), self.options.threshold, removed)
 
     def _dead(self, metrics: Metrics) -> np.ndarray:
-        """Classes whose filters are all dead, as far as floors, groups and ratios let them go."""
-        removed = self.coupling.empty()
-        for coupled, norms in zip(self.sets, self._largest_norms(metrics), strict=True):
-            asked = self.request(coupled, metrics, "")
-            steps = removal_steps(norms, **self._limits(coupled, coupled.members))
-            high = asked.high if asked.ratio is None else min(asked.high, asked.ratio)
-            threshold = self._dead_below(asked)
-            asked = _from_threshold(Request(norms, steps, threshold=threshold, high=high))
-            removed[coupled.classes[taken_channels(asked, take([asked])[0])]] = True
-        return removed
+        return dead_classes(self._states(metrics), self.options.threshold, self.coupling.empty())
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -418,12 +407,12 @@ class GSparsityPruner(ChannelPruner):
         counted = {"macs" if m == "latency" else m: v for m, v in sorted(budget.items())}
         going = fit(counted, self.cost, self.sets, requests)
         norms = zip(self._before, self._largest_norms(metrics), strict=True)
-        lost = [
-            loss_of_norm(before, now, (now > self.options.threshold) & going[coupled.classes])
-            for coupled, (before, now) in zip(self.sets, norms, strict=True)
-        ]
-        losses = np.concatenate(lost)
-        return float(np.quantile(losses, _SLOWEST)) if len(losses) else 1.0
+        return slowest_loss(
+            [
+                (before, now, (now > self.options.threshold) & going[coupled.classes])
+                for coupled, (before, now) in zip(self.sets, norms, strict=True)
+            ]
+        )
 
     def _metrics(self) -> Metrics:
         return self._calculate_metrics(self._collect_data())
@@ -440,10 +429,3 @@ class GSparsityPruner(ChannelPruner):
         for group in self.optimizer.param_groups:
             if group.get("mu"):
                 group["mu"] *= factor
-
-
-def _from_threshold(request: Request) -> Request:
-    """A filter lives if its norm is above the threshold, not if it reaches it."""
-    if request.threshold is None:
-        return request
-    return replace(request, threshold=np.nextafter(request.threshold, np.inf))
