@@ -31,10 +31,12 @@ from nni_gconv.recipe.state_files import load_state, save_masks, save_state
 from nni_gconv.speedup import ModelSpeedup, layer_sizes
 from nni_gconv.training.data import load_data, make_loaders
 from nni_gconv.training.distributed import Distributed
+from nni_gconv.training.engine import FitResult
 from nni_gconv.training.evaluator import make_evaluator
 from nni_gconv.training.logs.metric_log import MetricLog
 from nni_gconv.training.loop import fit
 from nni_gconv.training.seeding import seed_everything
+from nni_gconv.training.settings import TrainSettings
 from nni_gconv.training.zoo import ModelSettings, list_models
 
 __all__ = ["Trial"]
@@ -296,19 +298,7 @@ class Trial:
         stage = self.recipe.train
         if stage is None:
             raise ConfigError("train: the recipe has no such section")
-        result = fit(
-            self.model,
-            self.loaders,
-            stage,
-            directory=path / "train",
-            device=self.device,
-            seed=self.recipe.seed,
-            stage="train",
-            log=log,
-            progress=not self.quiet,
-            resume=True,
-            distributed=self.distributed,
-        )
+        result = self._fit(stage, "train", path, log)
         save_state(self.model, path / DENSE, self.distributed)
         return {"best_epoch": result.best_epoch, "val_accuracy": result.best_accuracy}
 
@@ -327,6 +317,23 @@ class Trial:
                     found = self._train_in(shared, log)
                     write_json(facts, sealed("train", found, written_since(shared, {})))
         return {"shared": str(shared), **read_shared(facts)}
+
+    def _fit(
+        self, settings: TrainSettings, stage: str, path: Path, log: MetricLog | None
+    ) -> FitResult:
+        return fit(
+            self.model,
+            self.loaders,
+            settings,
+            directory=path / stage,
+            device=self.device,
+            seed=self.recipe.seed,
+            stage=stage,
+            log=log,
+            progress=not self.quiet,
+            resume=True,
+            distributed=self.distributed,
+        )
 
     # -- pruning ----------------------------------------------------------------------------------
 
@@ -372,19 +379,7 @@ class Trial:
         if settings.from_scratch:
             seed_everything(self.recipe.seed)
             reset_parameters(self.model)
-        result = fit(
-            self.model,
-            self.loaders,
-            settings,
-            directory=self.folder.path / "finetune",
-            device=self.device,
-            seed=self.recipe.seed,
-            stage="finetune",
-            log=self.log,
-            progress=not self.quiet,
-            resume=True,
-            distributed=self.distributed,
-        )
+        result = self._fit(settings, "finetune", self.folder.path, self.log)
         self._save_compact(COMPACT)
         return {"best_epoch": result.best_epoch, "val_accuracy": result.best_accuracy}
 

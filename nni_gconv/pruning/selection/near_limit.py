@@ -7,7 +7,7 @@ Then a few steps of one set against a few of another may come closer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 #: A choice that takes this share of a limit is close enough.
 CLOSE = 0.99
@@ -69,21 +69,30 @@ def nearest_choice(
     while best_cost < CLOSE * limit and frontier and left > 0:
         reached: list[tuple[float, float, State]] = []
         for damage, state in frontier:
-            for i, steps in enumerate(state):
-                for then in (steps + 1, steps - 1):
-                    moved = (*state[:i], then, *state[i + 1 :])
-                    if not lowest[i] <= then <= most[i] or moved in seen or left <= 0:
-                        continue
-                    seen.add(moved)
-                    left -= 1
-                    # Steps from later places are a pity to take and good to put back.
-                    harm = damage + (then - steps) * place.get((i, min(steps, then)), 0)
-                    reached.append((harm, cost(moved), moved))
+            for moved, sign, step in _moves(state, lowest, most):
+                if moved in seen or left <= 0:
+                    continue
+                seen.add(moved)
+                left -= 1
+                # Steps from later places are a pity to take and good to put back.
+                reached.append((damage + sign * place.get(step, 0), cost(moved), moved))
         within = [(harm, -c, state) for harm, c, state in reached if c <= limit]
         close = [one for one in within if -one[1] >= CLOSE * limit]
+        # Of those that are close the least harm; else the nearest, whatever it harms.
         for _, negative, state in [min(close)] if close else within:
             if -negative > best_cost:
                 best, best_cost = state, -negative
         reached.sort(key=lambda one: (abs(one[1] - limit), one[0], one[2]))
         frontier = [(harm, state) for harm, _, state in reached[:_WIDTH]]
     return list(best)
+
+
+def _moves(
+    state: State, lowest: Sequence[int], most: Sequence[int]
+) -> Iterator[tuple[State, int, tuple[int, int]]]:
+    """Take one step more (1) or put one back (-1), with the ``(set, step)`` that moves."""
+    for i, steps in enumerate(state):
+        for sign in (1, -1):
+            then = steps + sign
+            if lowest[i] <= then <= most[i]:
+                yield (*state[:i], then, *state[i + 1 :]), sign, (i, min(steps, then))

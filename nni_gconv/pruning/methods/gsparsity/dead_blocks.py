@@ -2,6 +2,11 @@
 
 What a branch emits follows from its layers alone once all channels of one of them are dead: it is
 a constant. Masked whole, its last layer makes that zero, and the speedup takes the block out.
+
+Of the block remains what lies beside the branch, layers that were not selected included. It stays
+whole where an earlier pruner holds a layer of the branch or the config_list excludes one, and where
+channels of the dead one are to stay (``min_channels`` above 1, a ratio, ``max_sparse_ratio``).
+Elsewhere each layer keeps a channel.
 """
 
 from __future__ import annotations

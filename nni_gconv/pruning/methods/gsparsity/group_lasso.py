@@ -122,6 +122,52 @@ def loss_of_norm(before: np.ndarray, now: np.ndarray, chosen: np.ndarray) -> np.
     return lost
 
 
+def possible_loss(groups: Sequence[Mapping[str, Any]], steps: int | None) -> float:
+    """Share of its norm that a filter can lose in an epoch of so many steps of ProxSGD at most.
+
+    Parameters
+    ----------
+    groups : sequence of mapping
+        The optimizer's parameter groups; those with a gain count.
+    steps : int or None
+        None: another optimizer, whose steps are followed by the proximal map; all of it.
+    """
+    if steps is None:
+        return 1.0
+    rates = [float(group["lr"]) for group in groups if group.get("mu")]
+    left: float = (1 - max(rates, default=0.0)) ** steps
+    return 1 - left
+
+
+def relative_norms(
+    norms: Sequence[np.ndarray], threshold: float, scales: Sequence[np.ndarray] | None = None
+) -> list[np.ndarray]:
+    """Norms of the living over the largest of their layer; the dead are 0.
+
+    Parameters
+    ----------
+    norms : sequence of ndarray
+        One a layer.
+    threshold : float
+        Largest norm of a dead filter.
+    scales : sequence of ndarray, optional
+        Factors that the living are multiplied by first.
+
+    Examples
+    --------
+    >>> relative_norms([np.array([2.0, 1.0, 1e-7]), np.zeros(3)], 1e-6)
+    [array([1. , 0.5, 0. ]), array([0., 0., 0.])]
+    """
+    found = []
+    for number, values in enumerate(norms):
+        living = np.where(values > threshold, values, 0.0)
+        if scales is not None:
+            living *= scales[number]
+        # A layer that has died altogether has no largest one to go by.
+        found.append(living / (living.max() or 1.0))
+    return found
+
+
 def slowest_loss(sets: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
     """Loss of norm that stands for all dying filters: the slow ones count.
 

@@ -17,12 +17,7 @@ the end of an epoch is silenced from then on, with the shift of the norm behind 
 makes of a zero filter is a constant, and a network that trains with it misses it when it is cut.
 And one training meets a `budget`, because the gain follows what it has brought so far.
 
-Whole blocks may vanish: where all channels are dead that some layer in the branch of a residual
-block makes, the branch adds a constant at most. It is masked as a whole then, and the speedup
-leaves of the block what lies beside the branch, layers that were not selected included. A block
-stays where an earlier pruner holds a layer of the branch or the config_list excludes one, and where
-channels of the dead one are to stay (``min_channels`` above 1, a ratio, ``max_sparse_ratio``).
-Elsewhere each layer keeps a channel.
+Whole blocks may vanish, see :mod:`nni_gconv.pruning.methods.gsparsity.dead_blocks`.
 """
 
 from __future__ import annotations
@@ -30,13 +25,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
-from pydantic import Field
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
@@ -56,11 +50,13 @@ from nni_gconv.pruning.methods.gsparsity.group_lasso import (
     norm_scale,
     norms_behind,
     per_channel,
+    possible_loss,
+    relative_norms,
     shorten_filters,
     slowest_loss,
     still_to_save,
 )
-from nni_gconv.pruning.options import ChannelOptions
+from nni_gconv.pruning.methods.gsparsity.options import GSparsityOptions
 from nni_gconv.pruning.pruner import Masks, read_options
 from nni_gconv.pruning.selection.allocation import Request
 from nni_gconv.pruning.selection.budget import fit
@@ -152,25 +148,8 @@ class GSparsityPruner(ChannelPruner):
 
     score_unit, scores_apart = 1.0, True
 
-    class Options(ChannelOptions):
-        """Options of :class:`GSparsityPruner`."""
-
-        gain: float = Field(0.05, ge=0, description="Gain of layers whose entries have none.")
-        threshold: float = Field(
-            1e-6, ge=0, description="A filter whose L2 norm is at most this is dead."
-        )
-        normalization: Literal["div", "mul", "none"] | None = Field(
-            None, description="How gains depend on filters' sizes; default: ProxSGD's, else div."
-        )
-        score: Literal["norm", "folded"] = Field(
-            "norm", description="What ranks living filters; folded: with the norm behind them."
-        )
-        silence: bool = Field(True, description="Mask dead channels at the end of each epoch.")
-        ramp: float = Field(
-            0.7, gt=0, le=1, description="Share of the training after which a budget is met."
-        )
-
-    options: Options
+    Options = GSparsityOptions
+    options: GSparsityOptions
 
     def __init__(
         self,
@@ -215,17 +194,13 @@ class GSparsityPruner(ChannelPruner):
         norms = self._norms(coupled, metrics, members)
         spaces = [self._target_spaces[m.module]["weight"] for m in members]
         if any(space.sparse_threshold is not None for space in spaces):
-            largest: np.ndarray = np.max(norms, axis=0)
-            return largest
-        relative = []
-        for member, values in zip(members, norms, strict=True):
-            # A layer that has died altogether has no largest one to go by.
-            living = np.where(values > self.options.threshold, values, 0.0)
-            if self.options.score == "folded":
-                living *= self._scale_behind(member, coupled.size)
-            relative.append(living / (living.max() or 1.0))
-        joined: np.ndarray = np.mean(relative, axis=0)
-        return joined if self.rule == "mean" else np.max(relative, axis=0)
+            return np.asarray(np.max(norms, axis=0))
+        scales = None
+        if self.options.score == "folded":
+            scales = [self._scale_behind(member, coupled.size) for member in members]
+        relative = relative_norms(norms, self.options.threshold, scales)
+        join = np.mean if self.rule == "mean" else np.max
+        return np.asarray(join(relative, axis=0))
 
     def _norms(
         self, coupled: CoupledSet, metrics: Metrics, members: Sequence[Member] = ()
@@ -281,12 +256,9 @@ class GSparsityPruner(ChannelPruner):
 
     def _states(self, metrics: Metrics) -> list[SetState]:
         return [
-            SetState(
-                coupled, norms, self.request(coupled, metrics, ""),
-                self._limits(coupled, coupled.members),
-            )
-            for coupled, norms in zip(self.sets, self._largest_norms(metrics), strict=True)
-        ]  # fmt: skip
+            SetState(s, norms, self.request(s, metrics, ""), self._limits(s, s.members))
+            for s, norms in zip(self.sets, self._largest_norms(metrics), strict=True)
+        ]
 
     def _died(self, metrics: Metrics, removed: np.ndarray | None = None) -> set[int]:
         return dead_sets(self._states(metrics), self.options.threshold, removed)
@@ -311,18 +283,15 @@ class GSparsityPruner(ChannelPruner):
         super().prepare_training()
         self.settled = False
         filters: dict[tuple[float, int], dict[int, nn.Parameter]] = {}
-        for coupled in self.sets:
-            for member in coupled.members:
-                weight = self._target_spaces[member.module]["weight"].target
-                gain = self.gains[member.module]
-                filters.setdefault((gain, member.dim), {})[id(weight)] = weight
+        for member in (member for coupled in self.sets for member in coupled.members):
+            weight = self._target_spaces[member.module]["weight"].target
+            gain = self.gains[member.module]
+            filters.setdefault((gain, member.dim), {})[id(weight)] = weight
         self._proximal = not isinstance(self.optimizer, ProxSGD)
         rule = self.options.normalization or ("div" if self._proximal else None)
         for (gain, dim), weights in filters.items():
-            changes: dict[str, Any] = {"mu": gain, "filter_dim": dim}
-            if rule is not None:
-                changes["normalization"] = rule
-            self.split_groups(weights.values(), **changes)
+            changes = {} if rule is None else {"normalization": rule}
+            self.split_groups(weights.values(), mu=gain, filter_dim=dim, **changes)
 
     def before_epoch(self, epoch: int) -> None:
         """Remember the norms that the epoch begins with."""
@@ -392,10 +361,8 @@ class GSparsityPruner(ChannelPruner):
             self.renew_masks()
             self._multiply_gains(0.0)
             return
-        possible = 1.0
-        if not self._proximal:
-            rates = [float(g["lr"]) for g in self.optimizer.param_groups if g.get("mu")]
-            possible -= (1 - max(rates, default=0.0)) ** (self.clock.steps_per_epoch or 1)
+        steps = None if self._proximal else self.clock.steps_per_epoch or 1
+        possible = possible_loss(self.optimizer.param_groups, steps)
         self._multiply_gains(gain_factor(lost, ramp - epochs, possible))
         if self.options.silence:
             self._mask_dead(metrics, dead)

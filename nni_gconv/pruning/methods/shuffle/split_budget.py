@@ -193,24 +193,30 @@ class SplitBudget:
         """
         if self._budget is None:
             return self._most()
+        loss = bisect_threshold(lambda loss: self._saved_by(self._bearing(kept, loss)), 1.0)
+        found = self._undo_spare(self._bearing(kept, loss), kept)
+        return self._nearer(found, kept)
 
-        def groups(loss: float) -> dict[str, int]:
-            found = {}
-            for name, splits in self.splits(kept, loss).items():
-                within = [c for c in self._allowed[name] if c <= self.counts[name][splits]]
-                found[name] = within[-1] if within else self._allowed[name][0]
-            return found
+    def _bearing(self, kept: Kept, loss: float) -> dict[str, int]:
+        """The most groups of each layer that it may have and that lose no more than `loss`."""
+        found = {}
+        for name, splits in self.splits(kept, loss).items():
+            within = [c for c in self._allowed[name] if c <= self.counts[name][splits]]
+            found[name] = within[-1] if within else self._allowed[name][0]
+        return found
 
-        def saved(found: Mapping[str, int]) -> float:
-            return self.saved({n: self.counts[n].index(c) for n, c in found.items()})
+    def _saved_by(self, groups: Mapping[str, int]) -> float:
+        return self.saved({n: self.counts[n].index(count) for n, count in groups.items()})
 
-        found = groups(bisect_threshold(lambda loss: saved(groups(loss)), 1.0))
-        left = {n: kept[n][self.counts[n].index(c)] for n, c in found.items()}
+    def _undo_spare(self, groups: dict[str, int], kept: Kept) -> dict[str, int]:
+        """Undo last splits that the budget does not need, where most is lost first."""
+        found = dict(groups)
+        left = {n: kept[n][self.counts[n].index(count)] for n, count in found.items()}
         for name in sorted(found, key=left.__getitem__):
             fewer = [c for c in self._allowed[name] if c < found[name]]
-            if fewer and saved({**found, name: fewer[-1]}) >= 1:
+            if fewer and self._saved_by({**found, name: fewer[-1]}) >= 1:
                 found[name] = fewer[-1]
-        return self._nearer(found, kept)
+        return found
 
     def _nearer(self, found: dict[str, int], kept: Kept) -> dict[str, int]:
         """Exchange splits for others that leave less of the budget over."""
