@@ -1,97 +1,80 @@
-"""Seconds of a trial with this code and with another commit's, in turn.
+"""What one trial costs from start to end, by stage, and how it grows with depth and width.
 
-git worktree add /tmp/before 082dba6
-python benchmarks/trial_cost.py /tmp/before --rounds 7 --models resnet20 resnet56
+    python benchmarks/trial_cost.py --out docs/scaling.md       # minutes, one CPU thread
 
-A trial is configs/digits-fpgm.yml with one epoch of each training on few images: what is left is
-what a trial costs beside its training. Seconds are the processor's, of one thread, so that what
-else runs on the machine does not count; imports are not timed.
+The recipe: digits, two epochs of training, FPGM to half the MACs, speedup with verification, two
+epochs of fine-tuning, both networks measured (without latency). Seconds are those of one thread's
+CPU time, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
-ROOT = Path(__file__).parents[1]
-CHILD = """
-import json, sys, time, tempfile, yaml
-from pathlib import Path
-from nni_gconv import run_recipe
-import nni_gconv.recipe.stages
-recipe = yaml.safe_load(Path(sys.argv[1]).read_text())
-for _ in range(2):  # the first loads what is loaded when it is used
-    with tempfile.TemporaryDirectory() as folder:
+import torch
+from partition import machine
+
+from nni_gconv.recipe import folder as folder_module
+from nni_gconv.recipe import run_recipe
+
+STAGES = ["train", "prune", "speedup", "finetune", "report"]
+
+
+def cost(name: str, width: float, images: int) -> list[str]:
+    recipe = {
+        "device": "cpu",
+        "threads": 1,
+        "model": {"name": name, "options": {"width": width}},
+        "data": {"name": "digits", "batch_size": 64, "train_size": images},
+        "train": {"epochs": 2},
+        "prune": {"method": "fpgm", "budget": {"macs": 0.5}},
+        "finetune": {"epochs": 2},
+        "report": {"latency": None},
+    }
+    with tempfile.TemporaryDirectory() as output:
         begun = time.process_time()
-        result = run_recipe(recipe, output=folder, quiet=True)
-        seconds = time.process_time() - begun
-tree = str(Path(nni_gconv.recipe.stages.__file__).parents[2])
-print(json.dumps({"seconds": seconds, "metrics": result.metrics, "tree": tree}))
-"""
-
-
-def recipe_of(model: str) -> str:
-    """The shipped recipe, shortened."""
-    import yaml
-
-    recipe = yaml.safe_load((ROOT / "configs" / "digits-fpgm.yml").read_text(encoding="utf-8"))
-    recipe["model"] = {"name": model}
-    recipe["data"]["train_size"] = 128
-    for stage in ("train", "finetune"):
-        recipe[stage]["epochs"] = 1
-    recipe.update(report={"latency": None}, device="cpu", threads=1)
-    return yaml.safe_dump(recipe)
-
-
-def trial(tree: Path, recipe: Path) -> dict[str, object]:
-    """Run a trial with the code of a working tree."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, str(recipe)],
-        env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-        cwd=recipe.parent,  # Python looks for packages there before it looks into PYTHONPATH
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(done.stderr)
-    found = json.loads(done.stdout.splitlines()[-1])
-    if found["tree"] != str(tree.resolve()):
-        sys.exit(f"the code of {found['tree']} ran, not that of {tree}")
-    return found
-
-
-def quartiles(values: list[float]) -> str:
-    """Median, and first and third quartile in brackets."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.2f} ({low:.2f}..{high:.2f})"
+        result = run_recipe(recipe, output=output, quiet=True)
+        whole = time.process_time() - begun
+    seconds = [result.stages[stage]["seconds"] for stage in STAGES]
+    shown = [f"{second:.2f}" for second in (*seconds, whole - sum(seconds), whole)]
+    macs = result.dense["macs"] / 1e6
+    return [name, f"{width:g}", f"{macs:.2f}", *shown]
 
 
 def main() -> None:
-    """Print a row a model."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("before", type=Path, help="worktree of the other commit")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56"])
-    given = parser.parse_args()
-    print("| network | seconds before | now | saved a trial |\n|---|---|---|---|")
-    for model in given.models:
-        before, now = [], []
-        with tempfile.TemporaryDirectory() as folder:
-            recipe = Path(folder) / "recipe.yml"
-            recipe.write_text(recipe_of(model), encoding="utf-8")
-            for _ in range(given.rounds):
-                first, second = trial(given.before, recipe), trial(ROOT, recipe)
-                if first["metrics"] != second["metrics"]:
-                    sys.exit(f"{model}: the two do not end with the same numbers")
-                before.append(float(first["seconds"]))
-                now.append(float(second["seconds"]))
-        saved = [b - n for b, n in zip(before, now, strict=True)]
-        print(f"| {model} | {quartiles(before)} | {quartiles(now)} | {quartiles(saved)} |")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["resnet8", "resnet20", "resnet56"])
+    parser.add_argument("--widths", nargs="+", type=float, default=[0.25, 0.5, 1.0])
+    parser.add_argument("--images", type=int, default=640, help="training images, a tenth held out")
+    parser.add_argument("--out", type=Path, help="page whose table <!-- trial --> is replaced")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    # Stages are timed by the clock on the wall; here by what this process spends.
+    folder_module.time = SimpleNamespace(monotonic=time.process_time)
+    cost("resnet8", 0.25, 100)  # what only the first trial of a process pays
+    middle = args.widths[len(args.widths) // 2]
+    pairs = [(name, middle) for name in args.models]
+    pairs += [(args.models[1], width) for width in args.widths if width != middle]
+    rows = []
+    for name, width in pairs:
+        rows.append(cost(name, width, args.images))
+        print(rows[-1], file=sys.stderr, flush=True)
+    header = ["network", "width", "MACs, M", *STAGES, "the rest", "all"]
+    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+    lines.insert(1, "|---|" + "---:|" * (len(header) - 1))
+    given = f"{machine()}; torch {torch.__version__}, one thread, {args.images} images."
+    text = "\n".join(["", *lines, "", f"(CPU seconds. {given})", ""])
+    print(text)
+    if args.out:
+        page = args.out.read_text(encoding="utf-8")
+        before, _, rest = page.partition("<!-- trial -->")
+        _, _, after = rest.partition("<!-- end -->")
+        args.out.write_text(f"{before}<!-- trial -->\n{text}\n<!-- end -->{after}", "utf-8")
 
 
 if __name__ == "__main__":
