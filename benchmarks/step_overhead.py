@@ -29,6 +29,8 @@ from torch.nn import functional as F
 
 from nni_gconv import FPGMPruner, GSparsityPruner, ProxSGD, ShufflePruner, SlimmingPruner
 from nni_gconv.pruning.pruner import TrainedPruner
+from nni_gconv.training.engine import default_training_step
+from nni_gconv.training.settings import DistillSettings, TrainSettings
 from nni_gconv.training.zoo import create_model
 
 BATCH, STEPS_PER_EPOCH = 128, 391
@@ -44,10 +46,12 @@ class Method:
     options: Any = None
     optimizer: type[torch.optim.Optimizer] = torch.optim.SGD
     settings: Any = None
+    distill: DistillSettings | None = None
 
 
 METHODS: dict[str, Method] = {
     "plain SGD": Method(),
+    "distillation": Method(distill=DistillSettings()),
     "slimming (proximal)": Method(SlimmingPruner, BUDGET),
     "slimming (subgradient)": Method(SlimmingPruner, {**BUDGET, "penalty": "subgradient"}),
     "FPGM (soft)": Method(FPGMPruner, BUDGET),
@@ -73,6 +77,11 @@ class Timed:
         optimizer = nni.trace(method.optimizer)(self.model.parameters(), **settings)
         self.pruner, self.finish_epoch = None, 0.0
         self.optimizer, self.training_step = optimizer, self.loss
+        if method.distill is not None:
+            # What fit(teacher=) does in each step: the teacher of a pruned network is a dense one.
+            self.training_step = default_training_step(
+                TrainSettings(distill=method.distill), create_model(net).to(images.device).eval()
+            )
         if method.pruner is not None:
             evaluator = TorchEvaluator(
                 lambda *_: None, optimizer, self.loss, dummy_input=images[:1]

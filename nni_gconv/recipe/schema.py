@@ -129,7 +129,22 @@ class Recipe(BaseModel):
                     "nothing to prune: give model.weights, or a train section, or "
                     "finetune.from_scratch: true"
                 )
+        self._check_distill()
         timed = [name for name in self.objective or {} if name.startswith("latency")]
         if timed and self.report.latency is None:
             raise ValueError(f"objective.{timed[0]}: not measured, since report.latency is null")
         return self
+
+    def _check_distill(self) -> None:
+        """What teaches is the dense network: there has to be one that has learned something."""
+        if self.train is not None and self.train.distill is not None:
+            raise ValueError(
+                "train.distill: the dense network has no teacher; see finetune.distill"
+            )
+        for name, stage in (("sparsify", self.sparsify), ("finetune", self.finetune)):
+            taught = stage is not None and stage.distill is not None
+            if taught and self.train is None and self.model.weights is None:
+                raise ValueError(
+                    f"{name}.distill: the dense network is not trained: give model.weights or a "
+                    "train section"
+                )

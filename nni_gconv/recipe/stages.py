@@ -262,6 +262,10 @@ class Trial:
             self._profiles[which] = profile(model, self._example())
         return self._profiles[which]
 
+    def _teacher(self, stage: TrainSettings) -> nn.Module | None:
+        """Give the dense network to a stage that learns from it."""
+        return None if stage.distill is None else self.dense
+
     def _make_pruner(self) -> TrainedPruner:
         """Make the pruner of the recipe for the network as it is; it is wrapped by that."""
         settings, sparsify = self.recipe.prune, self.recipe.sparsify
@@ -279,6 +283,7 @@ class Trial:
                 log=self.log,
                 progress=not self.quiet,
                 resume=True,
+                teacher=self._teacher(sparsify),
                 distributed=self.distributed,
             )
         if self._graph is None:
@@ -332,6 +337,7 @@ class Trial:
             log=log,
             progress=not self.quiet,
             resume=True,
+            teacher=self._teacher(settings),
             distributed=self.distributed,
         )
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from nni_gconv.errors import NniGconvError
+from nni_gconv.errors import ConfigError, NniGconvError
 from nni_gconv.training.checkpoint import (
     check_identity,
     load_checkpoint,
@@ -27,6 +27,7 @@ from nni_gconv.training.checkpoint import (
     save_checkpoint,
 )
 from nni_gconv.training.data.loaders import Loaders
+from nni_gconv.training.distill import distillation_loss, teaching, weights_digest
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.logs.distributions import log_distributions
 from nni_gconv.training.logs.metric_log import MetricLog, check_numbers
@@ -74,12 +75,31 @@ class FitResult:
     """Time of all epochs, those before a resume included."""
 
 
-def default_training_step(label_smoothing: float) -> TrainingStep:
-    """Return ``step(batch, model) -> loss``: cross-entropy of the logits."""
+def default_training_step(
+    settings: TrainSettings, teacher: nn.Module | None = None
+) -> TrainingStep:
+    """Return ``step(batch, model) -> loss``: cross-entropy of the logits, or with a teacher's.
+
+    Raises
+    ------
+    ConfigError
+        There is a teacher and no ``distill`` in the settings, or the other way round.
+    """
+    smoothing, distill = settings.label_smoothing, settings.distill
+    if (teacher is None) != (distill is None):
+        raise ConfigError(
+            "distill: needs teacher=, the dense network"
+            if teacher is None
+            else "teacher: needs distill in the settings: {temperature: 4, weight: 0.7}"
+        )
 
     def training_step(batch: Batch, model: nn.Module) -> Tensor:
         images, labels = batch
-        return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
+        if teacher is None or distill is None:
+            return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+        with torch.no_grad():
+            taught = teacher(images)
+        return distillation_loss(model(images), taught, labels, distill, smoothing)
 
     return training_step
 
@@ -110,6 +130,8 @@ class Loop:
     resume: bool = False
     checkpoints: bool = True
     """Write one after each epoch, and look for one at the start."""
+    teacher: nn.Module | None = None
+    """Whose logits the training step asks for; kept in evaluation mode, not in checkpoints."""
     extra_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None
     after_step: Callable[[], None] | None = None
     distributed: Distributed = field(default_factory=Distributed)
@@ -126,6 +148,11 @@ class Loop:
 
     def run(self) -> None:
         """Train from the last finished epoch to the end."""
+        channels_last = self.settings.channels_last
+        with teaching(self.teacher, self.model, self.device, channels_last=channels_last):
+            self._run()
+
+    def _run(self) -> None:
         self._prepare()
         trained = self.distributed.wrap(self.model)
         with EpochProgress(self.stage, self.epochs, self._shows_progress) as bar:
@@ -177,7 +204,9 @@ class Loop:
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be equal for a resumed run to end as an uninterrupted one."""
+        taught = {} if self.teacher is None else {"teacher": weights_digest(self.teacher)}
         return {
+            **taught,
             "settings": self.settings.model_dump(mode="json"),
             "optimizer": type(self.optimizer).__name__,
             "epochs": self.epochs,

@@ -79,7 +79,7 @@ class LoopEvaluator(TorchEvaluator):
         super().__init__(
             training_func=self._train,
             optimizers=optimizer,
-            training_step=default_training_step(settings.label_smoothing),
+            training_step=default_training_step(settings, options["teacher"]),
             lr_schedulers=nni.trace(ScheduleLR)(optimizer, self._schedule(None)),
             # Two images: batch norm in training mode cannot work on one.
             dummy_input=torch.zeros(2, *loaders.input_shape, device=device),
@@ -181,7 +181,7 @@ class LoopEvaluator(TorchEvaluator):
         return metrics.accuracy
 
 
-def make_evaluator(
+def make_evaluator(  # noqa: PLR0913 - one argument an option
     model: nn.Module,
     loaders: Loaders,
     settings: TrainSettings,
@@ -194,6 +194,7 @@ def make_evaluator(
     progress: bool = True,
     resume: bool = False,
     optimizer: Optimizer | None = None,
+    teacher: nn.Module | None = None,
     extra_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
     after_step: Callable[[], None] | None = None,
     distributed: Distributed | None = None,
@@ -216,6 +217,8 @@ def make_evaluator(
     optimizer : Optimizer, optional
         One of your own for `model`, made with ``nni.trace(cls)(...)``; default: that of
         `settings`.
+    teacher : nn.Module, optional
+        As in :func:`~nni_gconv.training.loop.fit`: a network that NNI does not wrap.
     extra_metrics : callable, optional
         ``f(model) -> numbers`` for each epoch's record; default: ``sparsity`` of the masks.
 
@@ -251,6 +254,7 @@ def make_evaluator(
         "log": log,
         "progress": progress,
         "resume": resume,
+        "teacher": teacher,
         "extra_metrics": extra_metrics or (lambda m: {"sparsity": mask_sparsity(m)}),
         "after_step": after_step,
         "distributed": distributed or Distributed(),

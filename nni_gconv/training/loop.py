@@ -32,6 +32,7 @@ def fit(
     log: MetricLog | None = None,
     progress: bool = True,
     resume: bool = False,
+    teacher: nn.Module | None = None,
     extra_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
     after_step: Callable[[], None] | None = None,
     distributed: Distributed | None = None,
@@ -62,6 +63,10 @@ def fit(
     resume : bool, default False
         Go on from the last finished epoch in `directory`, if there is one; the weights end bit
         for bit as without the interruption. False begins anew.
+    teacher : nn.Module, optional
+        Network whose logits ``settings.distill`` asks for, as a rule the dense one; moved to
+        `device`, in evaluation mode meanwhile, and not a part of checkpoints. A resumed run has to
+        be given the same.
     extra_metrics : callable, optional
         ``f(model) -> {"sparsity": 0.3}``; added to each epoch's record.
     after_step : callable, optional
@@ -79,7 +84,8 @@ def fit(
     CheckpointError
         The checkpoint is damaged, or was made under other settings or for another network.
     ConfigError
-        ``amp: fp16`` without a GPU; an extra metric that is no finite number.
+        ``amp: fp16`` without a GPU; `teacher` without ``settings.distill`` or the other way round;
+        an extra metric that is no finite number.
     NniGconvError
         The loss is not finite.
 
@@ -109,13 +115,14 @@ def fit(
         device=device,
         optimizer=optimizer,
         scheduler=ScheduleLR(optimizer, schedule),
-        training_step=default_training_step(settings.label_smoothing),
+        training_step=default_training_step(settings, teacher),
         epochs=settings.epochs,
         seed=seed,
         stage=stage,
         log=log,
         progress=progress,
         resume=resume,
+        teacher=teacher,
         extra_metrics=extra_metrics,
         after_step=after_step,
         distributed=distributed or Distributed(),

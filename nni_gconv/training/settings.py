@@ -79,6 +79,25 @@ class ScheduleSettings(BaseModel):
         return milestones
 
 
+class DistillSettings(BaseModel):
+    """How much a network learns from the dense one, its teacher, beside the labels.
+
+    Examples
+    --------
+    >>> DistillSettings(temperature=2)
+    DistillSettings(temperature=2.0, weight=0.7)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(
+        4.0, gt=0, le=1000, description="Logits are divided by it: the higher, the softer."
+    )
+    weight: float = Field(
+        0.7, ge=0, le=1, description="Share of the teacher in the loss; the labels have the rest."
+    )
+
+
 class TrainSettings(BaseModel):
     """How a network is trained.
 
@@ -97,6 +116,9 @@ class TrainSettings(BaseModel):
         default_factory=ScheduleSettings, description="Learning rate over time."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the training loss.")
+    distill: DistillSettings | None = Field(
+        None, description="Learn from the dense network too; null: from the labels alone."
+    )
     amp: Amp = Field("none", description="Mixed precision; fp16 needs a GPU.")
     channels_last: bool = Field(False, description="Memory format of images and weights.")
     grad_clip: float | None = Field(None, gt=0, description="Largest norm of all gradients.")

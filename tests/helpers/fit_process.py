@@ -22,6 +22,7 @@ from nni_gconv.training.settings import TrainSettings
 
 def main(directory: Path, options: dict[str, str]) -> None:
     net = {"conv": conv_net(dropout=0.3), "plain": plain_net()}[options.get("net", "conv")]
+    distill = {"weight": 0.6} if options.get("distill") == "yes" else None
     left = [int(options.get("kill_at", -1))]
 
     def maybe_die() -> None:
@@ -41,6 +42,7 @@ def main(directory: Path, options: dict[str, str]) -> None:
                 epochs=int(options.get("epochs", 4)),
                 optimizer={"lr": 0.05, "nesterov": True},
                 schedule={"warmup": 1.5},
+                distill=distill,
                 keep=options.get("keep", "best"),
             ),
             directory=directory,
@@ -49,6 +51,7 @@ def main(directory: Path, options: dict[str, str]) -> None:
             log=log,
             progress=False,
             resume=options.get("resume") == "yes",
+            teacher=conv_net(seed=9, dropout=0.3) if distill else None,
             after_step=maybe_die,
             distributed=distributed,
         )

@@ -154,6 +154,32 @@ def test_a_killed_trial_goes_on_and_ends_the_same(done, tmp_path):
     assert {("train/gamma/bn1", 1), ("finetune/filters/conv1", 2)} <= set(found)
 
 
+@pytest.mark.slow
+def test_a_killed_trial_learns_from_the_same_teacher(tmp_path):
+    """The dense network teaches while pruning and after it; a kill in each stage."""
+    recipe = tiny(
+        train={"epochs": 1},
+        sparsify={"epochs": 2, "distill": {"temperature": 2, "weight": 0.5}},
+        prune={"method": "slimming", "budget": {"macs": 0.6}},
+        finetune={"epochs": 2, "distill": {}},
+    )
+    whole = run(recipe, tmp_path / "whole")
+    cut = tmp_path / "cut"
+    for stage in ("sparsify", "finetune"):
+        assert in_a_process(recipe, cut, f"{stage}=7").code == -signal.SIGKILL
+        assert (cut / stage / "checkpoint.pt").is_file()
+    result = run(recipe, cut)
+    assert result.metrics == whole.metrics
+    assert result.test == whole.test
+    for name in ("dense", "masked", "compact"):
+        ours, theirs = (load_file(tmp_path / d / f"{name}.safetensors") for d in ("cut", "whole"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+    plain = run({**recipe, "finetune": {"epochs": 2}}, tmp_path / "plain")
+    other, small = (load_file(tmp_path / d / "compact.safetensors") for d in ("plain", "whole"))
+    assert any(not torch.equal(other[key], small[key]) for key in small)
+    assert plain.metrics["params"] == whole.metrics["params"]
+
+
 def test_a_folder_of_another_recipe_is_refused(done):
     said = r"holds a run of another recipe \(train.epochs was 2, is 3\): choose another --output"
     with pytest.raises(ConfigError, match=said):

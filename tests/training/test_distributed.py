@@ -39,13 +39,14 @@ def numbers(history):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("distill", ["no", "yes"])
+def test_two_processes_equal_one(tmp_path, distill):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    alone = run("fit_process.py", one, "net=plain", "batch=16")
+    alone = run("fit_process.py", one, "net=plain", "batch=16", f"distill={distill}")
     assert alone.code == 0, alone.said
-    done = launch_with_torchrun(two, "net=plain", "batch=8")
+    done = launch_with_torchrun(two, "net=plain", "batch=8", f"distill={distill}")
     assert done.returncode == 0, done.stderr
     alone, first, second = final(one), final(two, 0), final(two, 1)
     assert same_weights(first["weights"], second["weights"])
@@ -62,12 +63,13 @@ def test_two_processes_equal_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_killed_resume_to_the_same_weights(tmp_path):
+@pytest.mark.parametrize("distill", ["no", "yes"])
+def test_two_processes_that_are_killed_resume_to_the_same_weights(tmp_path, distill):
     """With batch norm and dropout, whose state differs between the processes."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-    given = ["batch=8", "epochs=2"]
+    given = ["batch=8", "epochs=2", f"distill={distill}"]
     done = run("fit_process.py", whole, *given, processes=2)
     assert done.code == 0, done.said
     assert run("fit_process.py", cut, *given, "kill_at=6", processes=2).code == -signal.SIGKILL

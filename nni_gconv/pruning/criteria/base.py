@@ -69,6 +69,7 @@ class Criterion(ChannelPruner):
     options: CriterionOptions
     #: Whether scores of different layers are of one measure: they add up and compare as they are.
     one_measure: ClassVar[bool] = False
+    reads_weights = False
 
     def __init__(
         self,
