@@ -100,7 +100,12 @@ def read_database(folder: Path) -> ExperimentRecord:
     Returns
     -------
     ExperimentRecord
-        Empty where there is no database, or one that cannot be read (yet).
+        Empty where there is no database, or nothing in it yet.
+
+    Raises
+    ------
+    ConfigError
+        The database is damaged or cannot be read.
     """
     file = folder / "db" / "nni.sqlite"
     record = ExperimentRecord()
@@ -118,8 +123,10 @@ def read_database(folder: Path) -> ExperimentRecord:
             profile = connection.execute(
                 "select endTime from ExperimentProfile order by revision desc limit 1"
             ).fetchone()
-    except sqlite3.Error:
-        return record
+    except sqlite3.Error as error:
+        if "no such table" in str(error):  # the manager has only just begun it
+            return record
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
     chosen: dict[str, dict[str, Any]] = {}
     own: dict[str, dict[str, Any]] = {}
     for key, event, stamp, data, number in events:

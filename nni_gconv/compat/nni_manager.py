@@ -292,6 +292,14 @@ def algorithm_class(name: str) -> str | None:
     return None if meta is None or meta.is_builtin else meta.class_name
 
 
+def builtin_class(name: str) -> str | None:
+    """Return the class behind the name of one of NNI's own tuners or assessors."""
+    from nni.tools.package_utils.config_manager import get_algo_meta
+
+    meta = get_algo_meta(name)
+    return meta.class_name if meta is not None and meta.is_builtin else None
+
+
 def quiet_nni() -> None:
     """Keep NNI's log off standard output, where our tables and JSON go."""
     from nni.runtime.log import silence_stdout

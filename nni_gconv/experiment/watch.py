@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_gconv.compat.nni_database import read_database
+from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.manager import ManagerError, TrialState
 from nni_gconv.experiment.remote_machines import services_of
 
@@ -127,7 +128,10 @@ class _Watcher:
         """Tell trials that a signal ended from those that somebody cancelled; NNI does not."""
         if not any(trial.status == "USER_CANCELED" for trial in trials):
             return trials
-        known = read_database(self.experiment.folder).trials
+        try:
+            known = read_database(self.experiment.folder).trials
+        except ConfigError:
+            return trials  # it is being written; the next look tells
         return [
             replace(trial, status="KILLED")
             if trial.status == "USER_CANCELED"
@@ -221,10 +225,18 @@ class _Watcher:
             return self.end(
                 Ending.TRIALS_FAILED, f"{len(failed)} of {len(self.trials)} trials failed"
             )
-        good = sum(trial.status == "SUCCEEDED" for trial in self.trials)
+        good = [trial for trial in self.trials if trial.status == "SUCCEEDED"]
+        silent = [trial for trial in good if not trial.metrics]
+        if silent:
+            return self.end(
+                Ending.TRIALS_FAILED,
+                f"{len(silent)} of {len(self.trials)} trials ended without a final result: "
+                f"{', '.join(trial.id for trial in silent[:5])} (a trial calls "
+                "nni.report_final_result; nni-gconv run does)",
+            )
         early = sum(trial.status == "EARLY_STOPPED" for trial in self.trials)
-        rest = len(self.trials) - good - early
-        words = [f"{good} trials succeeded"]
+        rest = len(self.trials) - len(good) - early
+        words = [f"{len(good)} trials succeeded"]
         words += [f"{early} stopped early"] if early else []
         words += [f"{rest} cancelled"] if rest else []
         return self.end(Ending.SUCCESS, ", ".join(words))

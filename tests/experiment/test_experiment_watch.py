@@ -63,6 +63,8 @@ class Experiment:
 
 
 def trial(number, status, **metrics):
+    if status == "SUCCEEDED":
+        metrics = {"default": 0.5} | metrics
     return TrialState(f"t{number}", number, status, {}, metrics)
 
 
@@ -88,6 +90,13 @@ def test_done_is_waited_for(look):
     )
     assert (outcome.ending, outcome.exit_code) == (Ending.SUCCESS, 0)
     assert experiment.client.looks == 4
+
+
+def test_a_trial_without_a_final_result_has_not_succeeded(look):
+    silent = TrialState("t1", 1, "SUCCEEDED")
+    outcome, _ = look(("DONE", [trial(0, "SUCCEEDED"), silent]))
+    assert (outcome.ending, outcome.exit_code) == (Ending.TRIALS_FAILED, 3)
+    assert outcome.message.startswith("1 of 2 trials ended without a final result: t1")
 
 
 def test_no_more_trials_counts_only_when_all_that_were_made_have_ended(look):

@@ -79,8 +79,8 @@ def algorithm_notes(config: Any) -> list[str]:
 
 
 def _known(kind: str, name: str) -> str | None:
-    """Return the class to look at behind a name: only what is not NNI's own."""
-    from nni_gconv.compat import algorithm_class, nni_algorithms
+    """Return the class to look at behind a name."""
+    from nni_gconv.compat import algorithm_class, builtin_class, nni_algorithms
 
     names = nni_algorithms(kind)
     if name.lower() not in {known.lower() for known in names}:
@@ -88,7 +88,7 @@ def _known(kind: str, name: str) -> str | None:
     broken = _BROKEN.get(name.lower())
     if kind == "tuner" and broken:
         raise ConfigError(f"tuner.name {name}: {broken}")
-    return algorithm_class(name)
+    return algorithm_class(name) or builtin_class(name)
 
 
 def _probed(config: Any, kind: str, class_name: str, algorithm: Any) -> list[str]:
@@ -98,13 +98,14 @@ def _probed(config: Any, kind: str, class_name: str, algorithm: Any) -> list[str
     params = {"trialCodeDirectory": folder}
     asked = {
         "kind": kind,
+        "name": algorithm.name if class_name.startswith("nni.") else None,
         "className": class_name,
         "codeDirectory": str(algorithm.code_directory or folder),
         "classArgs": dict(algorithm.class_args or {}),
         "searchSpace": config.search_space,
         "expParams": base64.b64encode(json.dumps(params).encode()).decode(),
     }
-    where = f"{kind}.className {class_name}"
+    where = f"{kind}.name {algorithm.name}" if algorithm.name else f"{kind}.className {class_name}"
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", str(_PROBE), json.dumps(asked)],

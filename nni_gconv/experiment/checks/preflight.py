@@ -23,7 +23,7 @@ from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.checks.algorithms import check_algorithms
 from nni_gconv.experiment.checks.gpus import give_gpus, gpu_notes
 from nni_gconv.experiment.checks.plan import ExperimentPlan
-from nni_gconv.experiment.checks.search_space import check_space
+from nni_gconv.experiment.checks.search_space import check_batch_space, check_space
 from nni_gconv.experiment.remote_machines import (
     check_machine_list,
     platform_of,
@@ -107,9 +107,11 @@ def preflight(
     try:
         config = _configure(file, data)
         if not config.tuner.class_name:  # a tuner of the user's may read anything
-            check_space(config.search_space)
+            batch = (config.tuner.name or "").lower() in ("batch", "batchtuner")
+            (check_batch_space if batch else check_space)(config.search_space)
         notes = list(check_algorithms(config))
         _check_folders(config)
+        _check_scripts(config)
         if gpus is not None:
             give_gpus(config, services_of(config), gpus, fit=concurrency is None)
         notes += _notes(config)
@@ -248,6 +250,26 @@ def _check_folders(config: Any) -> None:
         raise ConfigError(f"experimentWorkingDirectory {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"experimentWorkingDirectory {folder}: not writable")
+
+
+def _check_scripts(config: Any) -> None:
+    """Check that a trial has a command, and that the Python file it begins with is there."""
+    for service in services_of(config):
+        command = service.trial_command or config.trial_command or ""
+        if not command.strip():
+            raise ConfigError("trialCommand is empty; for example: nni-gconv run recipe.yml")
+        try:
+            words = shlex.split(command)
+        except ValueError:
+            continue  # told below, with the place
+        while words and re.fullmatch(r"\w+=.*", words[0]):
+            words = words[1:]
+        code = Path(service.trial_code_directory or config.trial_code_directory or ".")
+        python = words and re.fullmatch(r"(.*/)?python[\d.]*", words[0])
+        if python and len(words) > 1 and re.fullmatch(r"[\w./ +-]+\.py", words[1]):
+            script = code / Path(words[1]).expanduser()
+            if not script.is_file():
+                raise ConfigError(f"trialCommand: no such script: {script}")
 
 
 def _check_command(config: Any) -> None:

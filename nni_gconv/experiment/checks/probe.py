@@ -37,7 +37,11 @@ def _problem(asked: dict[str, Any]) -> str | None:
         close = difflib.get_close_matches(class_name, public, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"{where}: {module_name} has no class {class_name!r}{hint}"
-    return _wrong_kind(kind, asked, where) or _wrong_arguments(kind, asked)
+    return (
+        _wrong_kind(kind, asked, where)
+        or _wrong_arguments(kind, asked)
+        or (_would_raise(kind, asked) if asked.get("name") else None)
+    )
 
 
 def _extra(module: str | None) -> str:
@@ -81,6 +85,23 @@ def _wrong_arguments(kind: type, asked: dict[str, Any]) -> str | None:
         check(asked["searchSpace"], **args)
     except Exception as error:  # whatever it raises would be raised in NNI's dispatcher
         return f"{asked['kind']}: {error}"
+    return None
+
+
+def _would_raise(kind: type, asked: dict[str, Any]) -> str | None:
+    """Begin one of NNI's own as NNI will, which looks at nothing before."""
+    where = f"{asked['kind']}.classArgs of {asked['name']}"
+    try:
+        made = kind(**asked["classArgs"])
+    except Exception as error:
+        return f"{where}: {type(error).__name__}: {error}"
+    begin = getattr(made, "update_search_space", None)
+    if begin is None:
+        return None
+    try:
+        begin(asked["searchSpace"])
+    except Exception as error:
+        return f"search space: {asked['name']} does not take it: {type(error).__name__}: {error}"
     return None
 
 

@@ -57,10 +57,53 @@ def _check_spec(spec: Any, where: str) -> None:
     count = 3 if kind.startswith("q") else 2
     if len(values) != count or not all(_number(v) for v in values):
         raise ConfigError(f"{where}: {kind} takes {count} numbers, not {values!r:.60}")
+    _check_range(kind, values, where)
+
+
+def _check_range(kind: str, values: list[Any], where: str) -> None:
+    """Check the numbers of a range: what NNI's tuners draw from it, or die of."""
+    first, second, *step = values
+    shown = f"{where}: {kind} {values}"
+    if step and step[0] <= 0:
+        raise ConfigError(f"{shown}: the step, the third number, must be over 0")
+    if "normal" in kind:
+        if second <= 0:
+            raise ConfigError(f"{shown}: the standard deviation must be over 0")
+        return
+    if first >= second:
+        raise ConfigError(f"{shown}: the first number must be below the second")
+    if "log" in kind and first <= 0:
+        raise ConfigError(f"{shown}: the numbers of a logarithmic range must be over 0")
+    if kind == "randint" and not all(float(value).is_integer() for value in values):
+        raise ConfigError(f"{shown}: must be whole numbers")
+
+
+def check_batch_space(space: Any) -> None:
+    """Refuse what NNI's BatchTuner does not take: it has one key, a list of whole settings.
+
+    Raises
+    ------
+    ConfigError
+        It is another space.
+
+    Examples
+    --------
+    >>> check_batch_space({"combine_params": {"_type": "choice", "_value": [{"a": 1}, {"a": 2}]}})
+    """
+    spec = next(iter(space.values()), None) if isinstance(space, Mapping) else None
+    values = spec.get("_value") if isinstance(spec, Mapping) else None
+    whole = isinstance(values, list) and values and all(isinstance(v, Mapping) for v in values)
+    if len(space or ()) != 1 or not whole or spec is None or spec.get("_type") != "choice":
+        raise ConfigError(
+            "the search space of BatchTuner is one choice of whole settings: "
+            "{combine_params: {_type: choice, _value: [{a: 1, b: 2}, {a: 3, b: 4}]}}"
+        )
 
 
 def _check_choices(values: list[Any], where: str) -> None:
     named = [isinstance(value, Mapping) and "_name" in value for value in values]
+    if not any(named) and any(isinstance(value, Mapping) for value in values):
+        raise ConfigError(f"{where}: a choice between mappings needs a _name in each of them")
     if any(named) and not all(named):
         odd = values[named.index(False)]
         raise ConfigError(f"{where}: either every choice has a _name or none, not {odd!r:.60}")
@@ -71,7 +114,8 @@ def _check_choices(values: list[Any], where: str) -> None:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def grid_size(space: Mapping[str, Any]) -> int | None:
