@@ -388,6 +388,7 @@ def test_a_configuration_made_in_python_is_checked_like_a_file(tmp_path, monkeyp
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "trial.py").write_text("")
     config = Experiment("local").config
     config.trial_command = "python trial.py"
     config.search_space = BASE["searchSpace"]

@@ -58,7 +58,7 @@ def check_algorithms(config: Any) -> list[str]:
         if algorithm is None:
             continue
         name = algorithm.name
-        class_name = _known(kind, name) if name else algorithm.class_name
+        class_name = _known(kind, algorithm) if name else algorithm.class_name
         if class_name is not None:
             notes += _probed(config, kind, class_name, algorithm)
     return [*notes, *algorithm_notes(config)]
@@ -78,17 +78,19 @@ def algorithm_notes(config: Any) -> list[str]:
     return notes
 
 
-def _known(kind: str, name: str) -> str | None:
-    """Return the class to look at behind a name."""
+def _known(kind: str, algorithm: Any) -> str | None:
+    """Return the class to look at behind a name: of NNI's own only where it is given arguments."""
     from nni_gconv.compat import algorithm_class, builtin_class, nni_algorithms
 
+    name = algorithm.name
     names = nni_algorithms(kind)
     if name.lower() not in {known.lower() for known in names}:
         raise ConfigError(unknown_name(kind, name, names, f"{kind}.name"))
     broken = _BROKEN.get(name.lower())
     if kind == "tuner" and broken:
         raise ConfigError(f"tuner.name {name}: {broken}")
-    return algorithm_class(name) or builtin_class(name)
+    own = algorithm_class(name)
+    return builtin_class(name) if own is None and algorithm.class_args else own
 
 
 def _probed(config: Any, kind: str, class_name: str, algorithm: Any) -> list[str]:
