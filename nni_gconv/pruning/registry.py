@@ -41,6 +41,7 @@ METHODS = {
     "fpgm": "nni_gconv.pruning.methods.fpgm:FPGMPruner",
     "gconv": "nni_gconv.pruning.methods.gconv.pruner:GroupConvPruner",
     "gsparsity": "nni_gconv.pruning.methods.gsparsity.pruner:GSparsityPruner",
+    "second_order": "nni_gconv.pruning.criteria.second_order:SecondOrderPruner",
     "shuffle": "nni_gconv.pruning.methods.shuffle.pruner:ShufflePruner",
     "slimming": "nni_gconv.pruning.methods.slimming.pruner:SlimmingPruner",
     **CRITERIA,

@@ -1,126 +1,219 @@
-"""Second-order choice: the channel goes that costs least after the others have made up for it.
+"""Second-order pruning: which channel costs least after the others have made up for it.
 
-Optimal brain surgeon (Hassibi and Stork 1993) with channels as units, as in structured second-order
-pruning (Kurtic et al. 2022; Frantar and Alistarh 2022). A layer with weights W reads columns x,
-A = E[x x^T], H = (A + ridge)^-1. Taking the columns J of one channel and letting the others answer
-costs
-
-    tr(W[:, J] H[J, J]^-1 W[:, J]^T)
-
-of squared error of the layer's output; then W loses W[:, J] H[J, J]^-1 H[J, :] and H loses
-H[:, J] H[J, J]^-1 H[J, :], and the next channel is chosen. A channel that several layers read costs
-the sum over them, each relative to the energy of its own output.
+The formula and its papers stand in :mod:`nni_gconv.pruning.criteria.elimination`. The channels of a
+coupled set are eliminated one after the other on what all layers that read the set read, over
+calibration images; the order is the ranking, and the running error is the curve by which a budget
+is dealt out among sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from nni.compression.base.wrapper import ModuleWrapper
+from nni.compression.utils import Evaluator
+from pydantic import Field
+from torch import Tensor, nn
 
-#: A set is emptied in at most so many rounds; in large sets several channels go at a time.
-_ROUNDS = 128
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A layer that reads the channels of a set.
-
-    Attributes
-    ----------
-    columns : Tensor of int64, shape (channels, taps)
-        Columns of the weight that belong to each channel.
-    moments : Tensor of float64, shape (columns, columns)
-        E[x x^T] of what all columns read.
-    gram : Tensor of float64, shape (columns, columns)
-        W^T W, summed over filters.
-    energy : float
-        E |W x|^2: what errors are relative to.
-    """
-
-    columns: Tensor
-    moments: Tensor
-    gram: Tensor
-    energy: float
+from nni_gconv.errors import ConfigError
+from nni_gconv.graph import CoupledSet, Read
+from nni_gconv.pruning.calibration import Calibration
+from nni_gconv.pruning.calibration.moments import ReadMoments, read_moments
+from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
+from nni_gconv.pruning.criteria.elimination import Reader, eliminate
+from nni_gconv.pruning.options import ChannelOptions
+from nni_gconv.pruning.selection.allocation import Request
 
 
-def eliminate(readers: Sequence[Reader], *, ridge: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
-    """Remove the channels of a set one after the other, the cheapest first.
+class SecondOrderPruner(ChannelPruner):
+    """Prune the channels whose loss the others make up for best.
 
     Parameters
     ----------
-    readers : sequence of Reader
-        At least one; all speak of the same channels.
+    model : nn.Module
+        The trained dense model.
+    config_list : list of dict
+        NNI's config_list, with ``min_channels`` and ``round_to`` beside NNI's keys.
+    evaluator, existed_wrappers : optional
+        As in NNI.
+    calibration : Calibration, Tensor or iterable of batches
+        Images of the training split; labels are not needed.
+    allocation : {"error", "uniform", "global"}, default "error"
+        How a budget is dealt out: by the error that each set's channels cause for what they save,
+        by equal shares of all sets, or by their error alone.
     ridge : float, default 1e-3
-        Of the mean of each layer's diagonal of moments.
+        Of the mean second moment of what a layer reads.
+    dummy_input, budget, coupling, schedule, masks, reconstruct
+        See :class:`nni_gconv.pruning.channel_pruner.ChannelPruner`. `coupling` does not matter: the
+        errors of all layers that read a set are summed.
 
-    Returns
-    -------
-    order : ndarray of int64, shape (channels,)
-        The channels as they go.
-    error : ndarray of float64, shape (channels,)
-        Error of the set once each of them has gone, in that order; it never falls.
+    Raises
+    ------
+    ConfigError
+        There is no calibration, or a set is read by transposed convolutions alone.
 
     Examples
     --------
-    >>> moments = torch.eye(3, dtype=torch.float64)
-    >>> moments[0, 1] = moments[1, 0] = 0.99  # the first two say nearly the same
-    >>> gram = torch.diag(torch.tensor([1.0, 0.9, 1.0], dtype=torch.float64))
-    >>> order, error = eliminate([Reader(torch.arange(3)[:, None], moments, gram, 3.0)])
-    >>> order.tolist()
-    [1, 2, 0]
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> with torch.no_grad():  # the second half says what the first half says
+    ...     _ = net[0].weight[4:].copy_(net[0].weight[:4]), net[0].bias[4:].copy_(net[0].bias[:4])
+    >>> pruner = SecondOrderPruner(
+    ...     net, [{"op_names": ["0"], "sparse_ratio": 0.5}], calibration=torch.randn(64, 3, 8, 8)
+    ... )
+    >>> _, masks = pruner.compress()
+    >>> kept = masks["0"]["bias"].bool()
+    >>> bool((kept[:4] ^ kept[4:]).all())  # one of each pair
+    True
     """
-    states = [_State(reader, ridge) for reader in readers]
-    count = len(readers[0].columns)
-    alive = torch.ones(count, dtype=torch.bool)
-    together = -(-count // _ROUNDS)
-    order, error, total = [], [], 0.0
-    while bool(alive.any()):
-        costs = sum(state.costs() for state in states)
-        costs = torch.where(alive, costs, torch.inf)  # type: ignore[arg-type]
-        going = costs.argsort(stable=True)[: min(together, int(alive.sum()))]
-        for channel in going.tolist():
-            total += max(float(costs[channel]), 0.0)
-            order.append(channel)
-            error.append(total)
-        alive[going] = False
-        for state in states:
-            state.remove(going)
-    return np.array(order), np.array(error)
+
+    class Options(ChannelOptions):
+        """Options of :class:`SecondOrderPruner`."""
+
+        allocation: Literal["error", "uniform", "global"] = Field(
+            "error",
+            description="How a budget is dealt out: by error for what is saved, in equal shares, "
+            "or by error alone.",
+        )
+        ridge: float = Field(
+            1e-3, gt=0, description="Of the mean second moment of what a layer reads."
+        )
+
+    options: Options
+    score_unit = 1.0
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: list[dict[str, Any]],
+        evaluator: Evaluator | None = None,
+        existed_wrappers: dict[str, ModuleWrapper] | None = None,
+        **options: Any,
+    ) -> None:
+        given = options.get("calibration")
+        if given is None:
+            raise ConfigError(
+                "second_order: needs calibration= (in a recipe prune.calibration: {images: 1024})"
+            )
+        calibration = given if isinstance(given, Calibration) else Calibration(given)
+        options["calibration"] = calibration
+        super().__init__(model, config_list, evaluator, existed_wrappers, **options)
+        self._calibration = calibration
+        self._saved: dict[int, float] = {}
+
+    def rank(self, filters: Sequence[Tensor]) -> Tensor:
+        """Not used: what a channel costs cannot be seen from its own filters."""
+        raise NotImplementedError("second_order ranks by what reads the channels")
+
+    def _calculate_metrics(
+        self, data: dict[str, dict[str, Tensor]]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Give each filter the error that its channel's going adds, in the order they go."""
+        weights = {name: target["weight"] for name, target in self._weights().items()}
+        moments = self._moments()
+        metrics: dict[str, dict[str, Tensor]] = {}
+        for coupled in self.sets:
+            readers = self._readers(coupled, weights, moments)
+            order, error = eliminate(readers, ridge=self.options.ridge)
+            scores = torch.empty(coupled.size, dtype=torch.float64)
+            added = np.maximum.accumulate(np.diff(error, prepend=0.0))
+            # Equal additions would be told apart by index; the order of elimination stands.
+            scores[order] = torch.from_numpy(added * (1 + 1e-9 * np.arange(len(added))))
+            for member in coupled.members:
+                size = data[member.module]["weight"].shape[member.dim]
+                blank = torch.full((size,), torch.nan, dtype=torch.float64)
+                row = metrics.setdefault(member.module, {"weight": blank})["weight"]
+                row[torch.from_numpy(member.rows)] = scores[torch.from_numpy(member.units)]
+        return metrics
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        """Weights of all layers, wrapped or not, without masks."""
+        found = {}
+        for name, module in self.coupling.graph.modules.items():
+            weight = getattr(module, "weight", None)
+            space = self._target_spaces.get(name, {}).get("weight")
+            if space is not None and space.target is not None:
+                weight = space.target
+            if isinstance(weight, Tensor):
+                found[name] = {"weight": weight.detach()}
+        return found
+
+    def _moments(self) -> dict[str, ReadMoments]:
+        self.unwrap_model()
+        try:
+            return read_moments(self.bound_model, self._calibration)
+        finally:
+            self.wrap_model()
+
+    def _readers(
+        self,
+        coupled: CoupledSet,
+        weights: Mapping[str, Tensor],
+        moments: Mapping[str, ReadMoments],
+    ) -> list[Reader]:
+        readers = []
+        for read in self.coupling.channels.reads:
+            owner = read.weight.rpartition(".")[0]
+            if read.weight in moments and owner in weights:
+                readers += _of_groups(
+                    coupled,
+                    self.coupling.channels.of(read.labels),
+                    read,
+                    weights[owner],
+                    moments[read.weight],
+                )
+        if not readers:
+            raise ConfigError(
+                f"second_order: {coupled.name} is read by no convolution or linear layer whose "
+                "inputs can be seen; exclude it, or use another method for it"
+            )
+        return readers
+
+    def request(self, coupled: CoupledSet, metrics: Metrics, voter: str) -> Request:
+        """Ask with scores that compare across sets, by what a channel of the set saves."""
+        asked = super().request(coupled, metrics, voter)
+        if self.budget is None or self.options.allocation == "uniform":
+            return asked
+        group = "all" if asked.group is None else asked.group
+        if self.options.allocation == "global":
+            return replace(asked, group=group)
+        return replace(asked, group=group, unit=self._saving(coupled))
+
+    def _saving(self, coupled: CoupledSet) -> float:
+        """Share of the budgeted costs that one channel of a set takes part in."""
+        key = int(coupled.classes[0])
+        if key not in self._saved:
+            gone = self.coupling.empty()
+            gone[coupled.classes] = True
+            measures = [m for m in self.budget or {} if m != "latency"] or ["macs"]
+            saved = sum(1 - self.cost(m, gone) / self.cost.dense(m) for m in measures)
+            self._saved[key] = max(saved / coupled.size, 1e-12)
+        return self._saved[key]
 
 
-class _State:
-    """Inverse moments and gram matrix of one reader as channels go."""
-
-    def __init__(self, reader: Reader, ridge: float) -> None:
-        size = len(reader.moments)
-        diagonal = reader.moments.diagonal()
-        strength = ridge * float(diagonal.mean()) or 1.0
-        damped = reader.moments + strength * torch.eye(size, dtype=torch.float64)
-        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        self._gram = reader.gram.clone()
-        self._columns = reader.columns
-        self._energy = max(reader.energy, 1e-300)
-
-    def costs(self) -> Tensor:
-        """What each channel costs now; numbers of channels that have gone mean nothing."""
-        rows, across = self._columns[:, :, None], self._columns[:, None, :]
-        inverse, gram = self._inverse[rows, across], self._gram[rows, across]
-        solved = torch.linalg.solve_ex(inverse, gram).result
-        return solved.diagonal(dim1=1, dim2=2).sum(1).nan_to_num(0.0) / self._energy
-
-    def remove(self, channels: Tensor) -> None:
-        """Let the others answer for these channels."""
-        gone = self._columns[channels].reshape(-1)
-        inner, across = self._inverse[gone][:, gone], self._inverse[gone]
-        answer = torch.linalg.solve(inner, across)
-        lost = self._gram[:, gone] @ answer
-        self._gram += answer.T @ (self._gram[gone][:, gone] @ answer) - lost - lost.T
-        self._inverse -= across.T @ answer
-        for matrix in (self._inverse, self._gram):
-            matrix[gone] = 0
-            matrix[:, gone] = 0
-        self._inverse[gone, gone] = 1  # no longer read; keeps the blocks of the rest solvable
+def _of_groups(
+    coupled: CoupledSet, classes: np.ndarray, read: Read, weight: Tensor, moments: ReadMoments
+) -> list[Reader]:
+    """One reader for each group of a layer that reads channels of a set."""
+    weight = weight.cpu().double()
+    groups = len(moments.covariance)
+    per_group, taps = weight.shape[1], int(np.prod(weight.shape[2:]))
+    of = {number: unit for unit, number in enumerate(coupled.classes.tolist())}
+    found = []
+    for group in range(groups):
+        own = classes[group * per_group : (group + 1) * per_group].tolist()
+        columns: list[list[int]] = [[] for _ in range(coupled.size)]
+        for position, number in enumerate(own):
+            if number in of:
+                columns[of[number]] += range(position * taps, (position + 1) * taps)
+        if not any(columns):
+            continue
+        rows = weight.flatten(1).chunk(groups)[group]
+        covariance = moments.covariance[group]
+        energy = float((rows @ covariance * rows).sum())
+        found.append(Reader(columns, covariance, rows.T @ rows, energy))
+    return found

@@ -26,6 +26,8 @@ from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
 #: Tensors of one network by dotted name.
 State = dict[str, Tensor]
 
+#: Strengths that each layer chooses from.
+RIDGES = (1e-3, 1e-2, 1e-1)
 #: Places in all, at least, and for each column a layer reads.
 _PLACES, _PLACES_PER_COLUMN = 32768, 6
 #: Places that are multiplied at a time.
@@ -52,7 +54,7 @@ class Walk:
 
     graph: Graph
     batches: Sequence[Tensor]
-    ridges: Sequence[float] = (1e-3, 1e-2, 1e-1)
+    ridges: Sequence[float] = RIDGES
     rounds: int = 8
     seed: int = 0
     left: dict[str, str] = field(default_factory=dict, init=False)

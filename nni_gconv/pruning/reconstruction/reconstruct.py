@@ -1,0 +1,243 @@
+"""Masks and a thousand images in, better weights out: never worse than without, or left alone."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nni_gconv import compat
+from nni_gconv.errors import ConfigError, check_model
+from nni_gconv.graph import Wiring, extend_masks, map_channels, read_masks, trace
+from nni_gconv.graph.replay import Replay
+from nni_gconv.modes import evaluating
+from nni_gconv.pruning.calibration import Calibration
+from nni_gconv.pruning.reconstruction.distance import distance, outputs_of
+from nni_gconv.pruning.reconstruction.settings import ReconstructSettings
+from nni_gconv.pruning.reconstruction.walk import RIDGES, State, Walk
+from nni_gconv.training.recalibrate import recalibrate_bn
+
+_logger = logging.getLogger(__name__)
+
+#: Bytes that the values of both networks may take at a time.
+_MEMORY = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a reconstruction came to, by images that it was not fitted to.
+
+    Attributes
+    ----------
+    without, error : float
+        Distance of the outputs from the dense network's: masked as it was, and as it was left. See
+        :func:`~nni_gconv.pruning.reconstruction.distance.distance`.
+    refitted : bool
+        Whether weights were fitted.
+    recalibrated : bool
+        Whether batch norm statistics were estimated anew.
+    left : dict of str to str
+        Weights that were not fitted, each with the reason.
+    images : int
+        Images looked at.
+    """
+
+    without: float
+    error: float
+    refitted: bool
+    recalibrated: bool
+    left: dict[str, str]
+    images: int
+
+    def __str__(self) -> str:
+        """One line."""
+        done = [
+            name
+            for name, on in (
+                ("weights fitted", self.refitted),
+                ("batch norms estimated anew", self.recalibrated),
+            )
+            if on
+        ]
+        how = ", ".join(done) or "left as it was: nothing brought it nearer"
+        return (
+            f"reconstruction on {self.images} images: {how}; distance to the dense outputs "
+            f"{self.without:.4g} -> {self.error:.4g}"
+        )
+
+
+def reconstruct(
+    model: nn.Module,
+    masks: Mapping[str, Mapping[str, Tensor | None]],
+    calibration: Any,
+    *,
+    settings: ReconstructSettings | None = None,
+    seed: int = 0,
+) -> Reconstruction:
+    """Fit the weights that masks leave to the outputs of the unmasked network.
+
+    Each convolution and linear layer is refitted by least squares, in the order they run, on what
+    the masked network itself reads by then, towards what the dense network says; constants go into
+    biases or running means. Masked weights stay as they are, so the masked network is still exactly
+    the small one.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The unwrapped model with its dense weights; changed in place, unless nothing helps.
+    masks : mapping
+        ``{module: {target: 0/1 tensor}}``, ours or NNI's. Filters that are zero whole are taken
+        for removed with the norms behind them, as :class:`nni_gconv.ModelSpeedup` does.
+    calibration : Calibration, Tensor or iterable of batches
+        Images of the training split. Half of them say whether it helps; in the end all are used.
+    settings : ReconstructSettings, optional
+    seed : int
+        Which places of the images are looked at.
+
+    Returns
+    -------
+    Reconstruction
+
+    Raises
+    ------
+    ConfigError, DataError, CheckpointError, TraceError
+        The model, the images or the masks cannot be used; nothing is changed then.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    >>> mask, bias = torch.ones(8, 3, 3, 3), torch.ones(8)
+    >>> mask[:3] = bias[:3] = 0
+    >>> masks = {"0": {"weight": mask, "bias": bias}}
+    >>> done = reconstruct(net, masks, torch.randn(64, 3, 8, 8))
+    >>> done.refitted, done.error < done.without
+    (True, True)
+    """
+    check_model(model)
+    if compat.is_wrapped(model):
+        raise ConfigError("the model is still wrapped by a pruner: call pruner.unwrap_model()")
+    asked = settings or ReconstructSettings()
+    if not isinstance(calibration, Calibration):
+        calibration = Calibration(calibration)
+    job = _Job(model, masks, calibration, asked, seed)
+    chosen, state = job.best()
+    if state is not None:
+        job.keep(state)
+    _logger.info(str(chosen))
+    return chosen
+
+
+class _Job:
+    """One reconstruction under way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Mapping[str, Mapping[str, Tensor | None]],
+        calibration: Calibration,
+        settings: ReconstructSettings,
+        seed: int,
+    ) -> None:
+        self.model, self.calibration, self.settings, self.seed = model, calibration, settings, seed
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.dense = {n: t.detach() for n, t in _tensors(model).items()}
+        graph = trace(model, calibration.inputs[:1].to(self.device))
+        asked = read_masks(model, masks, graph.aliases)
+        self.kept, _ = extend_masks(graph, map_channels(graph), asked, Wiring(graph, asked))
+        self.aliases = graph.aliases
+        self.per_image = 2 * 4 * Replay(graph).most_elements()
+        self.left: dict[str, str] = {}
+        self.work = copy.deepcopy(model)
+
+    def best(self) -> tuple[Reconstruction, State | None]:
+        """Find what serves best on images held out, and do that with all of them."""
+        held = self.calibration.inputs[1::2].split(self.calibration.batch_size)
+        target = outputs_of(self.model, held)
+        seen = self.calibration.inputs[0::2]
+        found: dict[tuple[bool, bool], float] = {}
+        for refit in (False, True):
+            state = self._fitted(seen) if refit else self._masked()
+            for renew in self._renewals():
+                self._load(self._renewed(state, seen) if renew else state)
+                found[refit, renew] = distance(target, outputs_of(self.work, held))
+        self._load(self._masked())
+        without = found.get((False, False))
+        if without is None:
+            without = distance(target, outputs_of(self.work, held))
+        (refit, renew), error = min(found.items(), key=lambda item: item[1])
+        if error >= without and self.settings.recalibrate_bn is not True:
+            refit, renew, error = False, False, without
+        outcome = Reconstruction(
+            without, error, refit, renew, dict(self.left), len(self.calibration)
+        )
+        if not (refit or renew):
+            return outcome, None
+        state = self._fitted(self.calibration.inputs) if refit else self._masked()
+        return outcome, self._renewed(state, self.calibration.inputs) if renew else state
+
+    def keep(self, state: State) -> None:
+        """Write the weights that masks leave, and the buffers, into the model."""
+        with torch.no_grad():
+            for name, tensor in _tensors(self.model).items():
+                kept = self.kept.get(name)
+                new = state[name].to(tensor)
+                tensor.copy_(
+                    new if kept is None else torch.where(kept.to(self.device), new, tensor)
+                )
+
+    def _renewals(self) -> tuple[bool, ...]:
+        asked = self.settings.recalibrate_bn
+        norms = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+            for m in self.model.modules()
+        )
+        if not norms:
+            return (False,)
+        return (False, True) if asked == "auto" else (bool(asked),)
+
+    def _masked(self) -> State:
+        return {
+            name: tensor * self.kept[name].to(tensor) if name in self.kept else tensor.clone()
+            for name, tensor in self.dense.items()
+        }
+
+    def _fitted(self, images: Tensor) -> State:
+        batches = self._batches(images)
+        ridge = self.settings.ridge
+        with evaluating(self.model):
+            walk = Walk(
+                trace(self.model, batches[0]),
+                batches,
+                ridges=RIDGES if ridge is None else (ridge,),
+                seed=self.seed,
+            )
+            state = walk.refit(self.dense, self.kept)
+        self.left = walk.left
+        return state
+
+    def _batches(self, images: Tensor) -> Sequence[Tensor]:
+        """All images at once where memory allows, else equal batches; sizes are traced."""
+        count = -(-len(images) * self.per_image // _MEMORY)
+        size = max(1, len(images) // count)
+        return [b.to(self.device) for b in images[: size * (len(images) // size)].split(size)]
+
+    def _renewed(self, state: State, images: Tensor) -> State:
+        self._load(state)
+        recalibrate_bn(self.work, images.split(self.calibration.batch_size))
+        return {name: tensor.detach().clone() for name, tensor in _tensors(self.work).items()}
+
+    def _load(self, state: State) -> None:
+        with torch.no_grad():
+            for name, tensor in _tensors(self.work).items():
+                tensor.copy_(state[name])
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each under its first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -1,0 +1,49 @@
+"""What a layer reads, against the layer itself."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from nni_gconv.graph import trace
+from nni_gconv.pruning.calibration.patches import Geometry, read_at, said_at, sample_places
+
+CASES = [
+    (nn.Conv1d, dict(stride=2, padding=1, dilation=2)),
+    (nn.Conv2d, dict(stride=(1, 2), padding=(2, 0))),
+    (nn.Conv2d, dict(padding="same", dilation=2)),
+    (nn.Conv2d, dict(padding="valid", groups=2)),
+    (nn.Conv2d, dict(padding=1, groups=4)),
+    (nn.Conv3d, dict(padding=1, groups=2, stride=2)),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES)
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_patches_times_weights_are_the_outputs(kind, options, kernel):
+    torch.manual_seed(0)
+    layer = kind(4, 8, kernel, bias=False, **options)
+    rank = layer.weight.dim() - 2
+    x = torch.randn(3, 4, *range(7, 7 + rank))
+    graph = trace(layer.eval(), x)
+    node = next(n for n in graph.nodes if n.op == "call_function")
+    y = layer(x)
+    places = sample_places((3, *y.shape[2:]), 5, torch.Generator().manual_seed(0))
+    geometry = Geometry.of(node)
+    read = read_at(x, geometry, places)
+    weight = layer.weight.flatten(1).view(geometry.groups, -1, read.shape[2])
+    said = torch.einsum("gnc,gfc->ngf", read, weight).flatten(1)
+    assert torch.allclose(said, said_at(y, places), atol=1e-5)
+
+
+def test_places_are_distinct_and_the_same_for_a_seed():
+    places = [sample_places((4, 5, 6), 7, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*places)
+    assert places[0].shape == (28, 3)
+    assert len({tuple(p) for p in places[0].tolist()}) == 28
+
+
+def test_few_places_are_all_taken():
+    places = sample_places((2, 3), 7, torch.Generator())
+    assert [tuple(p) for p in places.tolist()] == list(itertools.product(range(2), range(3)))
