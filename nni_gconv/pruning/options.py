@@ -20,6 +20,8 @@ from pydantic import BeforeValidator, Field
 from nni_gconv.checked import Checked
 from nni_gconv.graph import Graph
 from nni_gconv.profiling import Counts, parse_budget
+from nni_gconv.pruning.calibration import Calibration
+from nni_gconv.pruning.reconstruction import ReconstructSettings
 from nni_gconv.pruning.schedule import Schedule
 
 
@@ -34,6 +36,9 @@ class Traced(NamedTuple):
 Rule = Literal["mean", "max", "union"]
 Budget = Annotated[dict[str, float], BeforeValidator(parse_budget)]
 ScheduleOption = Annotated[Schedule, BeforeValidator(Schedule.parse)]
+
+CalibrationOption = Annotated[Calibration, BeforeValidator(Calibration.of)]
+ReconstructOption = Annotated[ReconstructSettings, BeforeValidator(ReconstructSettings.parse)]
 
 #: Options of all pruners for which a recipe has keys beside ``options``, or other sections.
 NOT_IN_RECIPES = frozenset(
@@ -58,11 +63,13 @@ class PrunerOptions(Checked):
         "cubic, or a mapping with name and its keys.",
     )
     masks: Any = Field(None, description="Masks that hold already; budgets count them.")
-    calibration: Any = Field(
-        None, description="Images that a method which looks at data scores with."
+    calibration: CalibrationOption | None = Field(
+        None,
+        description="Images of the training split, for methods that look at data and for "
+        "reconstruct.",
     )
     traced: Any = Field(None, description="What is known of the model, so that it runs but once.")
-    reconstruct: Any = Field(
+    reconstruct: ReconstructOption | None = Field(
         None, description="Whether, or how, the weights left are fitted to the dense outputs."
     )
 

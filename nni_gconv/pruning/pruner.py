@@ -8,7 +8,8 @@ channels) or :class:`~nni_gconv.pruning.group_pruner.GroupPruner` (it splits lay
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +25,7 @@ from nni_gconv.errors import ConfigError, OptionError, check_model
 from nni_gconv.graph import example_input
 from nni_gconv.pruning.hooks import TrainingHooks
 from nni_gconv.pruning.options import PrunerOptions
+from nni_gconv.pruning.reconstruction import Reconstruction, reconstruct
 from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.selection.earlier_masks import joined_masks
 from nni_gconv.training.distributed import several_processes
@@ -68,6 +70,8 @@ class TrainedPruner(TrainingHooks):
     options: PrunerOptions
     #: Whether the constructor looks at weights: then one is made anew once they are trained.
     reads_weights = True
+    #: What the reconstruction came to, after :meth:`compress`.
+    reconstruction: Reconstruction | None = None
     #: Masks that hold beside those made here.
     _given: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
 
@@ -81,6 +85,10 @@ class TrainedPruner(TrainingHooks):
     ) -> None:
         self.options = read_options(type(self), options)
         self.schedule, self.share = self.options.schedule or Schedule("one-shot"), 1.0
+        if self.options.reconstruct is not None and self.options.calibration is None:
+            raise ConfigError(
+                "reconstruct: needs calibration= (in a recipe prune.calibration: {images: 1024})"
+            )
         self._parameter_order = compat.parameter_order(model)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         compat.lighten_wrappers(self._module_wrappers)
@@ -217,8 +225,32 @@ class TrainedPruner(TrainingHooks):
         if max_steps is None and max_epochs is None:
             # NNI would ask a pruner made by from_compressor() for an evaluator, to train both.
             self._single_compress(None, None)
-            return self.bound_model, self.get_masks()
-        return super().compress(max_steps, max_epochs)
+        else:
+            super().compress(max_steps, max_epochs)
+        self._reconstruct()
+        return self.bound_model, self.get_masks()
+
+    def _reconstruct(self) -> None:
+        """Fit the weights that the final masks leave, if that was asked for."""
+        if self.options.reconstruct is None:
+            return
+        masks = self.get_masks()
+        with self.unwrapped() as model:
+            self.reconstruction = reconstruct(
+                model, masks, self.options.calibration, settings=self.options.reconstruct
+            )
+        if several_processes():
+            for tensor in [*self.bound_model.parameters(), *self.bound_model.buffers()]:
+                dist.broadcast(tensor.detach(), src=0)
+
+    @contextmanager
+    def unwrapped(self) -> Iterator[nn.Module]:
+        """The model without wrappers for a while, as it was given, with the weights of now."""
+        self.unwrap_model()
+        try:
+            yield self.bound_model
+        finally:
+            self.wrap_model()
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         if max_steps is None and max_epochs is None:

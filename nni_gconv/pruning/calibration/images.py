@@ -53,6 +53,11 @@ class Calibration:
         self.inputs = inputs
         self.labels = labels
 
+    @classmethod
+    def of(cls, source: Any) -> Calibration:
+        """Return `source` itself if it is one, else make one of it."""
+        return source if isinstance(source, cls) else cls(source)
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.inputs)

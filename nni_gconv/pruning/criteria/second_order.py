@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import CoupledSet, Read
-from nni_gconv.pruning.calibration import Calibration
 from nni_gconv.pruning.calibration.moments import ReadMoments, read_moments
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
 from nni_gconv.pruning.criteria.elimination import Reader, eliminate
@@ -94,15 +93,12 @@ class SecondOrderPruner(ChannelPruner):
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         **options: Any,
     ) -> None:
-        given = options.get("calibration")
-        if given is None:
+        super().__init__(model, config_list, evaluator, existed_wrappers, **options)
+        if self.options.calibration is None:
             raise ConfigError(
                 "second_order: needs calibration= (in a recipe prune.calibration: {images: 1024})"
             )
-        calibration = given if isinstance(given, Calibration) else Calibration(given)
-        options["calibration"] = calibration
-        super().__init__(model, config_list, evaluator, existed_wrappers, **options)
-        self._calibration = calibration
+        self._calibration = self.options.calibration
         self._saved: dict[int, float] = {}
 
     def rank(self, filters: Sequence[Tensor]) -> Tensor:
@@ -113,8 +109,9 @@ class SecondOrderPruner(ChannelPruner):
         self, data: dict[str, dict[str, Tensor]]
     ) -> dict[str, dict[str, Tensor]]:
         """Give each filter the error that its channel's going adds, in the order they go."""
-        weights = {name: target["weight"] for name, target in self._weights().items()}
-        moments = self._moments()
+        with self.unwrapped() as model:
+            weights = {name: p.detach() for name, p in model.named_parameters()}
+            moments = read_moments(model, self._calibration)
         metrics: dict[str, dict[str, Tensor]] = {}
         for coupled in self.sets:
             readers = self._readers(coupled, weights, moments)
@@ -130,25 +127,6 @@ class SecondOrderPruner(ChannelPruner):
                 row[torch.from_numpy(member.rows)] = scores[torch.from_numpy(member.units)]
         return metrics
 
-    def _weights(self) -> dict[str, dict[str, Tensor]]:
-        """Weights of all layers, wrapped or not, without masks."""
-        found = {}
-        for name, module in self.coupling.graph.modules.items():
-            weight = getattr(module, "weight", None)
-            space = self._target_spaces.get(name, {}).get("weight")
-            if space is not None and space.target is not None:
-                weight = space.target
-            if isinstance(weight, Tensor):
-                found[name] = {"weight": weight.detach()}
-        return found
-
-    def _moments(self) -> dict[str, ReadMoments]:
-        self.unwrap_model()
-        try:
-            return read_moments(self.bound_model, self._calibration)
-        finally:
-            self.wrap_model()
-
     def _readers(
         self,
         coupled: CoupledSet,
@@ -157,13 +135,12 @@ class SecondOrderPruner(ChannelPruner):
     ) -> list[Reader]:
         readers = []
         for read in self.coupling.channels.reads:
-            owner = read.weight.rpartition(".")[0]
-            if read.weight in moments and owner in weights:
+            if read.weight in moments and read.weight in weights:
                 readers += _of_groups(
                     coupled,
                     self.coupling.channels.of(read.labels),
                     read,
-                    weights[owner],
+                    weights[read.weight],
                     moments[read.weight],
                 )
         if not readers:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from nni_gconv.pruning.reconstruction.reconstruct import Reconstruction, reconstruct
+    from nni_gconv.pruning.reconstruction.checked_refit import Reconstruction, reconstruct
     from nni_gconv.pruning.reconstruction.settings import ReconstructSettings
 
 __all__ = ["ReconstructSettings", "Reconstruction", "reconstruct"]
@@ -18,7 +18,7 @@ __all__ = ["ReconstructSettings", "Reconstruction", "reconstruct"]
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "reconstruct": ["Reconstruction", "reconstruct"],
+        "checked_refit": ["Reconstruction", "reconstruct"],
         "settings": ["ReconstructSettings"],
     },
 )

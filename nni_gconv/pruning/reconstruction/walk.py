@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph import Graph, Replay, Values, shape_of
+from nni_gconv.pruning.calibration.moments import CHUNK, places_for
 from nni_gconv.pruning.calibration.patches import read_at, said_at, sample_places
 from nni_gconv.pruning.reconstruction.layers import Layer, find_layers
 from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
@@ -28,10 +29,6 @@ State = dict[str, Tensor]
 
 #: Strengths that each layer chooses from.
 RIDGES = (1e-3, 1e-2, 1e-1)
-#: Places in all, at least, and for each column a layer reads.
-_PLACES, _PLACES_PER_COLUMN = 32768, 6
-#: Places that are multiplied at a time.
-_CHUNK = 4096
 
 
 @dataclass
@@ -136,7 +133,7 @@ class _Sums:
         groups = 1 if layer.geometry is None else layer.geometry.groups
         self.fit = Moments.empty(layer.filters, columns, groups)
         self.check = Moments.empty(layer.filters, columns, groups)
-        self._places = max(_PLACES, _PLACES_PER_COLUMN * columns) / batches
+        self._places = places_for(columns) / batches
 
     def add(self, values: tuple[Values, Values], generator: torch.Generator) -> None:
         said, read = self.layer.wanted(values), values[1][cast("Node", self.layer.node.args[0])]
@@ -145,7 +142,7 @@ class _Sums:
             said, read = said.movedim(-1, 1), read.movedim(-1, 1)
         shape = (said.shape[0], *said.shape[2:])
         places = sample_places(shape, math.ceil(self._places / shape[0]), generator)
-        for number, some in enumerate(places.split(_CHUNK)):
+        for number, some in enumerate(places.split(CHUNK)):
             if geometry is None:
                 columns = said_at(read, some)[None]
             else:

@@ -123,9 +123,7 @@ def reconstruct(
     if compat.is_wrapped(model):
         raise ConfigError("the model is still wrapped by a pruner: call pruner.unwrap_model()")
     asked = settings or ReconstructSettings()
-    if not isinstance(calibration, Calibration):
-        calibration = Calibration(calibration)
-    job = _Job(model, masks, calibration, asked, seed)
+    job = _Job(model, masks, Calibration.of(calibration), asked, seed)
     chosen, state = job.best()
     if state is not None:
         job.keep(state)
