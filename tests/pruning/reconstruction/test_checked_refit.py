@@ -1,0 +1,179 @@
+"""Reconstruction on whole networks: nearer to the dense outputs, still exactly the small network."""
+
+import copy
+import math
+
+import pytest
+import torch
+from pruning_nets import GroupBlock, mobile_net, plain_net, randomised
+from torch import nn
+
+from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup
+from nni_gconv.errors import ConfigError, DataError
+from nni_gconv.graph import trace
+from nni_gconv.graph.replay import Replay
+from nni_gconv.pruning.calibration import Calibration
+from nni_gconv.pruning.reconstruction import ReconstructSettings, reconstruct
+from nni_gconv.pruning.reconstruction.walk import Walk
+
+CONVS = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
+
+
+def images(count=96, channels=3, size=8, seed=0):
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def state(model):
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def masked_outputs(model, masks, x):
+    copied = copy.deepcopy(model).eval()
+    modules = dict(copied.named_modules())
+    with torch.no_grad():
+        for name, targets in masks.items():
+            for target, mask in targets.items():
+                if mask is not None:
+                    getattr(modules[name], target).mul_(mask)
+        return copied(x)
+
+
+def pruned(model, kind=FPGMPruner, config=CONVS, **options):
+    pruner = kind(model, config, dummy_input=images(1), **options)
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+    return pruner, masks
+
+
+@pytest.mark.parametrize("make", [GroupBlock, plain_net, mobile_net])
+def test_outputs_come_nearer_on_images_never_seen_and_small_is_masked(make):
+    model = randomised(make()).eval()
+    fresh = images(32, seed=9)
+    with torch.no_grad():
+        dense = model(fresh)
+    _, masks = pruned(model)
+    before = (masked_outputs(model, masks, fresh) - dense).square().mean()
+    done = reconstruct(model, masks, images())
+    after = masked_outputs(model, masks, fresh)
+    assert done.error <= done.without
+    assert (after - dense).square().mean() < before
+    small = ModelSpeedup(model, images(1), masks).speedup_model().eval()
+    with torch.no_grad():
+        assert torch.allclose(small(fresh), after, atol=1e-4 * float(after.abs().max()))
+
+
+def test_groups_are_refitted_and_zeros_stay():
+    model = randomised(plain_net()).eval()
+    config = [{"op_types": ["Conv2d"], "num_groups": 2}]
+    _, masks = pruned(model, GroupConvPruner, config)
+    fresh = images(32, seed=9)
+    with torch.no_grad():
+        dense = model(fresh)
+    before = (masked_outputs(model, masks, fresh) - dense).square().mean()
+    assert reconstruct(model, masks, images()).refitted
+    assert (masked_outputs(model, masks, fresh) - dense).square().mean() < before
+
+
+def test_the_option_of_a_pruner_does_the_same():
+    model = randomised(GroupBlock()).eval()
+    other = copy.deepcopy(model)
+    pruner, masks = pruned(model, calibration=images(), reconstruct=True)
+    assert pruner.reconstruction.refitted
+    _, same = pruned(other)
+    reconstruct(other, same, images())
+    for name, tensor in state(other).items():
+        assert torch.equal(tensor, state(model)[name]), name
+
+
+def test_what_masks_hide_stays_as_it_was():
+    model = randomised(plain_net()).eval()
+    dense = copy.deepcopy(model)
+    _, masks = pruned(model)
+    reconstruct(model, masks, images())
+    for name, targets in masks.items():
+        for target, mask in targets.items():
+            if mask is not None:
+                new = getattr(model.get_submodule(name), target)
+                old = getattr(dense.get_submodule(name), target)
+                assert torch.equal(new[mask == 0], old[mask == 0])
+
+
+def test_nothing_masked_is_left_alone():
+    model = randomised(plain_net()).eval()
+    before = copy.deepcopy(model)
+    done = reconstruct(model, {}, images())
+    assert not (done.refitted or done.recalibrated)
+    assert all(torch.equal(t, state(before)[n]) for n, t in state(model).items())
+
+
+def test_a_redundant_channel_is_made_up_for_exactly():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    with torch.no_grad():
+        net[0].weight[3], net[0].bias[3] = net[0].weight[0], net[0].bias[0]
+        dense = net(images(8, seed=5))
+        mask, bias = torch.ones_like(net[0].weight), torch.ones(4)
+        mask[3] = bias[3] = 0
+        masks = {"0": {"weight": mask, "bias": bias}}
+        reconstruct(net, masks, images(), settings=ReconstructSettings(ridge=1e-9))
+        assert torch.allclose(masked_outputs(net, masks, images(8, seed=5)), dense, atol=1e-4)
+
+
+def test_several_batches_in_rounds_come_near_what_one_batch_gives():
+    model = randomised(GroupBlock()).eval()
+    _, masks = pruned(model)
+    kept = {f"{m}.{t}": x > 0 for m, ts in masks.items() for t, x in ts.items() if x is not None}
+    dense = {n: t.detach() for n, t in state(model).items()}
+    x, fresh = images(64), images(32, seed=9)
+    errors = {}
+    for count in (1, 4):
+        batches = x.chunk(count)
+        found = Walk(trace(model, batches[0]), batches, rounds=100).refit(dense, kept)
+        outputs = Replay(trace(model, fresh)).run([dense, found], [fresh])
+        errors[count] = float((outputs[0][0] - outputs[1][0]).square().mean())
+    assert errors[4] == pytest.approx(errors[1], rel=0.3)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    model = randomised(GroupBlock()).eval()
+    _, masks = pruned(model)
+    twice = [copy.deepcopy(model) for _ in range(2)]
+    for one in twice:
+        reconstruct(one, masks, images(), seed=3)
+    assert all(torch.equal(t, state(twice[1])[n]) for n, t in state(twice[0]).items())
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ([], "0 images"),
+        ([torch.zeros(1, 3, 8, 8)], "1 images"),
+        ([torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 9, 9)], r"\(3, 8, 8\) and of shape"),
+        ([torch.full((2, 3, 8, 8), math.nan)], "not finite"),
+        (["image.png"], "a batch begins with a str"),
+    ],
+)
+def test_images_that_cannot_be_used_are_one_line(source, words):
+    with pytest.raises(DataError, match=words):
+        Calibration(source)
+
+
+def test_images_of_another_size_change_nothing():
+    model = randomised(plain_net()).eval()
+    before = copy.deepcopy(model)
+    _, masks = pruned(model)
+    with pytest.raises(Exception, match="cannot trace"):
+        reconstruct(model, masks, torch.randn(8, 5, 8, 8))
+    assert all(torch.equal(t, state(before)[n]) for n, t in state(model).items())
+
+
+def test_fewer_images_than_channels_do_no_harm():
+    model = randomised(plain_net()).eval()
+    _, masks = pruned(model)
+    done = reconstruct(model, masks, images(4, size=4))
+    assert done.error <= done.without
+
+
+def test_reconstruct_without_images_says_what_to_give():
+    with pytest.raises(ConfigError, match="prune.calibration"):
+        FPGMPruner(plain_net(), CONVS, dummy_input=images(1), reconstruct=True)
