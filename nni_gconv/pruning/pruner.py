@@ -245,11 +245,12 @@ class TrainedPruner(TrainingHooks):
 
     @contextmanager
     def unwrapped(self) -> Iterator[nn.Module]:
-        """The model without wrappers for a while, as it was given, with the weights of now."""
+        """The model without wrappers for a while; what is done to its weights is kept."""
         self.unwrap_model()
         try:
             yield self.bound_model
         finally:
+            compat.take_over_weights(self._module_wrappers)
             self.wrap_model()
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.graph import Graph, op_name, shape_of, trace
-from nni_gconv.graph.replay import Replay, Values
+from nni_gconv.graph import Graph, Replay, Values, op_name, shape_of, trace
 from nni_gconv.modes import evaluating
 from nni_gconv.pruning.calibration.images import Calibration
 from nni_gconv.pruning.calibration.patches import (

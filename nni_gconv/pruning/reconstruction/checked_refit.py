@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, check_model
-from nni_gconv.graph import Wiring, extend_masks, map_channels, read_masks, trace
-from nni_gconv.graph.replay import Replay
+from nni_gconv.graph import Replay, Wiring, extend_masks, map_channels, read_masks, trace
 from nni_gconv.modes import evaluating
 from nni_gconv.pruning.calibration import Calibration
 from nni_gconv.pruning.reconstruction.distance import distance, outputs_of

@@ -10,12 +10,12 @@ from nni_gconv.graph import trace
 from nni_gconv.pruning.calibration.patches import Geometry, read_at, said_at, sample_places
 
 CASES = [
-    (nn.Conv1d, dict(stride=2, padding=1, dilation=2)),
-    (nn.Conv2d, dict(stride=(1, 2), padding=(2, 0))),
-    (nn.Conv2d, dict(padding="same", dilation=2)),
-    (nn.Conv2d, dict(padding="valid", groups=2)),
-    (nn.Conv2d, dict(padding=1, groups=4)),
-    (nn.Conv3d, dict(padding=1, groups=2, stride=2)),
+    (nn.Conv1d, {"stride": 2, "padding": 1, "dilation": 2}),
+    (nn.Conv2d, {"stride": (1, 2), "padding": (2, 0)}),
+    (nn.Conv2d, {"padding": "same", "dilation": 2}),
+    (nn.Conv2d, {"padding": "valid", "groups": 2}),
+    (nn.Conv2d, {"padding": 1, "groups": 4}),
+    (nn.Conv3d, {"padding": 1, "groups": 2, "stride": 2}),
 ]
 
 

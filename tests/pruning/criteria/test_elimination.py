@@ -84,7 +84,7 @@ def test_uncorrelated_channels_go_by_their_own_energy():
 
 
 def test_a_channel_that_nothing_reads_goes_first_and_costs_nothing():
-    moments, weight, reader = layer(4, 1)
+    moments, weight, _reader = layer(4, 1)
     moments[2] = moments[:, 2] = 0
     order, error = eliminate([Reader([[0], [1], [], [3]], moments, weight.T @ weight, 1.0)])
     assert order[0] == 2
@@ -92,7 +92,7 @@ def test_a_channel_that_nothing_reads_goes_first_and_costs_nothing():
 
 
 def test_singular_moments_do_not_break_it():
-    moments, weight, reader = layer(6, 1)
+    _moments, weight, reader = layer(6, 1)
     x = torch.randn(3, 6, dtype=torch.float64)  # fewer images than channels
     order, error = eliminate([Reader(reader.columns, x.T @ x, weight.T @ weight, 1.0)])
     assert sorted(order.tolist()) == list(range(6))
@@ -101,7 +101,7 @@ def test_singular_moments_do_not_break_it():
 
 
 def test_large_sets_go_several_at_a_time():
-    moments, weight, reader = layer(300, 1, correlated=False)
+    _moments, _weight, reader = layer(300, 1, correlated=False)
     order, error = eliminate([reader])
     assert sorted(order.tolist()) == list(range(300))
     assert (np.diff(error) >= 0).all()

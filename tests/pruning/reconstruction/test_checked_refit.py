@@ -1,4 +1,4 @@
-"""Reconstruction on whole networks: nearer to the dense outputs, still exactly the small network."""
+"""Reconstruction of whole networks: nearer to the dense outputs, still exactly the small one."""
 
 import copy
 import math
@@ -10,8 +10,7 @@ from torch import nn
 
 from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup
 from nni_gconv.errors import ConfigError, DataError
-from nni_gconv.graph import trace
-from nni_gconv.graph.replay import Replay
+from nni_gconv.graph import Replay, trace
 from nni_gconv.pruning.calibration import Calibration
 from nni_gconv.pruning.reconstruction import ReconstructSettings, reconstruct
 from nni_gconv.pruning.reconstruction.walk import Walk
@@ -77,7 +76,7 @@ def test_groups_are_refitted_and_zeros_stay():
 def test_the_option_of_a_pruner_does_the_same():
     model = randomised(GroupBlock()).eval()
     other = copy.deepcopy(model)
-    pruner, masks = pruned(model, calibration=images(), reconstruct=True)
+    pruner, _masks = pruned(model, calibration=images(), reconstruct=True)
     assert pruner.reconstruction.refitted
     _, same = pruned(other)
     reconstruct(other, same, images())
@@ -175,5 +174,5 @@ def test_fewer_images_than_channels_do_no_harm():
 
 
 def test_reconstruct_without_images_says_what_to_give():
-    with pytest.raises(ConfigError, match="prune.calibration"):
+    with pytest.raises(ConfigError, match=r"prune\.calibration"):
         FPGMPruner(plain_net(), CONVS, dummy_input=images(1), reconstruct=True)
