@@ -44,7 +44,7 @@ class Walk:
         are refitted in `rounds` of neighbours, each of which runs all batches.
     ridges : sequence of float
         See :func:`~nni_gconv.pruning.reconstruction.least_squares.refit`. Which of them serves
-        each layer best is seen on every second place; where none does, the layer stays as it is.
+        each layer best is seen on every second image; where none does, the layer stays as it is.
     rounds : int
     seed : int
     """
@@ -125,7 +125,7 @@ class Walk:
 
 
 class _Sums:
-    """Moments of one layer, over every second place and over the others."""
+    """Moments of one layer, over every second image and over the others."""
 
     def __init__(self, layer: Layer, batches: int) -> None:
         self.layer = layer
@@ -142,9 +142,10 @@ class _Sums:
             said, read = said.movedim(-1, 1), read.movedim(-1, 1)
         shape = (said.shape[0], *said.shape[2:])
         places = sample_places(shape, math.ceil(self._places / shape[0]), generator)
-        for number, some in enumerate(places.split(CHUNK)):
-            if geometry is None:
-                columns = said_at(read, some)[None]
-            else:
-                columns = read_at(read, geometry, some)
-            (self.check if number % 2 else self.fit).add(columns, said_at(said, some))
+        for half, sums in enumerate((self.fit, self.check)):
+            for some in places[places[:, 0] % 2 == half].split(CHUNK):
+                if geometry is None:
+                    columns = said_at(read, some)[None]
+                else:
+                    columns = read_at(read, geometry, some)
+                sums.add(columns, said_at(said, some))
