@@ -563,3 +563,13 @@ def test_a_network_trained_elsewhere_is_pruned_as_it_is():
     masks = pruner.compress()[1]
     pruner.unwrap_model()
     assert ModelSpeedup(net, DIGIT.double(), masks).speedup_model().stem.out_channels == 14
+
+
+def test_the_folded_score_of_a_layer_without_a_norm_is_its_own():
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    net[0].weight.data = (
+        torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 6.0]).view(6, 1, 1, 1).repeat(1, 1, 3, 3)
+    )
+    config = [{"op_names": ["0"], "sparse_ratio": 0.5}]
+    masks = GSparsityPruner(net, config, score="folded").compress()[1]
+    assert masks["0"]["bias"].tolist() == [1, 0, 1, 0, 0, 1]
