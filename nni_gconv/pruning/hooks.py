@@ -10,6 +10,7 @@ hooks it needs. They run in this order; ``[..]`` marks what a resumed training l
         after_step()              weights have moved
         ...
     after_epoch(0)                before the epoch is evaluated and saved
+    epoch_metrics()               numbers for the record of that epoch
     ...
     finish_training()             masks that hold from now on
 
@@ -142,6 +143,10 @@ class TrainingHooks(Pruner):
 
     def after_epoch(self, epoch: int) -> None:
         """Act after the steps of an epoch, before it is evaluated and its checkpoint written."""
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return numbers for the record and the log of the epoch that has just ended."""
+        return {}
 
     def finish_training(self) -> None:
         """Make the final masks; after a resume of a finished training as well."""

@@ -293,6 +293,8 @@ class Loop:
         }
         if self.extra_metrics is not None:
             record |= check_numbers(self.extra_metrics(self.model))
+        for thing in self.stateful:
+            record |= check_numbers(getattr(thing, "epoch_metrics", dict)())
         record["seconds"] = time.perf_counter() - started
         self.history.append(record)
         if self.settings.keep == "best" and self._best()["epoch"] == epoch + 1:

@@ -211,6 +211,36 @@ class TestTraining:
         trained(tmp_path, kind=Watched, warmup=1, delta_lambda=1e-9, epochs=4)
         assert strengths == pytest.approx([1e-9, 2e-9, 3e-9, 4e-9])
 
+    def test_every_epoch_says_its_lambda_and_what_sparsity_it_could_have(self, tmp_path):
+        acted, reachable = [], []
+
+        class Watched(ShufflePruner):
+            def before_epoch(self, epoch):
+                super().before_epoch(epoch)
+                acted.append(self.strength if epoch else 0.0)
+
+            def after_epoch(self, epoch):
+                super().after_epoch(epoch)
+                # What masks of the groups that are within reach now would zero.
+                splits = self._choice.splits(self._orders.kept(), self.options.threshold)
+                groups = {n: self._choice.counts[n][k] for n, k in splits.items()}
+                parts = self._orders.partitions(groups)
+                masks = {n: torch.ones_like(self._weight(n)) for n in groups}
+                for name, part in parts.items():
+                    rows, columns = (np.asarray(g) for g in (part.row_groups, part.col_groups))
+                    masks[name][torch.from_numpy(rows[:, None] != columns)] = 0
+                zeros = sum(int((m == 0).sum()) for m in masks.values())
+                reachable.append(zeros / sum(m.numel() for m in masks.values()))
+
+        pruner, _ = trained(
+            tmp_path, kind=Watched, warmup=1, epochs=4, delta_lambda=0.02, levels="threshold"
+        )
+        history = pruner.evaluator.result.history
+        assert [r["lambda"] for r in history] == pytest.approx(acted)
+        assert [r["reachable_sparsity"] for r in history] == pytest.approx(reachable)
+        assert acted[0] == 0 < acted[1]
+        assert reachable[-1] > 0
+
     def test_strength_by_the_scale_of_a_layer(self, tmp_path):
         seen = {}
 

@@ -29,6 +29,7 @@ where they end with different group counts, so that few gathers are left.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -221,6 +222,7 @@ class ShufflePruner(GroupPruner):
         self._orders = ChannelOrders(counts, sides, given.decay)
         self._depths: dict[str, int] = {}
         self.strength, self._change, self._saved = 0.0, 0.0, 0.0
+        self._acted, self._reachable = 0.0, 0.0
         self._active = KernelPenalty([], [], [])
 
     # -- orders and levels ------------------------------------------------------------------------
@@ -237,6 +239,7 @@ class ShufflePruner(GroupPruner):
         That is what layers save by the splits they bear, over what they have to.
         """
         borne = self._choice.splits(self._orders.kept(), self.options.threshold)
+        self._reachable = self._sparsity(borne)
         if self.options.levels == "threshold":
             depths = {name: splits + 1 for name, splits in borne.items()}
             saved = self._choice.saved(borne)
@@ -246,6 +249,12 @@ class ShufflePruner(GroupPruner):
             whole = self._choice.saved(depths)
             saved = self._choice.saved(within) / whole if whole else 1.0
         self._depths, self._saved = from_main_process((depths, saved))
+
+    def _sparsity(self, splits: Mapping[str, int]) -> float:
+        """Share of the layers' weights that lie outside their groups after so many splits."""
+        sizes = {name: self._weight(name).numel() for name in self.groups}
+        left = sum(size / self._choice.counts[n][splits[n]] for n, size in sizes.items())
+        return 1 - left / sum(sizes.values())
 
     def _aims(self) -> dict[str, int]:
         """Group count that each layer is to be left with."""
@@ -312,7 +321,8 @@ class ShufflePruner(GroupPruner):
 
     def before_epoch(self, epoch: int) -> None:
         """Spread the penalty over the kernels."""
-        self._spread(self.strength if epoch >= self.options.warmup else 0.0)
+        self._acted = self.strength if epoch >= self.options.warmup else 0.0
+        self._spread(self._acted)
 
     def _spread(self, strength: float) -> None:
         self._active = KernelPenalty([], [], [])
@@ -363,6 +373,11 @@ class ShufflePruner(GroupPruner):
         if log is not None:
             for name, picture in self._orders.pictures().items():
                 log.image(f"shuffle/{name}", picture, epoch + 1)
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the strength that acted, and the sparsity that could be had from what it left."""
+        numbers = {"lambda": self._acted, "reachable_sparsity": self._reachable}
+        return {**super().epoch_metrics(), **numbers}
 
     def state_dict(self) -> dict[str, Any]:
         """Return orders, levels and strength beside what the base keeps."""
