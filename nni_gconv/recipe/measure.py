@@ -1,7 +1,8 @@
-"""The last stage of a trial: what the small model came to, beside the dense one."""
+"""What the networks of a trial are worth: between its stages, and at its end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,45 @@ from nni_gconv.training.data import Loaders
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.metrics import evaluate
 
-__all__ = ["measure_models"]
+__all__ = ["accuracies", "measure_models"]
+
+#: Accuracies of a split: ``{"val": {"accuracy_masked": 0.5, "top5_masked": 0.9}, "test": {...}}``.
+Accuracies = dict[str, dict[str, float]]
+
+
+def accuracies(
+    which: str,
+    model: nn.Module,
+    loaders: Loaders,
+    device: torch.device,
+    distributed: Distributed,
+    num_classes: int,
+) -> Accuracies:
+    """Measure a network on the validation and on the test images; nothing is chosen by the latter.
+
+    Parameters
+    ----------
+    which : str
+        ``dense``, ``masked``, ``small``; empty for the final one.
+    model, loaders, device, distributed
+        As for :func:`~nni_gconv.training.metrics.evaluate`.
+    num_classes : int
+        Top-5 is left out where it would say nothing.
+
+    Returns
+    -------
+    dict
+        For ``val`` and ``test`` ``accuracy_WHICH`` and ``top5_WHICH``, fractions of 1.
+    """
+    suffix = f"_{which}" if which else ""
+    found: Accuracies = {}
+    for part in ("val", "test"):
+        loader = getattr(loaders, part)
+        metrics = evaluate(model, loader, device=device, distributed=distributed)
+        found[part] = {f"accuracy{suffix}": metrics.accuracy}
+        if num_classes > 5:
+            found[part][f"top5{suffix}"] = metrics.top5
+    return found
 
 
 def measure_models(
@@ -24,8 +63,21 @@ def measure_models(
     example: torch.Tensor,
     distributed: Distributed,
     costs: tuple[Profile, Profile],
+    num_classes: int,
+    between: Sequence[Accuracies] = (),
 ) -> dict[str, Any]:
-    """Evaluate and time both models; the test images are looked at here and nowhere else.
+    """Evaluate and time both models.
+
+    Parameters
+    ----------
+    recipe, small, dense, loaders, example, distributed
+        The trial.
+    costs : (Profile, Profile)
+        Of the small and of the dense model.
+    num_classes : int
+        As for :func:`accuracies`.
+    between : sequence of dict
+        What :func:`accuracies` found between the stages.
 
     Returns
     -------
@@ -33,17 +85,15 @@ def measure_models(
         ``metrics``, ``dense``, ``test`` and ``latency`` of a
         :class:`~nni_gconv.recipe.result.TrialResult`; the same in every process.
     """
-
-    def accuracy(model: nn.Module, part: str) -> float:
-        loader = getattr(loaders, part)
-        return evaluate(model, loader, device=example.device, distributed=distributed).accuracy
-
     after, before = costs
-    reached = accuracy(small, "val")
+    given = loaders, example.device, distributed, num_classes
+    found: Accuracies = {"val": {}, "test": {}}
+    for one in (accuracies("dense", dense, *given), *between, accuracies("", small, *given)):
+        for part, numbers in one.items():
+            found[part].update(numbers)
     metrics: dict[str, float] = {
-        "default": reached,
-        "accuracy": reached,
-        "accuracy_dense": accuracy(dense, "val"),
+        "default": found["val"]["accuracy"],
+        **found["val"],
         "params": after.params,
         "params_ratio": after.params / before.params,
         "macs": after.macs,
@@ -59,8 +109,7 @@ def measure_models(
         dense_facts["latency_ms"] = rows[0]["dense_ms"]
     if recipe.objective is not None:
         metrics["default"] = sum(w * metrics[m] for m, w in recipe.objective.items())
-    test = {"accuracy": accuracy(small, "test"), "accuracy_dense": accuracy(dense, "test")}
-    return {"metrics": metrics, "dense": dense_facts, "test": test, "latency": rows}
+    return {"metrics": metrics, "dense": dense_facts, "test": found["test"], "latency": rows}
 
 
 def _latency(

@@ -16,12 +16,13 @@ class TrialResult:
     Attributes
     ----------
     metrics : dict of str to float
-        Flat numbers, as reported to NNI: ``default``, ``accuracy`` and ``accuracy_dense``
-        (fractions of 1 on the validation images), ``params``, ``params_ratio``, ``macs``,
-        ``macs_ratio`` and, if measured, ``latency_ms`` and ``latency_ratio``; ratios are small
-        over dense.
+        Flat numbers, as reported to NNI: ``default``; ``accuracy_dense``, ``accuracy_masked``
+        (with masks), ``accuracy_small`` (after speedup, before any fine-tuning) and ``accuracy``
+        (at the end), fractions of 1 on the validation images, and ``top5...`` beside each where
+        there are more than 5 classes; ``params``, ``params_ratio``, ``macs``, ``macs_ratio`` and,
+        if measured, ``latency_ms`` and ``latency_ratio``; ratios are small over dense.
     test : dict of str to float
-        ``accuracy`` and ``accuracy_dense`` on the test images, which served for no choice.
+        The same accuracies on the test images, which served for no choice.
     stages : dict of str to dict
         Seconds and facts of each stage.
     output : Path

@@ -21,7 +21,7 @@ from nni_gconv.profiling import Counts, Profile, profile
 from nni_gconv.pruning import TrainedPruner, create_pruner
 from nni_gconv.pruning.options import Traced
 from nni_gconv.recipe.folder import TrialFolder, read_shared, shared_folder
-from nni_gconv.recipe.measure import measure_models
+from nni_gconv.recipe.measure import Accuracies, accuracies, measure_models
 from nni_gconv.recipe.pictures import log_blocks
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
@@ -205,6 +205,8 @@ class Trial:
                 self._example(),
                 self.distributed,
                 (self._profile("small"), self._profile("dense")),
+                self.num_classes,
+                [s["accuracy"] for s in self.folder.stages.values() if "accuracy" in s],
             ),
         )
         return TrialResult(
@@ -265,6 +267,10 @@ class Trial:
     def _teacher(self, stage: TrainSettings) -> nn.Module | None:
         """Give the dense network to a stage that learns from it."""
         return None if stage.distill is None else self.dense
+
+    def _accuracies(self, which: str) -> Accuracies:
+        given = self.loaders, self.device, self.distributed, self.num_classes
+        return accuracies(which, self.model, *given)
 
     def _make_pruner(self) -> TrainedPruner:
         """Make the pruner of the recipe for the network as it is; it is wrapped by that."""
@@ -352,10 +358,12 @@ class Trial:
             pruner.wrap_again()
         _, masks = pruner.compress(max_epochs=None if sparsify is None else sparsify.epochs)
         log_blocks(self.log, pruner)
+        accuracy = self._accuracies("masked")
         pruner.unwrap_model()
         density = save_masks(masks, self.folder.path / MASKS, self.distributed)
         save_state(self.model, self.folder.path / MASKED, self.distributed)
-        return {"mask_density": density, "skipped": getattr(pruner, "skipped", {})}
+        skipped = getattr(pruner, "skipped", {})
+        return {"mask_density": density, "skipped": skipped, "accuracy": accuracy}
 
     def _speedup(self) -> dict[str, Any]:
         settings = self.recipe.speedup
@@ -376,6 +384,7 @@ class Trial:
             "difference": report.difference,
             "gathers": report.gathers,
             "notes": list(report.notes),
+            "accuracy": self._accuracies("small"),
         }
 
     def _finetune(self) -> dict[str, Any]:

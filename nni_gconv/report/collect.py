@@ -39,6 +39,10 @@ class TrialRow:
         For example ``{"macs": 0.5}``.
     accuracy, accuracy_dense : float or None
         Fractions of 1, on the validation split, of the small and of the dense network.
+    accuracy_masked, accuracy_small : float or None
+        The same with masks, and after speedup before any fine-tuning.
+    top5, top5_dense, top5_masked, top5_small : float or None
+        Whether the right class is among the first five, for each of these.
     params, macs : float or None
         Counts of the small network.
     params_ratio, macs_ratio, latency_ratio : float or None
@@ -47,7 +51,7 @@ class TrialRow:
         Milliseconds of the small network.
     seconds : float or None
         From the trial's start to its end; of its stages for a run without NNI.
-    test_accuracy, test_accuracy_dense : float or None
+    test_accuracy, test_accuracy_dense, test_accuracy_masked, test_accuracy_small : float or None
         Fractions of 1, on the test split.
     parameters : dict
         What the tuner chose.
@@ -66,6 +70,12 @@ class TrialRow:
     budget: dict[str, Any] | None = None
     accuracy: float | None = None
     accuracy_dense: float | None = None
+    accuracy_masked: float | None = None
+    accuracy_small: float | None = None
+    top5: float | None = None
+    top5_dense: float | None = None
+    top5_masked: float | None = None
+    top5_small: float | None = None
     params: float | None = None
     params_ratio: float | None = None
     macs: float | None = None
@@ -75,6 +85,8 @@ class TrialRow:
     seconds: float | None = None
     test_accuracy: float | None = None
     test_accuracy_dense: float | None = None
+    test_accuracy_masked: float | None = None
+    test_accuracy_small: float | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     folder: str | None = None
     error: str | None = None
@@ -234,7 +246,8 @@ def _make_row(
         seconds = sum(stage.seconds for stage in stages)
     test = (result.test if result else None) or {}
     numbers = (
-        "accuracy", "accuracy_dense", "params", "params_ratio", "macs", "macs_ratio",
+        "accuracy", "accuracy_dense", "accuracy_masked", "accuracy_small", "top5", "top5_dense",
+        "top5_masked", "top5_small", "params", "params_ratio", "macs", "macs_ratio",
         "latency_ms", "latency_ratio",
     )  # fmt: skip
     return TrialRow(
@@ -246,6 +259,8 @@ def _make_row(
         seconds=seconds,
         test_accuracy=test.get("accuracy"),
         test_accuracy_dense=test.get("accuracy_dense"),
+        test_accuracy_masked=test.get("accuracy_masked"),
+        test_accuracy_small=test.get("accuracy_small"),
         parameters=known.parameters,
         folder=str(folder) if folder is not None else None,
         error=error,

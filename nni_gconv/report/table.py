@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 _CSV_FIELDS = (
     "trial", "status", "name", "method", "budget", "accuracy", "accuracy_dense", "delta", "params",
     "params_ratio", "macs", "macs_ratio", "latency_ms", "latency_ratio", "seconds",
-    "test_accuracy", "test_accuracy_dense", "folder", "error", "progress",
+    "test_accuracy", "test_accuracy_dense", "accuracy_masked", "accuracy_small", "top5",
+    "top5_dense", "top5_masked", "top5_small", "test_accuracy_masked", "test_accuracy_small",
+    "folder", "error", "progress",
 )  # fmt: skip
 
 
@@ -54,6 +56,7 @@ _Column = tuple[str, Callable[[TrialRow], str], bool]
 _COLUMNS: tuple[_Column, ...] = (
     ("method", lambda row: row.method or "", False),
     ("budget", lambda row: format_budget(row.budget), False),
+    ("cut %", lambda row: _percent(row.accuracy_small), True),
     ("acc. %", lambda row: _percent(row.accuracy), True),
     ("delta", lambda row: _points(row.delta), True),
     ("params", lambda row: _ratio(row.params_ratio), True),
@@ -65,8 +68,8 @@ _COLUMNS: tuple[_Column, ...] = (
 )
 
 _LEGEND = (
-    "accuracy: validation images; delta: points above dense{dense}; params, MACs, latency: small "
-    "over dense; *: Pareto front of accuracy and MACs"
+    "accuracy: validation images; {cut}delta: points above dense{dense}; params, MACs, latency: "
+    "small over dense; *: Pareto front of accuracy and MACs"
 )
 
 
@@ -81,18 +84,28 @@ def legend(rows: Sequence[TrialRow]) -> str:
     dense = {f"{100 * row.accuracy_dense:.2f}" for row in rows if row.accuracy_dense is not None}
     ordered = sorted(dense, key=float)
     shown = "" if not dense else f" ({' to '.join(dict.fromkeys((ordered[0], ordered[-1])))} %)"
-    return _LEGEND.format(dense=shown)
+    cut = "cut: before any fine-tuning; " if _has_cut(rows) else ""
+    return _LEGEND.format(dense=shown, cut=cut)
 
 
-def _columns(rows: Sequence[TrialRow]) -> list[_Column]:
+def _has_cut(rows: Sequence[TrialRow]) -> bool:
+    return any(row.accuracy_small is not None for row in rows)
+
+
+def _columns(rows: Sequence[TrialRow], *, narrow: bool = False) -> list[_Column]:
     # Nine columns fit a terminal of 80; the status is news only where something went wrong.
     plain = all(row.status == "succeeded" for row in rows)
-    return [column for column in _COLUMNS if not (plain and column[0] == "status")]
+    hidden = {"status"} if plain else set()
+    if not _has_cut(rows):
+        hidden.add("cut %")
+    elif narrow:
+        hidden.add("seconds")
+    return [column for column in _COLUMNS if column[0] not in hidden]
 
 
-def _cells(rows: Sequence[TrialRow]) -> list[list[str]]:
+def _cells(rows: Sequence[TrialRow], *, narrow: bool = False) -> list[list[str]]:
     best = {row.trial for row in pareto_front(rows)} if len(rows) > 1 else set()
-    lines = [[write(row) for _, write, _ in _columns(rows)] for row in rows]
+    lines = [[write(row) for _, write, _ in _columns(rows, narrow=narrow)] for row in rows]
     for row, line in zip(rows, lines, strict=True):
         line[-1] += "*" if row.trial in best else ""
     return lines
@@ -112,7 +125,8 @@ def rich_table(rows: Sequence[TrialRow], title: str | None = None) -> Table:
     -------
     rich.table.Table
         Trials on the Pareto front of accuracy and MACs are bold and carry a ``*``. The status is
-        shown where one of them has not succeeded.
+        shown where one of them has not succeeded; where the accuracy before fine-tuning is known
+        it takes the place of the seconds.
 
     Examples
     --------
@@ -124,9 +138,9 @@ def rich_table(rows: Sequence[TrialRow], title: str | None = None) -> Table:
     from rich.text import Text
 
     table = Table(title=title, caption=legend(rows), box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    for heading, _, number in _columns(rows):
+    for heading, _, number in _columns(rows, narrow=True):
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    for row, cells in zip(rows, _cells(rows), strict=True):
+    for row, cells in zip(rows, _cells(rows, narrow=True), strict=True):
         style = "red" if row.status in ("failed", "killed", "unreadable") else None
         style = "bold" if cells[-1].endswith("*") else style
         table.add_row(*(Text(cell) for cell in cells), style=style)

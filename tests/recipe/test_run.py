@@ -81,10 +81,39 @@ def test_the_numbers_are_those_of_the_files(done):
     assert metrics["params_ratio"] == after.params / before.params < 1
     settings = DataSettings(**tiny()["data"])
     loaders = make_loaders(load_data(settings, seed=0), settings, seed=0, device="cpu")
-    for model, key in ((small, "accuracy"), (big, "accuracy_dense")):
-        assert evaluate(model, loaders.val, device="cpu").accuracy == metrics[key]
-        assert evaluate(model, loaders.test, device="cpu").accuracy == result.test[key]
+    cut = load_compact(folder / "speedup.safetensors", dense)
+    for model, end in ((small, ""), (big, "_dense"), (cut, "_small"), (cut, "_masked")):
+        for numbers, loader in ((metrics, loaders.val), (result.test, loaders.test)):
+            found = evaluate(model, loader, device="cpu")
+            assert found.accuracy == numbers[f"accuracy{end}"]
+            assert found.top5 == numbers[f"top5{end}"]
     assert metrics["default"] == metrics["accuracy"]
+
+
+def test_a_recipe_that_trains_nothing_is_measured_all_the_same(done, tmp_path):
+    """One-shot: the network that is given is cut, and what it comes to is known on test images."""
+    before, folder = done
+    model = {**tiny()["model"], "weights": str(folder / "dense.safetensors")}
+    result = run(tiny(model=model, train=None, finetune=None), tmp_path)
+    assert list(result.stages) == ["prune", "speedup", "report"]
+    for numbers, earlier in ((result.metrics, before.metrics), (result.test, before.test)):
+        for name in ("accuracy", "top5"):
+            assert numbers[f"{name}_dense"] == earlier[f"{name}_dense"]
+            assert numbers[name] == numbers[f"{name}_small"] == earlier[f"{name}_small"]
+            assert numbers[f"{name}_masked"] == earlier[f"{name}_masked"]
+
+
+def test_few_classes_have_no_top_5(tmp_path):
+    data = {"name": "synthetic", "num_classes": 4, "train_size": 80, "test_size": 24}
+    result = run(tiny(data={**data, "image_size": 8}, finetune=None), tmp_path)
+    ends = ["", "_dense", "_masked", "_small"]
+    assert sorted(result.test) == sorted(f"accuracy{end}" for end in ends)
+    assert not any(name.startswith("top5") for name in result.metrics)
+
+
+def test_a_dense_recipe_has_no_accuracies_between(tmp_path):
+    result = run(tiny(prune=None, finetune=None), tmp_path)
+    assert sorted(result.test) == ["accuracy", "accuracy_dense", "top5", "top5_dense"]
 
 
 def test_result_json_is_the_result(done):

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,22 @@ def test_the_table_fits_a_terminal_of_80_columns():
     for word in ("nni:L1NormPruner", "macs 0.25", "latency", "seconds", "trial", "a*"):
         assert word in text
     assert "…" not in text
+
+
+def test_the_accuracy_before_any_fine_tuning_is_shown_where_it_is_known():
+    from rich.console import Console
+
+    rows = [replace(r, accuracy_small=0.51234, accuracy_masked=0.5, top5=0.99) for r in ROWS[:2]]
+    assert "cut %" not in plain_table(ROWS)
+    text = plain_table(rows)
+    assert "51.23" in text
+    assert "cut: before any fine-tuning" in text
+    assert "seconds" in text
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rich_table(rows))
+    text = console.export_text()
+    for word in ("nni:L1NormPruner", "macs 0.25", "latency", "cut %", "51.23", "a*"):
+        assert word in text
 
 
 def test_the_rich_table_holds_the_same():
