@@ -202,7 +202,11 @@ def load_compact(
     )
     """
     found = read_plan(path)
-    model = rebuild(model_fn(), found["plan"], initialise=False, where=str(path))
+    model = model_fn()
+    try:
+        model = rebuild(model, found["plan"], initialise=False, where=str(path))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds a plan that cannot be read: {error!r}") from error
     state = {}
     with safe_open(Path(path), framework="pt", device="cpu") as file:
         for name in file.keys():  # noqa: SIM118 - a safe_open handle is no dict

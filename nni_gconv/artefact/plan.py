@@ -168,6 +168,9 @@ def _reshape(
     `tied` holds the tensors replaced so far, old and new.
     """
     before = _own_tensors(module)
+    for attribute in layer["attrs"]:
+        if attribute not in _width_attributes(module):
+            raise CheckpointError(f"a plan may not set {attribute!r} of a {type(module).__name__}")
     for attribute, value in layer["attrs"].items():
         setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
     reference = next(iter(before.values()), torch.empty(0))

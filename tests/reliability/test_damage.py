@@ -152,3 +152,29 @@ def test_damaged_masks_are_told(whole, tmp_path):
             load_masks(tmp_path / "m.safetensors")
         except NniGconvError as error:
             one_line(error, "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"modules": 3},
+        {"modules": {"0": {}}},
+        {"modules": {"0": {"type": "Conv2d", "attrs": {"forward": 1}, "tensors": {}}}},
+        {"modules": {"0": {"type": "Conv2d", "attrs": {}, "tensors": {"weight": ["x"]}}}},
+        {"modules": {"0": {"type": "Conv2d", "attrs": {}, "tensors": {"weight": [-1]}}}},
+        {"gathers": {"0": 3}},
+        {"blocks": {"0": 3}},
+        {"gathers": []},
+    ],
+)
+def test_a_plan_made_by_somebody_else_is_one_line(tmp_path, monkeypatch, change):
+    """The sums of such a file are right: whoever wrote the plan wrote them too."""
+    from nni_gconv.artefact import files
+
+    plan = files.plan_of(nn.Sequential(nn.Conv2d(1, 3, 3)))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "plan_of", lambda _: {**plan, **change})
+        file = save_compact(nn.Sequential(nn.Conv2d(1, 3, 3)), tmp_path / "m.safetensors")
+    with pytest.raises(NniGconvError) as error:
+        load_compact(file, lambda: nn.Sequential(nn.Conv2d(1, 9, 3)))
+    assert "\n" not in str(error.value)
