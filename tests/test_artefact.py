@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -73,46 +74,57 @@ def change_plan(source, target, change):
 # -- there and back ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("resnet8", {}),
-        ("resnet8b", {}),
-        ("densenet10", {}),
-        ("vgg11", {"width": 0.125}),
-        ("torchvision:mobilenet_v3_small", {"num_classes": 10}),
-    ],
-)
-def test_same_bits_in_a_new_process(tmp_path, name, options):
-    model = small_net(name, **options)
-    assert model.state_dict() != {}
-    path = save_compact(model, tmp_path / "m.safetensors")
-    with torch.no_grad():
-        torch.save({"images": IMAGES, "logits": model(IMAGES)}, tmp_path / "expected.pt")
+SAVED = {
+    "resnet8": {}, "resnet8b": {}, "densenet10": {}, "vgg11": {"width": 0.125},
+    "torchvision:mobilenet_v3_small": {"num_classes": 10},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def in_a_new_process(tmp_path_factory):
+    """What a new process says of each file: in eval mode, the same bits; and what it loaded."""
+    folder = tmp_path_factory.mktemp("saved")
+    for number, (name, options) in enumerate(SAVED.items()):
+        model = small_net(name, **options)
+        assert model.state_dict() != {}
+        save_compact(model, folder / f"{number}.safetensors")
+        with torch.no_grad():
+            torch.save({"images": IMAGES, "logits": model(IMAGES)}, folder / f"{number}.pt")
     code = f"""
-        import sys, torch
+        import json, sys, torch
         from nni_gconv import load_compact
         from nni_gconv.training.zoo import create_model
         torch.manual_seed(999)
         torch.set_num_threads({torch.get_num_threads()})
-        model = load_compact({str(path)!r}, lambda: create_model({name!r}, **{options!r}))
-        expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
-        assert not model.training
-        with torch.no_grad():
-            same = torch.equal(model(expected["images"]), expected["logits"])
-        rooms = ("nni_gconv.speedup.", "nni_gconv.pruning", "nni.compression")
-        parts = {{"nni_gconv.groupconv.gather", "nni_gconv.speedup.residual"}}
-        never = {{m for m in sys.modules if m.startswith(rooms)}} - parts
-        sys.exit(0 if same and not never else f"{{same}} {{never}}")
+        found = {{}}
+        for number, (name, options) in enumerate({SAVED!r}.items()):
+            file = f"{{number}}.safetensors"
+            model = load_compact(file, lambda: create_model(name, **options))
+            expected = torch.load(f"{{number}}.pt", weights_only=True)
+            with torch.no_grad():
+                same = torch.equal(model(expected["images"]), expected["logits"])
+            found[name] = {{"training": model.training, "same": same}}
+        print(json.dumps({{"found": found, "loaded": list(sys.modules)}}))
     """
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[1],
-    )
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,
+        cwd=folder, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_same_bits_in_a_new_process(in_a_new_process, name):
+    assert in_a_new_process["found"][name] == {"training": False, "same": True}
+
+
+def test_loading_a_file_loads_no_pruner(in_a_new_process):
+    rooms = ("nni_gconv.speedup.", "nni_gconv.pruning", "nni.compression")
+    parts = {"nni_gconv.groupconv.gather", "nni_gconv.speedup.residual"}
+    loaded = set(in_a_new_process["loaded"])
+    assert {m for m in loaded if m.startswith(rooms)} - parts == set()
 
 
 def test_loaded_model_is_the_saved_one(saved):

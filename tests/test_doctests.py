@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import nni_gconv
+from nni_gconv.pruning import registry as pruners
+from nni_gconv.training.zoo import registry as models
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -25,6 +27,14 @@ def with_examples() -> list[str]:
     return found
 
 
+@pytest.fixture
+def registries(monkeypatch):
+    """What an example registers is gone after it."""
+    monkeypatch.setattr(models, "_MODELS", dict(models._MODELS))
+    monkeypatch.setattr(pruners, "_registered", dict(pruners._registered))
+
+
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("name", with_examples())
 def test_the_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ METHODS = {"l1": "nni:L1NormPruner", "l2": "nni:L2NormPruner", "fpgm": "fpgm", "
 EXAMPLE = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
 
 
-IMAGES = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+IMAGES = torch.randn(120, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def network(seed=0, name="resnet8b"):
@@ -248,13 +248,13 @@ def test_a_killed_process_goes_on(tmp_path):
         ({"criterion": "l2"}, "with other criterion"),
         ({"config_list": [{"op_types": ["Conv2d"], "round_to": 2}]}, "other order of channels"),
         ({"options": {"coupling": "max"}}, "other order of channels"),
-        ({"images": 250}, "scores of other images"),
+        ({"images": 100}, "scores of other images"),
     ],
 )
 def test_scores_of_something_else_are_refused(batch, tmp_path, change, words):
     call = {"net": network(), "criterion": "l1", "config_list": [{"op_types": ["Conv2d"]}]}
 
-    def run(images=300, **settings):
+    def run(images=120, **settings):
         part = [(batch[0][:images], batch[1][:images])]
         net = settings.pop("net")
         sensitivity(net, EXAMPLE, part, ratios=[0.5], output=tmp_path, **settings)

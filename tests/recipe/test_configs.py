@@ -145,6 +145,7 @@ def test_rates_of_fpgm_and_gains_of_conv12():
     assert [entry["gain"] for entry in conv12.prune.config_list] == [0.05, 0.1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1.6e6, 0.91e6, 0.4e6, 0.2e6])
 def test_searched_budgets_are_kept(budget):
     path = CONFIGS / "groups/cifar100-preresnet164-searched.yml"
