@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nni_gconv._version import __version__
 
 _PUBLIC = {
+    "Calibration": "nni_gconv.pruning",
     "FPGMPruner": "nni_gconv.pruning.methods.fpgm",
     "GSparsityPruner": "nni_gconv.pruning.methods.gsparsity.pruner",
     "GroupConvPruner": "nni_gconv.pruning.methods.gconv.pruner",
@@ -20,12 +21,14 @@ _PUBLIC = {
     "ProxSGD": "nni_gconv.training.proxsgd",
     "Recipe": "nni_gconv.recipe.schema",
     "ShufflePruner": "nni_gconv.pruning.methods.shuffle.pruner",
+    "SecondOrderPruner": "nni_gconv.pruning.criteria.second_order",
     "SlimmingPruner": "nni_gconv.pruning.methods.slimming.pruner",
     "export_model": "nni_gconv.export",
     "load_compact": "nni_gconv.artefact",
     "partition": "nni_gconv.groupconv.partition",
     "profile": "nni_gconv.profiling",
     "recalibrate_bn": "nni_gconv.training.recalibrate",
+    "reconstruct": "nni_gconv.pruning",
     "register_pruner": "nni_gconv.pruning.registry",
     "run_recipe": "nni_gconv.recipe.run",
     "save_compact": "nni_gconv.artefact",
@@ -34,6 +37,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Calibration",
     "FPGMPruner",
     "GSparsityPruner",
     "GroupConvPruner",
@@ -41,6 +45,7 @@ __all__ = [
     "Partition",
     "ProxSGD",
     "Recipe",
+    "SecondOrderPruner",
     "ShufflePruner",
     "SlimmingPruner",
     "__version__",
@@ -49,6 +54,7 @@ __all__ = [
     "partition",
     "profile",
     "recalibrate_bn",
+    "reconstruct",
     "register_pruner",
     "run_recipe",
     "save_compact",
@@ -63,6 +69,8 @@ if TYPE_CHECKING:
     from nni_gconv.groupconv.partition import Partition, partition
     from nni_gconv.groupconv.search import search_groups
     from nni_gconv.profiling import profile
+    from nni_gconv.pruning import Calibration, reconstruct
+    from nni_gconv.pruning.criteria.second_order import SecondOrderPruner
     from nni_gconv.pruning.methods.fpgm import FPGMPruner
     from nni_gconv.pruning.methods.gconv.pruner import GroupConvPruner
     from nni_gconv.pruning.methods.gsparsity.pruner import GSparsityPruner

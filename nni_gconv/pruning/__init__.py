@@ -20,30 +20,37 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from nni_gconv.pruning.calibration import Calibration
     from nni_gconv.pruning.channel_pruner import ChannelPruner
     from nni_gconv.pruning.group_pruner import GroupPruner
     from nni_gconv.pruning.options import ChannelOptions, PrunerOptions
     from nni_gconv.pruning.pruner import TrainedPruner
+    from nni_gconv.pruning.reconstruction import Reconstruction, reconstruct
     from nni_gconv.pruning.registry import create_pruner, method_names, register_pruner
     from nni_gconv.pruning.schedule import Schedule
     from nni_gconv.pruning.settings import PruneSettings
 
 __all__ = [
+    "Calibration",
     "ChannelOptions",
     "ChannelPruner",
     "GroupPruner",
     "PruneSettings",
     "PrunerOptions",
+    "Reconstruction",
     "Schedule",
     "TrainedPruner",
     "create_pruner",
     "method_names",
+    "reconstruct",
     "register_pruner",
 ]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "calibration": ["Calibration"],
+        "reconstruction": ["Reconstruction", "reconstruct"],
         "channel_pruner": ["ChannelPruner"],
         "group_pruner": ["GroupPruner"],
         "options": ["ChannelOptions", "PrunerOptions"],

@@ -231,9 +231,14 @@ def create_pruner(
         What the method itself finds wrong with model and config_list.
     """
     config_list = [dict(entry) for entry in settings.config_list]
-    common = {"dummy_input": dummy_input, "budget": settings.budget, **further}
+    common = {
+        "dummy_input": dummy_input,
+        "budget": settings.budget,
+        "reconstruct": settings.reconstruction,
+        **further,
+    }
     method = find_method(settings.method)
-    return method.make(model, config_list, evaluator, **settings.options, **common)
+    return method.make(model, config_list, evaluator, **settings.method_options, **common)
 
 
 def _load(path: str) -> type[TrainedPruner]:

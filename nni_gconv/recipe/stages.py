@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from nni_gconv.export import export_model
 from nni_gconv.files import links_in, lock_of, write_json
 from nni_gconv.graph import Graph, load_masks, trace
 from nni_gconv.profiling import Counts, Profile, profile
-from nni_gconv.pruning import TrainedPruner, create_pruner
+from nni_gconv.pruning import Calibration, PruneSettings, TrainedPruner, create_pruner
 from nni_gconv.pruning.options import Traced
 from nni_gconv.recipe.folder import TrialFolder, read_shared, shared_folder
 from nni_gconv.recipe.measure import Accuracies, accuracies, measure_models
@@ -301,7 +302,15 @@ class Trial:
             dummy_input=self._prune_example(),
             evaluator=evaluator,
             traced=Traced(self._graph, Counts(dense.params, dense.macs)),
+            calibration=self._calibration(settings),
         )
+
+    def _calibration(self, settings: PruneSettings) -> Calibration | None:
+        """Take images of the training split, the same in every process."""
+        asked = settings.calibration
+        if asked is None:
+            return None
+        return Calibration(self.loaders.plain, images=asked.images, batch_size=asked.batch_size)
 
     # -- training the dense network ---------------------------------------------------------------
 
@@ -363,7 +372,10 @@ class Trial:
         density = save_masks(masks, self.folder.path / MASKS, self.distributed)
         save_state(self.model, self.folder.path / MASKED, self.distributed)
         skipped = getattr(pruner, "skipped", {})
-        return {"mask_density": density, "skipped": skipped, "accuracy": accuracy}
+        facts = {"mask_density": density, "skipped": skipped, "accuracy": accuracy}
+        if pruner.reconstruction is not None:
+            facts["reconstruction"] = asdict(pruner.reconstruction)
+        return facts
 
     def _speedup(self) -> dict[str, Any]:
         settings = self.recipe.speedup

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ from nni_gconv.errors import DataError
 from nni_gconv.training.data.arrays import ArrayData
 from nni_gconv.training.data.augment import Augmentation, Draws
 from nni_gconv.training.data.bundle import DataBundle
-from nni_gconv.training.data.folder import FolderData
+from nni_gconv.training.data.folder import FolderData, eval_transform
 from nni_gconv.training.data.settings import DataSettings, Normalize
 from nni_gconv.training.seeding import derive_seed, generator
 
@@ -41,11 +41,14 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Loaders:
-    """The three loaders of a data set."""
+    """The loaders of a data set."""
 
     train: Loader
     val: Loader
     test: Loader
+    plain: Loader
+    """Training images as evaluation sees them, in a random order that the seed fixes, the same in
+    every process."""
     input_shape: tuple[int, int, int]
     """(C, H, W) of one image."""
     num_classes: int
@@ -250,22 +253,30 @@ def make_loaders(
     if len(bundle.train) < world_size:
         raise DataError(f"{len(bundle.train)} training images for {world_size} processes")
 
+    def plain() -> Loader:
+        data: ArrayData | FolderData = bundle.train
+        if isinstance(data, FolderData):
+            data = replace(data, transform=eval_transform(bundle.input_shape[1]))
+        plan = _Plan(len(data), min(settings.batch_size, len(data)), True, seed, 0, 1)
+        return _Loader(source(data, plan), plan, bundle.normalize, None, device)
+
+    def source(data: ArrayData | FolderData, plan: _Plan) -> _ArraySource | _FolderSource:
+        if isinstance(data, FolderData):
+            return _FolderSource(data, plan, device, settings.workers)
+        return _ArraySource(data, plan, device)
+
     def build(data: ArrayData | FolderData, train: bool) -> Loader:
         evaluation = settings.eval_batch_size or 2 * settings.batch_size
         size = settings.batch_size if train else evaluation
         plan = _Plan(len(data), size, train, seed, rank, world_size)
-        source = (
-            _FolderSource(data, plan, device, settings.workers)
-            if isinstance(data, FolderData)
-            else _ArraySource(data, plan, device)
-        )
         augmentation = bundle.augmentation if train else None
-        return _Loader(source, plan, bundle.normalize, augmentation, device)
+        return _Loader(source(data, plan), plan, bundle.normalize, augmentation, device)
 
     return Loaders(
         build(bundle.train, True),
         build(bundle.val, False),
         build(bundle.test, False),
+        plain(),
         bundle.input_shape,
         bundle.num_classes,
     )
