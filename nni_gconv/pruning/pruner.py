@@ -8,7 +8,7 @@ channels) or :class:`~nni_gconv.pruning.group_pruner.GroupPruner` (it splits lay
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -70,6 +70,8 @@ class TrainedPruner(TrainingHooks):
     options: PrunerOptions
     #: Whether the constructor looks at weights: then one is made anew once they are trained.
     reads_weights = True
+    #: Called in :meth:`compress` once the final masks act, before weights are fitted to them.
+    when_masked: Callable[[], None] | None = None
     #: What the reconstruction came to, after :meth:`compress`.
     reconstruction: Reconstruction | None = None
     #: Masks that hold beside those made here.
@@ -227,6 +229,8 @@ class TrainedPruner(TrainingHooks):
             self._single_compress(None, None)
         else:
             super().compress(max_steps, max_epochs)
+        if self.when_masked is not None:
+            self.when_masked()
         self._reconstruct()
         return self.bound_model, self.get_masks()
 

@@ -34,6 +34,7 @@ CRITERIA = {
     "lamp": f"{_CRITERIA}lamp:LampPruner",
     "magnitude": f"{_CRITERIA}magnitude:MagnitudePruner",
     "random": f"{_CRITERIA}random:RandomPruner",
+    "second_order": f"{_CRITERIA}second_order:SecondOrderPruner",
     "taylor": f"{_CRITERIA}taylor:TaylorPruner",
 }
 #: Name in a recipe -> module and class.
@@ -41,7 +42,6 @@ METHODS = {
     "fpgm": "nni_gconv.pruning.methods.fpgm:FPGMPruner",
     "gconv": "nni_gconv.pruning.methods.gconv.pruner:GroupConvPruner",
     "gsparsity": "nni_gconv.pruning.methods.gsparsity.pruner:GSparsityPruner",
-    "second_order": "nni_gconv.pruning.criteria.second_order:SecondOrderPruner",
     "shuffle": "nni_gconv.pruning.methods.shuffle.pruner:ShufflePruner",
     "slimming": "nni_gconv.pruning.methods.slimming.pruner:SlimmingPruner",
     **CRITERIA,

@@ -17,10 +17,11 @@ class TrialResult:
     ----------
     metrics : dict of str to float
         Flat numbers, as reported to NNI: ``default``; ``accuracy_dense``, ``accuracy_masked``
-        (with masks), ``accuracy_small`` (after speedup, before any fine-tuning) and ``accuracy``
-        (at the end), fractions of 1 on the validation images, and ``top5...`` beside each where
-        there are more than 5 classes; ``params``, ``params_ratio``, ``macs``, ``macs_ratio`` and,
-        if measured, ``latency_ms`` and ``latency_ratio``; ratios are small over dense.
+        (with masks), ``accuracy_small`` (after reconstruction and speedup, before any fine-tuning)
+        and ``accuracy`` (at the end), fractions of 1 on the validation images, with ``top5...``
+        beside each where there are more than 5 classes; ``params``, ``params_ratio``, ``macs``,
+        ``macs_ratio`` and, if measured, ``latency_ms`` and ``latency_ratio``; ratios are small over
+        dense.
     test : dict of str to float
         The same accuracies on the test images, which served for no choice.
     stages : dict of str to dict

@@ -365,9 +365,10 @@ class Trial:
             pruner = self._make_pruner()
         else:
             pruner.wrap_again()
+        accuracy: Accuracies = {}
+        pruner.when_masked = lambda: accuracy.update(self._accuracies("masked"))
         _, masks = pruner.compress(max_epochs=None if sparsify is None else sparsify.epochs)
         log_blocks(self.log, pruner)
-        accuracy = self._accuracies("masked")
         pruner.unwrap_model()
         density = save_masks(masks, self.folder.path / MASKS, self.distributed)
         save_state(self.model, self.folder.path / MASKED, self.distributed)

@@ -103,6 +103,37 @@ def test_a_recipe_that_trains_nothing_is_measured_all_the_same(done, tmp_path):
             assert numbers[f"{name}_masked"] == earlier[f"{name}_masked"]
 
 
+CRITERIA = ("magnitude", "lamp", "random", "activation", "taylor", "fisher", "hessian")
+
+
+@pytest.mark.parametrize("method", CRITERIA)
+def test_a_criterion_chooses_and_what_is_left_is_refitted(done, tmp_path, method):
+    """The masked network is measured before the weights that are left are fitted."""
+    given = {
+        "model": {**tiny()["model"], "weights": str(done[1] / "dense.safetensors")},
+        "train": None,
+        "finetune": None,
+    }
+    prune = {"method": method, "budget": {"macs": 0.6}, "options": {"ranking": "isomorphic"},
+             "calibration": {"images": 96, "batch_size": 40}}  # fmt: skip
+    cut = run(tiny(**given, prune=prune), tmp_path / "cut")
+    fitted = run(tiny(**given, prune={**prune, "reconstruct": True}), tmp_path / "fitted")
+    for one in (cut, fitted):
+        assert 0.5 < one.metrics["macs_ratio"] <= 0.6
+    for numbers, other in ((cut.metrics, fitted.metrics), (cut.test, fitted.test)):
+        assert numbers["accuracy_masked"] == numbers["accuracy_small"] == other["accuracy_masked"]
+        assert other["accuracy"] == other["accuracy_small"]
+    small, refitted = (load_file(tmp_path / n / "compact.safetensors") for n in ("cut", "fitted"))
+    assert any(not torch.equal(small[name], refitted[name]) for name in small)
+
+
+@pytest.mark.parametrize("method", CRITERIA[3:])
+def test_a_criterion_without_images_is_one_line_before_training(tmp_path, method):
+    with pytest.raises(ConfigError, match=r"calibration: \w+ looks at images: .*prune\.calibrati"):
+        run(tiny(prune={"method": method, "budget": {"macs": 0.6}}), tmp_path)
+    assert not (tmp_path / "train").exists()
+
+
 def test_few_classes_have_no_top_5(tmp_path):
     data = {"name": "synthetic", "num_classes": 4, "train_size": 80, "test_size": 24}
     result = run(tiny(data={**data, "image_size": 8}, finetune=None), tmp_path)
