@@ -1,0 +1,279 @@
+"""Accuracy without any training: what is left of pretrained CIFAR-10 networks when they are cut.
+
+    python benchmarks/oneshot.py DATA WEIGHTS --networks resnet20b --macs 0.5 --groups 2 4
+    python benchmarks/oneshot.py DATA WEIGHTS --json oneshot.json --out docs/oneshot.md
+
+DATA holds the four arrays that the `cifar10` loader reads; WEIGHTS the files that
+benchmarks/pretrained.py names. Every row is cut by 1,024 training images at most, nothing is
+trained, and all 10,000 test images are looked at once: as cut, after the batch norms' statistics
+were estimated anew on the same images, and, for our rows, after reconstruction. `--peers` runs
+Torch-Pruning's criteria (pip install torch-pruning) on the networks it can follow. Rows that stand
+in the JSON file already are not run again, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pretrained import NETWORKS, Network
+from rich.console import Console
+from torch import Tensor, nn
+
+from nni_gconv import ModelSpeedup, recalibrate_bn, reconstruct
+from nni_gconv.files import write_json, write_text
+from nni_gconv.profiling import count
+from nni_gconv.pruning import Calibration
+from nni_gconv.pruning.registry import find_method
+from nni_gconv.training.zoo import create_model
+
+CONVS = [{"op_types": ["Conv2d"]}]
+#: Name -> method, options. All layers; "global" ranks them together, else all lose equal shares.
+CHANNELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "L1, uniform": ("magnitude", {"norm": "l1", "ranking": "uniform"}),
+    "L2, global": ("magnitude", {"norm": "l2", "ranking": "global"}),
+    "FPGM, uniform": ("fpgm", {}),
+    "Taylor, global": ("taylor", {"ranking": "global"}),
+    "second order, uniform": ("second_order", {"allocation": "uniform"}),
+    "second order, by error": ("second_order", {"allocation": "error"}),
+}
+#: The same on the first convolution of every block alone: streams keep their width.
+INNER = {
+    "L1, inner": ("magnitude", {"norm": "l1", "ranking": "uniform"}),
+    "second order, inner, by error": ("second_order", {"allocation": "error"}),
+}
+PEERS = ("L2", "Taylor", "Hessian")
+STYLES = ("local", "global", "isomorphic")
+_console = Console(stderr=True)
+
+
+class Bench:
+    """One network, its calibration images and the test images."""
+
+    def __init__(self, network: Network, data: Path, weights: Path, images: int) -> None:
+        self.model = create_model(
+            network.model, num_classes=10, weights=str(weights / network.file)
+        ).eval()
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in network.normalize)
+
+        def read(part: str, where: Any) -> tuple[Tensor, Tensor]:
+            x = np.load(data / f"{part}_x.npy", mmap_mode="r")[where]
+            y = np.load(data / f"{part}_y.npy", mmap_mode="r")[where]
+            pixels = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).float() / 255
+            return (pixels - mean) / std, torch.from_numpy(np.array(y)).long()
+
+        chosen = np.sort(np.random.default_rng(0).choice(50_000, images, replace=False))
+        self.images, self.labels = read("train", chosen)
+        self.test = read("test", slice(None))
+        self.calibration = Calibration(
+            zip(self.images.split(256), self.labels.split(256), strict=True), images=images
+        )
+        self.dense_macs = count(self.model, self.images[:1]).macs
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module) -> float:
+        model.eval()
+        right = sum(
+            int((model(x).argmax(1) == y).sum())
+            for x, y in zip(self.test[0].split(500), self.test[1].split(500), strict=True)
+        )
+        return round(100 * right / len(self.test[1]), 2)
+
+    def small(self, dense: nn.Module, masks: Any) -> tuple[nn.Module, float]:
+        example = self.images[:1]
+        model = ModelSpeedup(copy.deepcopy(dense), example, masks).speedup_model()
+        return model, count(model, example).macs / self.dense_macs
+
+    def row(self, masks: Any, model: nn.Module) -> dict[str, Any]:
+        """Accuracies with these masks; `model` has its dense weights and is changed."""
+        small, macs = self.small(model, masks)
+        found = {"macs": round(macs, 4), "cut": self.accuracy(small)}
+        recalibrate_bn(small, self.images.split(256))
+        found["bn"] = self.accuracy(small)
+        begin = time.process_time()
+        done = reconstruct(model, masks, self.calibration)
+        found["refit_seconds"] = round(time.process_time() - begin, 1)
+        found["chosen"] = "refitted" * done.refitted + " + bn" * done.recalibrated
+        found["reconstructed"] = self.accuracy(self.small(model, masks)[0])
+        return found
+
+    def prune(self, method: str, config: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        model = copy.deepcopy(self.model)
+        kind = find_method(method)
+        if "calibration" in kind.kind.Options.model_fields:
+            options["calibration"] = self.calibration
+        begin = time.process_time()
+        pruner = kind.make(model, config, None, dummy_input=self.images[:1], **options)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        seconds = round(time.process_time() - begin, 1)
+        return {**self.row(masks, model), "choice_seconds": seconds}
+
+    def inner(self) -> list[dict[str, Any]]:
+        """Select the first convolution of every block."""
+        return [{"op_names": [n for n, _ in self.model.named_modules() if n.endswith(".conv1")]}]
+
+    def grouped(self) -> list[str]:
+        """Name the 3x3 convolutions behind the first."""
+        return [
+            n
+            for n, m in self.model.named_modules()
+            if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) and m.in_channels > 3
+        ]
+
+    # -- Torch-Pruning ----------------------------------------------------------------------------
+
+    def peer(self, criterion: str, style: str, macs: float) -> dict[str, Any]:
+        """Prune with Torch-Pruning to a share of the MACs, found by halving its ratio."""
+        low, high, best = 0.0, 0.95, None
+        for _ in range(9):
+            middle = (low + high) / 2
+            model, found = self._peer_at(criterion, style, middle)
+            if found <= macs:
+                high, best = middle, (model, found)
+            else:
+                low = middle
+        if best is None:
+            raise ValueError("Torch-Pruning does not reach the budget")
+        model, found = best
+        row = {"macs": round(found, 4), "cut": self.accuracy(model)}
+        recalibrate_bn(model, self.images.split(256))
+        return {**row, "bn": self.accuracy(model)}
+
+    def _peer_at(self, criterion: str, style: str, ratio: float) -> tuple[nn.Module, float]:
+        import torch_pruning as tp
+
+        model, example = copy.deepcopy(self.model), self.images[:1]
+        importance = {
+            "L2": tp.importance.GroupMagnitudeImportance,
+            "Taylor": tp.importance.GroupTaylorImportance,
+            "Hessian": tp.importance.GroupHessianImportance,
+        }[criterion]()
+        pruner = tp.pruner.BasePruner(
+            model,
+            example,
+            importance,
+            pruning_ratio=ratio,
+            global_pruning=style != "local",
+            isomorphic=style == "isomorphic",
+            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)],
+        )
+        if criterion == "Taylor":
+            for x, y in zip(self.images.split(128), self.labels.split(128), strict=True):
+                nn.functional.cross_entropy(model(x), y, reduction="sum").backward()
+        elif criterion == "Hessian":
+            losses = nn.functional.cross_entropy(
+                model(self.images[:64]), self.labels[:64], reduction="none"
+            )
+            importance.zero_grad()
+            for loss in losses:
+                model.zero_grad()
+                loss.backward(retain_graph=True)
+                importance.accumulate_grad(model)
+        pruner.step()
+        model.zero_grad()
+        return model, count(model, example).macs / self.dense_macs
+
+
+def jobs(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name every row of a network and say how it is made."""
+    for macs in options.macs:
+        for name, (method, more) in CHANNELS.items():
+            yield (
+                f"{name} | {macs}",
+                lambda a=method, b=more, c=macs: bench.prune(a, CONVS, budget={"macs": c}, **b),
+            )
+        for name, (method, more) in INNER.items():
+            yield (
+                f"{name} | {macs}",
+                lambda a=method, b=more, c=macs: bench.prune(
+                    a, bench.inner(), budget={"macs": c}, **b
+                ),
+            )
+        for criterion in PEERS if options.peers else ():
+            for style in STYLES:
+                name = f"Torch-Pruning {criterion}, {style}"
+                yield f"{name} | {macs}", lambda a=criterion, b=style, c=macs: bench.peer(a, b, c)
+    for groups in options.groups:
+        for sharing in ("none", "blocks"):
+            yield (
+                f"{groups} groups, sharing {sharing} | groups",
+                lambda g=groups, s=sharing: bench.prune(
+                    "gconv", [{"op_names": bench.grouped(), "num_groups": g}], sharing=s
+                ),
+            )
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Write the rows as Markdown, one table a network."""
+    lines = []
+    for network, of in rows.items():
+        lines += [f"## {network}, {of['dense']['accuracy']:.2f} % dense", ""]
+        lines += ["| rows | MACs | as cut | + BN anew | reconstructed |", "|---|---|---|---|---|"]
+        for key, row in of.items():
+            if key == "dense":
+                continue
+            name = key.split(" | ")[0]
+            if "failed" in row:
+                lines.append(f"| {name} | | | | {row['failed']} |")
+                continue
+            last = f"**{row['reconstructed']:.2f}**" if "reconstructed" in row else ""
+            numbers = f"{row['macs']:.3f} | {row['cut']:.2f} | {row['bn']:.2f} | {last}"
+            lines.append(f"| {name} | {numbers} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--networks", nargs="+", default=["resnet20b", "resnet56b"])
+    parser.add_argument("--macs", nargs="*", type=float, default=[0.5])
+    parser.add_argument("--groups", nargs="*", type=int, default=[2, 4])
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=Path("oneshot.json"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = json.loads(options.json.read_text()) if options.json.is_file() else {}
+    for name in options.networks:
+        network = next(n for n in NETWORKS if n.model == name)
+        bench = Bench(network, options.data, options.weights, options.images)
+        own = rows.setdefault(name, {})
+        own.setdefault("dense", {"accuracy": bench.accuracy(bench.model)})
+        for key, make in jobs(bench, options):
+            if key in own:
+                continue
+            try:
+                own[key] = make()
+            except Exception as error:  # a peer's, or a method that has nothing to cut
+                own[key] = {"failed": (str(error).splitlines() or [type(error).__name__])[0][:120]}
+            _console.print(f"{name}: {key}: {own[key]}", markup=False, highlight=False)
+            write_json(options.json, rows)
+    if options.out is not None:
+        begin = (
+            "# How much is left without any training?\n\n"
+            f"`python benchmarks/oneshot.py DATA WEIGHTS --networks {' '.join(options.networks)}"
+            f"{' --peers' * options.peers} --macs {' '.join(map(str, options.macs))} --groups "
+            f"{' '.join(map(str, options.groups))} --out docs/oneshot.md`, {options.images} "
+            f"training images, seed 0, one run each, on {platform.machine()} with torch "
+            f"{torch.__version__.partition('+')[0]}. Test accuracy in % of all 10,000 images; "
+            "nothing is trained.\n\n"
+        )
+        write_text(options.out, begin + table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
