@@ -80,6 +80,7 @@ class Bench:
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float:
+        """Top-1 of all test images, in %."""
         model.eval()
         right = sum(
             int((model(x).argmax(1) == y).sum())
@@ -88,6 +89,7 @@ class Bench:
         return round(100 * right / len(self.test[1]), 2)
 
     def small(self, dense: nn.Module, masks: Any) -> tuple[nn.Module, float]:
+        """Cut a copy; return it and its share of the dense MACs."""
         example = self.images[:1]
         model = ModelSpeedup(copy.deepcopy(dense), example, masks).speedup_model()
         return model, count(model, example).macs / self.dense_macs
@@ -106,6 +108,7 @@ class Bench:
         return found
 
     def prune(self, method: str, config: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        """Prune by a method of ours and measure what it left."""
         model = copy.deepcopy(self.model)
         kind = find_method(method)
         if "calibration" in kind.kind.Options.model_fields:
