@@ -243,6 +243,7 @@ def main() -> None:
     parser.add_argument("--macs", nargs="*", type=float, default=[0.5])
     parser.add_argument("--groups", nargs="*", type=int, default=[2, 4])
     parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--only", nargs="+", help="rows whose names hold one of these")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("oneshot.json"))
@@ -256,7 +257,7 @@ def main() -> None:
         own = rows.setdefault(name, {})
         own.setdefault("dense", {"accuracy": bench.accuracy(bench.model)})
         for key, make in jobs(bench, options):
-            if key in own:
+            if key in own or (options.only and not any(word in key for word in options.only)):
                 continue
             try:
                 own[key] = make()
