@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -312,9 +313,11 @@ class ChannelPruner(TrainedPruner):
         owners: list[int] = []
         requests: list[Request] = []
         for index, coupled in enumerate(self.sets):
-            for voter in self.voters(coupled) if self.rule == "union" else [""]:
+            voters = self.voters(coupled) if self.rule == "union" else [""]
+            for voter in voters:
                 owners.append(index)
-                requests.append(self.request(coupled, metrics, voter))
+                asked = self.request(coupled, metrics, voter)
+                requests.append(asked if len(voters) == 1 else self._vote(coupled, asked))
         requests = self.settle(requests, [self.sets[i] for i in owners], metrics)
         votes = [taken_channels(r, n) for r, n in zip(requests, take(requests), strict=True)]
         outcome = []
@@ -328,6 +331,11 @@ class ChannelPruner(TrainedPruner):
                     agreed([votes[i] for i in mine], [requests[i] for i in mine], **limits)
                 )
         return outcome
+
+    def _vote(self, coupled: CoupledSet, asked: Request) -> Request:
+        """What one layer would remove: how many have to stay is said once, of what all agree on."""
+        blocks = self._limits(coupled, coupled.members)["blocks"]
+        return replace(asked, steps=removal_steps(asked.scores, blocks=blocks, to_empty=True))
 
     def _limits(self, coupled: CoupledSet, members: Sequence[Member]) -> dict[str, Any]:
         widths = [self._target_spaces[m.module]["weight"].shape[m.dim] for m in members]

@@ -79,6 +79,7 @@ def removal_steps(
     blocks: np.ndarray | None = None,
     min_channels: int = 1,
     round_to: int = 1,
+    to_empty: bool = False,
 ) -> list[np.ndarray]:
     """List the channels of a set in the order they can be removed.
 
@@ -92,6 +93,8 @@ def removal_steps(
         Never keep fewer (at least one is kept anyway).
     round_to : int
         What is kept is a multiple of this wherever something is removed.
+    to_empty : bool
+        Whether all channels may go: for a vote, behind which others have their say.
 
     Returns
     -------
@@ -115,7 +118,7 @@ def removal_steps(
     steps: list[np.ndarray] = []
     begin = 0
     end = size % step or step
-    while size - end >= max(min_channels, 1):
+    while size - end >= (0 if to_empty else max(min_channels, 1)):
         steps.append(order[begin:end])
         begin, end = end, end + step
     return steps

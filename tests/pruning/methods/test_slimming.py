@@ -407,3 +407,23 @@ def test_the_published_widths_of_vgg16_have_the_published_size(widths, params, m
     found = count(ModelSpeedup(net, image, masks, verify=False).speedup_model(), image)
     assert found.params == params
     assert found.macs / 1e6 == pytest.approx(macs, abs=5e-3)
+
+
+def test_under_union_a_norm_that_is_below_the_threshold_whole_votes_for_all_its_channels():
+    """The published rule: no voter saves its own largest channel first."""
+    torch.manual_seed(7301)
+    net = create_model("resnet56").eval()
+    for name, module in net.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            scale = 1e-3 if name.endswith("bn2") else 1.0
+            module.weight.data = torch.rand_like(module.weight) * scale
+    net.bn1.weight.data[:12] *= 1e-3
+    pruner = SlimmingPruner(
+        net,
+        [{"op_types": ["Conv2d"], "sparse_ratio": 0.6, "global_group_id": "all"}],
+        dummy_input=torch.zeros(1, 3, 32, 32),
+        coupling="union",
+    )
+    _, masks = pruner.compress()
+    kept = [int(masks[n]["weight"].sum()) for n in ("bn1", "layer2.0.bn2", "layer3.0.bn2")]
+    assert kept == [4, 5, 6]
