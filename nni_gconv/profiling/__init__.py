@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from nni_gconv.profiling.budget import parse_budget
+    from nni_gconv.profiling.budget import check_met, parse_budget
     from nni_gconv.profiling.costs import Counts, LayerProfile, Memory, Profile, count, profile
     from nni_gconv.profiling.forward import (
         DummyInput,
@@ -39,6 +39,7 @@ __all__ = [
     "Memory",
     "Profile",
     "batch_of",
+    "check_met",
     "compare_latency",
     "count",
     "device_of",
@@ -56,7 +57,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "settings": ["LatencySettings"],
-        "budget": ["parse_budget"],
+        "budget": ["check_met", "parse_budget"],
         "costs": ["Counts", "LayerProfile", "Memory", "Profile", "count", "profile"],
         "forward": [
             "DummyInput",

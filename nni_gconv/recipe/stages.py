@@ -18,7 +18,7 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.export import export_model
 from nni_gconv.files import links_in, lock_of, write_json
 from nni_gconv.graph import Graph, load_masks, trace
-from nni_gconv.profiling import Counts, Profile, profile
+from nni_gconv.profiling import Counts, Profile, check_met, profile
 from nni_gconv.pruning import Calibration, PruneSettings, TrainedPruner, create_pruner
 from nni_gconv.pruning.options import Traced
 from nni_gconv.recipe.folder import TrialFolder, read_shared, shared_folder
@@ -391,8 +391,15 @@ class Trial:
             graph=self._graph,
         )
         self.model = speedup.speedup_model()
-        self._save_compact(SPEEDUP)
         report = speedup.report()
+        small, dense = self._profile("small"), self._profile("dense")
+        check_met(
+            (self.recipe.prune and self.recipe.prune.budget) or {},
+            {"macs": small.macs, "params": small.params},
+            {"macs": dense.macs, "params": dense.params},
+            report.notes,
+        )
+        self._save_compact(SPEEDUP)
         return {
             "difference": report.difference,
             "gathers": report.gathers,
