@@ -35,6 +35,8 @@ def mean_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 
 def some_images(model: nn.Module, dummy_input: Tensor | None) -> Calibration:
     """Eight images that a network takes, with labels of two classes."""
+    if not isinstance(model, nn.Module):  # which the pruner has to say
+        return Calibration([(torch.zeros(8, 3, 8, 8), torch.arange(8) % 2)])
     first = next(p for p in model.parameters() if p.dim() == 4)
     shape = (first.shape[1], 8, 8) if dummy_input is None else dummy_input.shape[1:]
     generator = torch.Generator().manual_seed(5)

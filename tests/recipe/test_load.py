@@ -40,7 +40,7 @@ def wrong(**changes):
         ),
         (wrong(model={}), r"model.name: this key is needed"),
         (wrong(data=None), r"data: this key is needed"),
-        (wrong(prune={"budget": {"macs": 0.5}}), r"prune.method: this key is needed"),
+        (wrong(prune={"budget": {"macs": 0.5}}), r"prune.method: is missing"),
         (wrong(export={"formats": ["onyx"]}), r"export.formats.0: 'onyx' is not allowed"),
         (wrong(objective={"acuracy": 1}), r"objective.acuracy"),
         (wrong(seed=-1), r"seed: -1 is not allowed"),

@@ -169,14 +169,21 @@ def test_swapped_parameters_are_put_right(experiment):
     assert [row.parameters for row in collect(experiment.folder)] == [{"x": 2}, {"x": 1}]
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "garbage"])
+def test_a_database_that_cannot_be_read_is_told(experiment):
+    experiment.trial("a", "RUNNING", "SUCCEEDED", written=result())
+    (experiment.folder / "db" / "nni.sqlite").write_bytes(b"no database at all" * 99)
+    with pytest.raises(ConfigError, match=r"nni\.sqlite: cannot be read"):
+        collect(experiment.folder)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty"])
 def test_a_lost_database_leaves_the_folders(experiment, damage):
     experiment.trial("a", "RUNNING", "SUCCEEDED", written=result())
     experiment.trial("b", "RUNNING")
     database = experiment.folder / "db" / "nni.sqlite"
     database.unlink()
     if damage != "missing":
-        database.write_bytes(b"" if damage == "empty" else b"no database at all" * 99)
+        database.write_bytes(b"")
     rows = collect(experiment.folder)
     assert [(row.trial, row.status) for row in rows] == [("a", "succeeded"), ("b", "running")]
 
