@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Names that a message lists: all methods, and some that a user has registered.
+_SHOWN = 40
+
 
 class NniGconvError(Exception):
     """Base of all errors that a user can cause or fix."""
@@ -88,6 +91,6 @@ def unknown_name(what: str, name: object, allowed: Iterable[str], where: str = "
     options = sorted({str(a) for a in allowed})
     close = nearest(str(name), options, count=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    shown = ", ".join(options[:20]) + (", ..." if len(options) > 20 else "")
+    shown = ", ".join(options[:_SHOWN]) + (", ..." if len(options) > _SHOWN else "")
     prefix = f"{where}: " if where else ""
     return f"{prefix}unknown {what} {name!r}{hint} (allowed: {shown})"

@@ -151,7 +151,7 @@ class TestLinkTensorboard:
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("loaded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_how_long_a_tuner_may_take_to_come_up_is_ours_to_say(tmp_path, loaded):
     write_launch_files(tmp_path)
     # NNI's own server for the tuner, with nothing of a web server behind it.

@@ -398,6 +398,7 @@ class TestDeterminism:
                 torch.equal(m, found[1][module][t]) for t, m in targets.items() if m is not None
             )
 
+    @pytest.mark.slow
     def test_the_masks_do_not_depend_on_the_process(self):
         # Three interpreters: of hash seed 1, that of the other processes, and this one.
         path = os.pathsep.join([str(HERE), str(HERE.parents[1]), *filter(None, sys.path)])

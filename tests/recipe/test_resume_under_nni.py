@@ -188,6 +188,7 @@ def test_a_stage_that_begins_again_does_not_tell_an_epoch_twice(trial, sent, mon
 # -- what an earlier manager left running ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_older_process_of_the_same_trial_is_ended_and_no_other(trial):
     sleep = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"]
     kinds = {
