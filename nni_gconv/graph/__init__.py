@@ -24,7 +24,7 @@ from nni_gconv.graph.mask_groups import (
 from nni_gconv.graph.masks import Masks, Wiring, load_masks, read_masks
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.recorder import module_calls, op_name, shape_of
-from nni_gconv.graph.replay import Replay, Values
+from nni_gconv.graph.replay import Replay, Values, state_of
 from nni_gconv.graph.rules import argument, new_indices, write_indices
 from nni_gconv.graph.segments import ChannelOrder, Segments
 from nni_gconv.graph.size_origins import watch_sizes
@@ -72,6 +72,7 @@ __all__ = [
     "op_name",
     "read_masks",
     "shape_of",
+    "state_of",
     "trace",
     "vanishing",
     "varying",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
@@ -21,6 +21,12 @@ from nni_gconv.graph.trace import Graph
 #: Node -> what it came to, one for each set of parameters.
 Values = dict[Node, Any]
 Visit = Callable[[Sequence[Values]], None]
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers as they are, each under its first name: for :class:`Replay`."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach() for name, tensor in named.items()}
 
 
 class Replay:

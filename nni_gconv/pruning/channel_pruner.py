@@ -32,6 +32,7 @@ from nni_gconv.pruning.selection.budget import check_reachable, fit
 from nni_gconv.pruning.selection.cost import CostModel
 from nni_gconv.pruning.selection.coupled_sets import (
     agreed,
+    filter_scores,
     followers,
     step_limits,
     taken_channels,
@@ -288,9 +289,8 @@ class ChannelPruner(TrainedPruner):
                     "cpu", torch.float64
                 )
                 size = data[member.module]["weight"].shape[member.dim]
-                blank = torch.full((size,), torch.nan, dtype=torch.float64)
-                row = metrics.setdefault(member.module, {"weight": blank})["weight"]
-                row[torch.from_numpy(member.rows)] = scores[torch.from_numpy(member.units)]
+                own = metrics.setdefault(member.module, {})
+                own["weight"] = filter_scores(scores, member, own.get("weight"), size)
         return metrics
 
     def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,22 +61,6 @@ class Calibration:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.inputs)
-
-    def with_labels(self, criterion: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of images and labels.
-
-        Raises
-        ------
-        DataError
-            There are no labels; `criterion` is named as what needs them.
-        """
-        if self.labels is None:
-            raise DataError(
-                f"calibration: {criterion} needs labels: give batches of (images, labels)"
-            )
-        yield from zip(
-            self.inputs.split(self.batch_size), self.labels.split(self.batch_size), strict=True
-        )
 
 
 def _gather(batches: Iterable[Any], most: int) -> tuple[Tensor, Tensor | None]:

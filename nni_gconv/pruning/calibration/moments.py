@@ -4,52 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.graph import Graph, Replay, Values, op_name, shape_of, trace
+from nni_gconv.graph import Graph, Replay, Values, shape_of, state_of, trace
 from nni_gconv.modes import evaluating
 from nni_gconv.pruning.calibration.images import Calibration
 from nni_gconv.pruning.calibration.patches import (
     Geometry,
     is_matrix_layer,
-    read_at,
-    said_at,
-    sample_places,
+    places_for,
+    read_samples,
 )
 
-#: Places that are multiplied at a time.
-CHUNK = 4096
 #: Bytes that the values of one forward may take at a time.
 _MEMORY = 2**30
-
-
-def places_for(columns: int) -> int:
-    """Choose how many places a layer is looked at: more where they are cheap.
-
-    Examples
-    --------
-    >>> [places_for(n) for n in (9, 576, 4608)]
-    [65536, 65536, 27648]
-    """
-    return max(6 * columns, min(65536, int(1.5e11) // columns**2))
-
-
-@dataclass
-class ReadMoments:
-    """What one layer reads.
-
-    Attributes
-    ----------
-    covariance : Tensor of float64, shape (groups, columns, columns)
-        Of the columns of its flattened weight, about their means.
-    """
-
-    covariance: Tensor
 
 
 class _Sum:
@@ -57,7 +29,7 @@ class _Sum:
 
     def __init__(self, node: Node, batches: int) -> None:
         self.node = node
-        self.geometry = None if op_name(node) == "linear" else Geometry.of(node)
+        self.geometry = Geometry.of(node)
         columns = math.prod(shape_of(node.args[1])[1:])
         groups = 1 if self.geometry is None else self.geometry.groups
         self._places = places_for(columns) / batches
@@ -68,28 +40,18 @@ class _Sum:
     def add(self, generator: torch.Generator, values: Sequence[Values]) -> None:
         """Add places of one batch."""
         read, said = values[0][self.node.args[0]], values[0][self.node]  # type: ignore[index]
-        if self.geometry is None:
-            read, said = read.movedim(-1, 1), said.movedim(-1, 1)
-        shape = (said.shape[0], *said.shape[2:])
-        most = math.ceil(self._places / shape[0])
-        for some in sample_places(shape, most, generator).split(CHUNK):
-            columns = (
-                said_at(read, some)[None]
-                if self.geometry is None
-                else read_at(read, self.geometry, some)
-            )
+        for _, columns, _ in read_samples(read, said, self.geometry, self._places, generator):
             self._square += (columns.mT @ columns).cpu().double()
             self._sum += columns.sum(1).cpu().double()
             self._count += columns.shape[1]
 
-    def moments(self) -> ReadMoments:
+    def covariance(self) -> Tensor:
+        """Covariance of the columns: (groups, columns, columns)."""
         mean = self._sum / self._count
-        return ReadMoments(self._square / self._count - mean[:, :, None] * mean[:, None, :])
+        return self._square / self._count - mean[:, :, None] * mean[:, None, :]
 
 
-def read_moments(
-    model: nn.Module, calibration: Calibration, *, seed: int = 0
-) -> dict[str, ReadMoments]:
+def read_moments(model: nn.Module, calibration: Calibration, *, seed: int = 0) -> dict[str, Tensor]:
     """Gather the moments of all convolutions and linear layers in one pass.
 
     Parameters
@@ -102,19 +64,19 @@ def read_moments(
 
     Returns
     -------
-    dict of str to ReadMoments
-        By the dotted name of the weight, the first of its names. Transposed convolutions and
+    dict of str to Tensor of float64, shape (groups, columns, columns)
+        Covariance of the columns of each flattened weight, by the weight's dotted name, the first
+        of its names. Transposed convolutions and
         weights that are computed in the forward are left out.
 
     Examples
     --------
     >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     >>> found = read_moments(nn.Linear(3, 2), Calibration(x))
-    >>> torch.allclose(found["weight"].covariance[0].float(), x.T.cov(correction=0), atol=1e-5)
+    >>> torch.allclose(found["weight"][0].float(), x.T.cov(correction=0), atol=1e-5)
     True
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    state = {name: tensor.detach() for name, tensor in tensors.items()}
+    state = state_of(model)
     device = next(iter(state.values())).device
     with evaluating(model):
         one = trace(model, calibration.inputs[:1].to(device))
@@ -129,7 +91,7 @@ def read_moments(
         generator = torch.Generator().manual_seed(seed * 7919 + number)
         at = {node: partial(total.add, generator) for node, total in sums.items()}
         replay.run([state], [batch], at)
-    return {nodes[node]: total.moments() for node, total in sums.items()}
+    return {nodes[node]: total.covariance() for node, total in sums.items()}
 
 
 def _layers(graph: Graph) -> dict[Node, str]:

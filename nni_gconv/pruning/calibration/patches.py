@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,19 @@ from nni_gconv.graph import argument, op_name, shape_of
 
 #: Layers whose outputs are a matrix of weights times what they read.
 MATRIX_LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+#: Places that are read at a time.
+_CHUNK = 4096
+
+
+def places_for(columns: int) -> int:
+    """Choose how many places a layer is looked at: more where they are cheap.
+
+    Examples
+    --------
+    >>> [places_for(n) for n in (9, 576, 4608)]
+    [65536, 65536, 27648]
+    """
+    return max(6 * columns, min(65536, int(1.5e11) // columns**2))
 
 
 @dataclass(frozen=True)
@@ -26,8 +40,10 @@ class Geometry:
     groups: int
 
     @classmethod
-    def of(cls, node: Node) -> Geometry:
-        """Read it off a traced convolution."""
+    def of(cls, node: Node) -> Geometry | None:
+        """Read it off a traced convolution; None for a linear layer."""
+        if op_name(node) == "linear":
+            return None
         kernel = shape_of(node.args[1])[2:]
         rank = len(kernel)
 
@@ -115,3 +131,44 @@ def said_at(y: Tensor, places: Tensor) -> Tensor:
 def is_matrix_layer(node: Node) -> bool:
     """Tell whether an operator is a convolution or linear layer."""
     return op_name(node) in MATRIX_LAYERS
+
+
+def read_samples(
+    read: Tensor,
+    said: Tensor,
+    geometry: Geometry | None,
+    most: float,
+    generator: torch.Generator,
+    parts: int = 1,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Gather what a layer reads and what it says at places chosen at random.
+
+    Parameters
+    ----------
+    read, said : Tensor
+        Input and output of a convolution, (samples, channels, *spatial), or of a linear layer,
+        whose channels come last.
+    geometry : Geometry or None
+        Of the convolution; None for a linear layer.
+    most : float
+        Places in all samples together, rounded up to as many in each.
+    generator : torch.Generator
+    parts : int
+        The samples are dealt out to so many parts in turn.
+
+    Yields
+    ------
+    part : int
+    read : Tensor, shape (groups, n, columns)
+    said : Tensor, shape (n, filters)
+    """
+    if geometry is None:
+        read, said = read.movedim(-1, 1), said.movedim(-1, 1)
+    shape = (said.shape[0], *said.shape[2:])
+    places = sample_places(shape, math.ceil(most / shape[0]), generator)
+    for part in range(parts):
+        for some in places[places[:, 0] % parts == part].split(_CHUNK):
+            columns = (
+                said_at(read, some)[None] if geometry is None else read_at(read, geometry, some)
+            )
+            yield part, columns, said_at(said, some)

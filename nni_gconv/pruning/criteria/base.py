@@ -195,6 +195,23 @@ class Layer:
         return joined if self.dim else joined.T
 
 
+def needed_images(kind: type[ChannelPruner], name: str, given: Mapping[str, Any]) -> Calibration:
+    """Return the images among a criterion's options; said before the model is looked at.
+
+    Raises
+    ------
+    ConfigError
+        There are none.
+    """
+    images: Calibration | None = read_options(kind, given).calibration
+    if images is None:
+        raise ConfigError(
+            f"calibration: {name} looks at images: give calibration= (a training loader or "
+            "Calibration), in a recipe prune.calibration"
+        )
+    return images
+
+
 class DataCriterion(Criterion):
     """Base of criteria that look at calibration images: define :meth:`evidence` and :meth:`rank`.
 
@@ -214,13 +231,7 @@ class DataCriterion(Criterion):
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         **options: Any,
     ) -> None:
-        given = read_options(type(self), options).calibration
-        if given is None:
-            raise ConfigError(
-                f"calibration: {self.name} looks at images: give calibration= (a training loader "
-                "or Calibration), in a recipe prune.calibration"
-            )
-        self.images = given if isinstance(given, Calibration) else Calibration(given)
+        self.images = needed_images(type(self), self.name, options)
         if self.needs_labels and self.images.labels is None:
             raise ConfigError(
                 f"calibration: {self.name} needs labels: give batches of (images, labels)"

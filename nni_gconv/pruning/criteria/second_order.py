@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import CoupledSet, Read
-from nni_gconv.pruning.calibration.moments import ReadMoments, read_moments
+from nni_gconv.pruning.calibration.moments import read_moments
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
+from nni_gconv.pruning.criteria.base import needed_images
 from nni_gconv.pruning.criteria.elimination import Reader, eliminate
 from nni_gconv.pruning.options import ChannelOptions
 from nni_gconv.pruning.selection.allocation import Request
+from nni_gconv.pruning.selection.coupled_sets import filter_scores
 
 
 class SecondOrderPruner(ChannelPruner):
@@ -93,12 +95,8 @@ class SecondOrderPruner(ChannelPruner):
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         **options: Any,
     ) -> None:
+        self._calibration = needed_images(type(self), "second_order", options)
         super().__init__(model, config_list, evaluator, existed_wrappers, **options)
-        if self.options.calibration is None:
-            raise ConfigError(
-                "second_order: needs calibration= (in a recipe prune.calibration: {images: 1024})"
-            )
-        self._calibration = self.options.calibration
         self._saved: dict[int, float] = {}
 
     def rank(self, filters: Sequence[Tensor]) -> Tensor:
@@ -122,16 +120,15 @@ class SecondOrderPruner(ChannelPruner):
             scores[order] = torch.from_numpy(added * (1 + 1e-9 * np.arange(len(added))))
             for member in coupled.members:
                 size = data[member.module]["weight"].shape[member.dim]
-                blank = torch.full((size,), torch.nan, dtype=torch.float64)
-                row = metrics.setdefault(member.module, {"weight": blank})["weight"]
-                row[torch.from_numpy(member.rows)] = scores[torch.from_numpy(member.units)]
+                own = metrics.setdefault(member.module, {})
+                own["weight"] = filter_scores(scores, member, own.get("weight"), size)
         return metrics
 
     def _readers(
         self,
         coupled: CoupledSet,
         weights: Mapping[str, Tensor],
-        moments: Mapping[str, ReadMoments],
+        moments: Mapping[str, Tensor],
     ) -> list[Reader]:
         readers = []
         for read in self.coupling.channels.reads:
@@ -173,11 +170,11 @@ class SecondOrderPruner(ChannelPruner):
 
 
 def _of_groups(
-    coupled: CoupledSet, classes: np.ndarray, read: Read, weight: Tensor, moments: ReadMoments
+    coupled: CoupledSet, classes: np.ndarray, read: Read, weight: Tensor, covariances: Tensor
 ) -> list[Reader]:
     """One reader for each group of a layer that reads channels of a set."""
     weight = weight.cpu().double()
-    groups = len(moments.covariance)
+    groups = len(covariances)
     per_group, taps = weight.shape[1], int(np.prod(weight.shape[2:]))
     of = {number: unit for unit, number in enumerate(coupled.classes.tolist())}
     found = []
@@ -190,7 +187,7 @@ def _of_groups(
         if not any(columns):
             continue
         rows = weight.flatten(1).chunk(groups)[group]
-        covariance = moments.covariance[group]
+        covariance = covariances[group]
         energy = float((rows @ covariance * rows).sum())
         found.append(Reader(columns, covariance, rows.T @ rows, energy))
     return found

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, check_model
-from nni_gconv.graph import Replay, Wiring, extend_masks, map_channels, read_masks, trace
+from nni_gconv.graph import Replay, Wiring, extend_masks, map_channels, read_masks, state_of, trace
 from nni_gconv.modes import evaluating
 from nni_gconv.pruning.calibration import Calibration
 from nni_gconv.pruning.reconstruction.distance import distance, outputs_of
 from nni_gconv.pruning.reconstruction.settings import ReconstructSettings
-from nni_gconv.pruning.reconstruction.walk import RIDGES, State, Walk
+from nni_gconv.pruning.reconstruction.walk import RIDGES, State, Walk, masked_state
 from nni_gconv.training.recalibrate import recalibrate_bn
 
 _logger = logging.getLogger(__name__)
@@ -143,13 +143,13 @@ class _Job:
     ) -> None:
         self.model, self.calibration, self.settings, self.seed = model, calibration, settings, seed
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.dense = {n: t.detach() for n, t in _tensors(model).items()}
+        self.dense = state_of(model)
         graph = trace(model, calibration.inputs[:1].to(self.device))
         asked = read_masks(model, masks, graph.aliases)
         self.kept, _ = extend_masks(graph, map_channels(graph), asked, Wiring(graph, asked))
-        self.aliases = graph.aliases
         self.per_image = 2 * 4 * Replay(graph).most_elements()
         self.left: dict[str, str] = {}
+        self.masked = masked_state(self.dense, self.kept)
         self.work = copy.deepcopy(model)
 
     def best(self) -> tuple[Reconstruction, State | None]:
@@ -159,13 +159,13 @@ class _Job:
         seen = self.calibration.inputs[0::2]
         found: dict[tuple[bool, bool], float] = {}
         for refit in (False, True):
-            state = self._fitted(seen) if refit else self._masked()
+            state = self._fitted(seen) if refit else self.masked
             for renew in self._renewals():
                 self._load(self._renewed(state, seen) if renew else state)
                 found[refit, renew] = distance(target, outputs_of(self.work, held))
-        self._load(self._masked())
         without = found.get((False, False))
         if without is None:
+            self._load(self.masked)
             without = distance(target, outputs_of(self.work, held))
         (refit, renew), error = min(found.items(), key=lambda item: item[1])
         if error >= without and self.settings.recalibrate_bn is not True:
@@ -175,13 +175,13 @@ class _Job:
         )
         if not (refit or renew):
             return outcome, None
-        state = self._fitted(self.calibration.inputs) if refit else self._masked()
+        state = self._fitted(self.calibration.inputs) if refit else self.masked
         return outcome, self._renewed(state, self.calibration.inputs) if renew else state
 
     def keep(self, state: State) -> None:
         """Write the weights that masks leave, and the buffers, into the model."""
         with torch.no_grad():
-            for name, tensor in _tensors(self.model).items():
+            for name, tensor in state_of(self.model).items():
                 kept = self.kept.get(name)
                 new = state[name].to(tensor)
                 tensor.copy_(
@@ -197,12 +197,6 @@ class _Job:
         if not norms:
             return (False,)
         return (False, True) if asked == "auto" else (bool(asked),)
-
-    def _masked(self) -> State:
-        return {
-            name: tensor * self.kept[name].to(tensor) if name in self.kept else tensor.clone()
-            for name, tensor in self.dense.items()
-        }
 
     def _fitted(self, images: Tensor) -> State:
         batches = self._batches(images)
@@ -227,14 +221,9 @@ class _Job:
     def _renewed(self, state: State, images: Tensor) -> State:
         self._load(state)
         recalibrate_bn(self.work, images.split(self.calibration.batch_size))
-        return {name: tensor.detach().clone() for name, tensor in _tensors(self.work).items()}
+        return {name: tensor.clone() for name, tensor in state_of(self.work).items()}
 
     def _load(self, state: State) -> None:
         with torch.no_grad():
-            for name, tensor in _tensors(self.work).items():
+            for name, tensor in state_of(self.work).items():
                 tensor.copy_(state[name])
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, each under its first name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -134,7 +134,7 @@ def _layer(node: Node, names: Mapping[Node, str], used: Counter[str]) -> Layer:
         mean,
         scale,
         partner,
-        None if op_name(node) == "linear" else Geometry.of(node),
+        Geometry.of(node),
     )  # fmt: skip
 
 

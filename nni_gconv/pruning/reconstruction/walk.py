@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph import Graph, Replay, Values, shape_of
-from nni_gconv.pruning.calibration.moments import CHUNK, places_for
-from nni_gconv.pruning.calibration.patches import read_at, said_at, sample_places
+from nni_gconv.pruning.calibration.patches import places_for, read_samples
 from nni_gconv.pruning.reconstruction.layers import Layer, find_layers
 from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
 
@@ -29,6 +28,11 @@ State = dict[str, Tensor]
 
 #: Strengths that each layer chooses from.
 RIDGES = (1e-3, 1e-2, 1e-1)
+
+
+def masked_state(dense: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> State:
+    """Copy the tensors of a network, zero where masks are."""
+    return {n: t * kept[n].to(t) if n in kept else t.clone() for n, t in dense.items()}
 
 
 @dataclass
@@ -70,7 +74,7 @@ class Walk:
         kept : mapping of str to bool Tensor
             Masks by parameter name; a parameter without one is whole.
         """
-        pruned = {n: t * kept[n].to(t) if n in kept else t.clone() for n, t in dense.items()}
+        pruned = masked_state(dense, kept)
         for layers in self._rounds():
             sums = [_Sums(layer, len(self.batches)) for layer in layers]
             for number, batch in enumerate(self.batches):
@@ -137,15 +141,7 @@ class _Sums:
 
     def add(self, values: tuple[Values, Values], generator: torch.Generator) -> None:
         said, read = self.layer.wanted(values), values[1][cast("Node", self.layer.node.args[0])]
-        geometry = self.layer.geometry
-        if geometry is None:
-            said, read = said.movedim(-1, 1), read.movedim(-1, 1)
-        shape = (said.shape[0], *said.shape[2:])
-        places = sample_places(shape, math.ceil(self._places / shape[0]), generator)
-        for half, sums in enumerate((self.fit, self.check)):
-            for some in places[places[:, 0] % 2 == half].split(CHUNK):
-                if geometry is None:
-                    columns = said_at(read, some)[None]
-                else:
-                    columns = read_at(read, geometry, some)
-                sums.add(columns, said_at(said, some))
+        for part, columns, wanted in read_samples(
+            read, said, self.layer.geometry, self._places, generator, parts=2
+        ):
+            (self.fit, self.check)[part].add(columns, wanted)

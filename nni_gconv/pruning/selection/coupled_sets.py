@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nni_gconv import compat
 from nni_gconv.config_list import LayerConfig
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.graph import CoupledSet, Coupling
+from nni_gconv.graph import CoupledSet, Coupling, Member
 from nni_gconv.pruning.selection.allocation import Request, removal_steps
 
 
@@ -38,6 +38,24 @@ def unit_matrix(weight: Tensor, dim: int, rows: np.ndarray, units: np.ndarray, s
     if len(set(np.bincount(units, minlength=size).tolist())) != 1:
         raise ConfigError("layers that make a channel with unequal numbers of filters")
     return gathered.reshape(size, -1)
+
+
+def filter_scores(scores: Tensor, member: Member, known: Tensor | None, size: int) -> Tensor:
+    """Give each filter of a layer its channel's score; of filters in no set it is not a number.
+
+    Parameters
+    ----------
+    scores : Tensor of float64, shape (channels,)
+    member : Member
+        The layer's part in the set.
+    known : Tensor or None
+        Scores of filters in other sets; changed in place.
+    size : int
+        Filters of the layer.
+    """
+    row = torch.full((size,), torch.nan, dtype=torch.float64) if known is None else known
+    row[torch.from_numpy(member.rows)] = scores[torch.from_numpy(member.units)]
+    return row
 
 
 def taken_channels(request: Request, steps: int) -> np.ndarray:
