@@ -160,7 +160,9 @@ class ChannelPruner(TrainedPruner):
         entries += [{"op_names": [n], "target_names": ["weight", "bias"]} for n in beside]
         check_unmasked(existed_wrappers, list(known))
         compat.register_pruning_types(model, list(known))
-        super().__init__(model, entries, evaluator, existed_wrappers, **options)
+        # As they were read: calibration images are gathered once.
+        given = {name: getattr(asked, name) for name in options}
+        super().__init__(model, entries, evaluator, existed_wrappers, **given)
         if self.budget is not None:
             # Said now and not after hours of training: what can go does not depend on scores.
             requests = [self._asked(s, np.zeros(s.size), s.members) for s in self.sets]

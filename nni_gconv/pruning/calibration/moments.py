@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from nni_gconv.errors import DataError
 from nni_gconv.graph import Graph, Replay, Values, shape_of, state_of, trace
 from nni_gconv.modes import evaluating
 from nni_gconv.pruning.calibration.images import Calibration
@@ -25,9 +26,14 @@ _MEMORY = 2**30
 
 
 class _Sum:
-    """Sums over places of one layer."""
+    """Sums over places of one layer.
+
+    About the mean of the first places: what hardly varies about a large mean would drown in the
+    rounding of its squares.
+    """
 
     def __init__(self, node: Node, batches: int) -> None:
+        self._shift: Tensor | None = None
         self.node = node
         self.geometry = Geometry.of(node)
         columns = math.prod(shape_of(node.args[1])[1:])
@@ -41,6 +47,9 @@ class _Sum:
         """Add places of one batch."""
         read, said = values[0][self.node.args[0]], values[0][self.node]  # type: ignore[index]
         for _, columns, _ in read_samples(read, said, self.geometry, self._places, generator):
+            if self._shift is None:
+                self._shift = columns.mean(1, keepdim=True)
+            columns = columns - self._shift  # noqa: PLW2901 - see the class
             self._square += (columns.mT @ columns).cpu().double()
             self._sum += columns.sum(1).cpu().double()
             self._count += columns.shape[1]
@@ -69,6 +78,11 @@ def read_moments(model: nn.Module, calibration: Calibration, *, seed: int = 0) -
         of its names. Transposed convolutions and
         weights that are computed in the forward are left out.
 
+    Raises
+    ------
+    DataError
+        A layer reads numbers that are not finite; the message names it.
+
     Examples
     --------
     >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -91,7 +105,14 @@ def read_moments(model: nn.Module, calibration: Calibration, *, seed: int = 0) -
         generator = torch.Generator().manual_seed(seed * 7919 + number)
         at = {node: partial(total.add, generator) for node, total in sums.items()}
         replay.run([state], [batch], at)
-    return {nodes[node]: total.covariance() for node, total in sums.items()}
+    found = {nodes[node]: total.covariance() for node, total in sums.items()}
+    for name, covariance in found.items():
+        if not bool(covariance.isfinite().all()):
+            raise DataError(
+                f"calibration: what {name} reads is not finite on these images; look at the model "
+                "or at how the images are normalised"
+            )
+    return found
 
 
 def _layers(graph: Graph) -> dict[Node, str]:

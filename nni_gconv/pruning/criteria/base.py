@@ -231,7 +231,7 @@ class DataCriterion(Criterion):
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         **options: Any,
     ) -> None:
-        self.images = needed_images(type(self), self.name, options)
+        self.images = options["calibration"] = needed_images(type(self), self.name, options)
         if self.needs_labels and self.images.labels is None:
             raise ConfigError(
                 f"calibration: {self.name} needs labels: give batches of (images, labels)"

@@ -96,6 +96,7 @@ class SecondOrderPruner(ChannelPruner):
         **options: Any,
     ) -> None:
         self._calibration = needed_images(type(self), "second_order", options)
+        options["calibration"] = self._calibration
         super().__init__(model, config_list, evaluator, existed_wrappers, **options)
         self._saved: dict[int, float] = {}
 

@@ -104,6 +104,8 @@ def find_layers(graph: Graph) -> tuple[list[Layer], dict[str, str]]:
             left[weight] = "transposed convolutions are not refitted"
         elif used[weight] > 1:
             left[weight] = "its weight is used more than once"
+        elif used[names.get(argument(node, 2, "bias"), "")] > 1:
+            left[weight] = "its bias is used more than once"
         else:
             layers.append(_layer(node, names, used))
     return layers, left

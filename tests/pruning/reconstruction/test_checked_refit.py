@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from pruning_nets import GroupBlock, mobile_net, plain_net, randomised
+from pruning_nets import GroupBlock, conv, mobile_net, plain_net, randomised
 from torch import nn
 
 from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup
@@ -13,7 +13,9 @@ from nni_gconv.errors import ConfigError, DataError
 from nni_gconv.graph import Replay, trace
 from nni_gconv.pruning.calibration import Calibration
 from nni_gconv.pruning.reconstruction import ReconstructSettings, reconstruct
+from nni_gconv.pruning.reconstruction.layers import find_layers
 from nni_gconv.pruning.reconstruction.walk import Walk
+from nni_gconv.pruning.registry import find_method
 
 CONVS = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
 
@@ -118,6 +120,18 @@ def test_a_redundant_channel_is_made_up_for_exactly():
         assert torch.allclose(masked_outputs(net, masks, images(8, seed=5)), dense, atol=1e-4)
 
 
+def test_what_is_shared_is_left_and_named():
+    net = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4), nn.ReLU(), conv(4, 4), conv(4, 2))
+    net[2].bias = net[0].bias
+    net[4].weight = net[2].weight
+    layers, left = find_layers(trace(net.eval(), images(1)))
+    assert left == {
+        "0.weight": "its bias is used more than once",
+        "2.weight": "its weight is used more than once",
+    }
+    assert [layer.weight for layer in layers] == ["5.weight"]
+
+
 def test_several_batches_in_rounds_come_near_what_one_batch_gives():
     model = randomised(GroupBlock()).eval()
     _, masks = pruned(model)
@@ -176,3 +190,14 @@ def test_fewer_images_than_channels_do_no_harm():
 def test_reconstruct_without_images_says_what_to_give():
     with pytest.raises(ConfigError, match=r"prune\.calibration"):
         FPGMPruner(plain_net(), CONVS, dummy_input=images(1), reconstruct=True)
+
+
+@pytest.mark.parametrize("method", ["fpgm", "gconv", "second_order", "taylor"])
+def test_calibration_images_are_read_once(method):
+    """A loader may be slow, and a generator gives its images but once."""
+    config = [{"op_types": ["Conv2d"], **({"num_groups": 2} if method == "gconv" else
+                                          {"sparse_ratio": 0.5})}]  # fmt: skip
+    batches = iter([(images(8), torch.arange(8) % 4)])
+    find_method(method).make(
+        plain_net(), config, None, dummy_input=images(1), calibration=batches, reconstruct=True
+    )
