@@ -73,6 +73,19 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def bottleneck(seed: int = 0) -> nn.Module:
+    """Wide, narrow, wide again, on digits, with weights and norms at random."""
+    torch.manual_seed(seed)
+    return randomised(
+        nn.Sequential(
+            conv(1, 16, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+            conv(16, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(),
+            conv(8, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+        )
+    )  # fmt: skip
+
+
 def loop_evaluator(
     model: nn.Module,
     folder: Path,

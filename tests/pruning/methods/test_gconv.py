@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from pruning_nets import conv, loop_evaluator, randomised
+from pruning_nets import bottleneck, loop_evaluator
 from torch import nn
 
 from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup, partition
@@ -21,18 +21,6 @@ from nni_gconv.training.zoo import create_model
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 ALL_FOUR = [{"op_types": ["Conv2d"], "num_groups": 4}]
-
-
-def bottleneck(seed=0):
-    torch.manual_seed(seed)
-    return randomised(
-        nn.Sequential(
-            conv(1, 16, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            conv(16, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-            conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(),
-            conv(8, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
-        )
-    )  # fmt: skip
 
 
 DIGIT = torch.zeros(1, 1, 8, 8)
