@@ -12,6 +12,7 @@ import nni
 from nni.tuner import Tuner
 
 from nni_gconv.compat import dispatcher_folder
+from nni_gconv.compat.nni_database import read_tried
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.files import write_json
 from nni_gconv.tuning.front import pareto
@@ -202,7 +203,7 @@ class ParetoTuner(Tuner):
             self._save()
 
     def load_checkpoint(self) -> None:
-        """Note at a resume that proposals of before are on disk."""
+        """Note at a resume that NNI knows of trials of before."""
         with self._lock:
             self._restore = True
             if self._proposer is not None:  # the search space came first
@@ -258,29 +259,30 @@ class ParetoTuner(Tuner):
     # -- the file ---------------------------------------------------------------------------------
 
     def _restore_proposals(self) -> None:
+        """Count as tried what NNI started; what it was only handed before it stopped is free."""
         folder = self.get_checkpoint_path()
-        if folder is None or not (Path(folder) / STATE).is_file():
+        if folder is None or not (Path(folder).parent / "db").is_dir():
             return
         try:
-            state = nni.load((Path(folder) / STATE).read_text(encoding="utf-8"))
-            proposed = [self._ready().options.choice(p) for p in state["proposed"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            _logger.warning("%s cannot be read: %s", STATE, error)
+            started = read_tried(Path(folder).parent)
+        except ConfigError as error:
+            _logger.warning("trials may be proposed again: %s", error)
             return
-        self._tried.update(dict.fromkeys(choice for choice in proposed if choice is not None))
+        for trial in started:
+            choice = self._ready().options.choice(trial["parameter"])
+            if choice is not None:
+                self._tried[choice] = None
 
     def _save(self) -> None:
         folder = self.get_checkpoint_path()
         if folder is None:
             return
-        options = self._ready().options
         weights = sorted(self.weights.items(), key=lambda pair: pair[1])
         state = {
             "format": 1,
             "budget": self.budget,
             "front": [list(pair) for pair in self.front],
             "weights": dict(weights),
-            "proposed": [options.parameters(choice) for choice in self._tried],
             "trials": [{"parameter": p, "value": v} for p, v in self._records],
         }
         try:

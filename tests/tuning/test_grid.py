@@ -1,11 +1,9 @@
 """Grid search that knows what was tried before its experiment was cut off."""
 
-import json
-import sqlite3
-
 import nni
 import pytest
 from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
+from tuning_cases import write_trials
 
 from nni_gconv.tuner import GridSearch
 
@@ -19,15 +17,7 @@ SPACE = {
 def resumed(tmp_path, monkeypatch):
     """An experiment of two trials: one has a result, one was cut off."""
     (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "db").mkdir()
-    with sqlite3.connect(tmp_path / "db" / "nni.sqlite") as connection:
-        connection.execute("create table TrialJobEvent (trialJobId, event, data)")
-        for number, chosen in enumerate(({"a": 1.0, "b": "x"}, {"a": 0.5, "b": "y"})):
-            data = json.dumps({"parameter_id": number, "parameters": chosen})
-            rows = [(f"t{number}", "WAITING", data), (f"t{number}", "RUNNING", None)]
-            connection.executemany("insert into TrialJobEvent values (?, ?, ?)", rows)
-        connection.execute("insert into TrialJobEvent values ('t0', 'SUCCEEDED', null)")
-    connection.close()
+    write_trials(tmp_path, [{"a": 1.0, "b": "x"}, {"a": 0.5, "b": "y"}])
     monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path / "checkpoint"))
 
 

@@ -6,6 +6,7 @@ import sys
 
 import nni
 import pytest
+from tuning_cases import write_trials
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.tuner import ParetoTuner
@@ -130,12 +131,15 @@ def test_paths_begin_at_the_trials_code(tmp_path, monkeypatch):
         made(earlier=["none.json"])
 
 
-def test_a_resumed_experiment_repeats_no_proposal(tmp_path, monkeypatch):
-    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
+def test_a_resumed_experiment_repeats_no_trial_and_loses_no_proposal(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint").mkdir()
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path / "checkpoint"))
     before = made(seed=3)
     done = play(before, 0, 3)
     running = before.generate_parameters(3)
-    state = json.loads((tmp_path / "pareto.json").read_text())
+    lost = before.generate_parameters(4)  # NNI stopped before it had started this one
+    write_trials(tmp_path, [*done, running])
+    state = json.loads((tmp_path / "checkpoint" / "pareto.json").read_text())
     assert len(state["trials"]) == 3
     assert state["front"] == [list(pair) for pair in before.front]
     for order in ("load first", "space first"):
@@ -146,14 +150,16 @@ def test_a_resumed_experiment_repeats_no_proposal(tmp_path, monkeypatch):
         after.import_data([{"parameter": p, "value": {"default": score(p)}} for p in done])
         given = play(after, 4, 4)
         assert not {json.dumps(g) for g in given} & {json.dumps(g) for g in [*done, running]}
+        assert lost in given
         with pytest.raises(nni.NoMoreTrialError):
             after.generate_parameters(9)
-        (tmp_path / "pareto.json").write_text(json.dumps(state))
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
-    (tmp_path / "pareto.json").write_text('{"proposed": [')
+def test_a_damaged_database_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "nni.sqlite").write_text("{")
+    (tmp_path / "checkpoint").mkdir()
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path / "checkpoint"))
     tuner = ParetoTuner()
     tuner.load_checkpoint()
     tuner.update_search_space(SPACE)

@@ -184,14 +184,17 @@ def test_the_report_is_a_page_that_sorts_and_fetches_nothing(done, driver, pictu
     sources = [image.get_attribute("src") for image in page.find("//img")]
     assert sources and all(source.startswith("data:") for source in sources)
 
-    def column(number):
-        return [cell.text for cell in page.find(f"//table[@id='trials']//td[{number}]")]
+    heads = [head.text for head in page.find("//table[@id='trials']//th")]
+    cell = heads.index("MACs") + 1
+
+    def macs():
+        return [found.text for found in page.find(f"//table[@id='trials']//td[{cell}]")]
 
     for _ in range(2):
         page.click("//table[@id='trials']//th[normalize-space()='MACs']")
-    assert column(10) == [f"{row.macs:,.0f}" for row in sorted(rows, key=lambda r: -r.macs)]
+    assert macs() == [f"{row.macs:,.0f}" for row in sorted(rows, key=lambda r: -r.macs)]
     page.click("//table[@id='trials']//th[normalize-space()='MACs']")
-    assert column(10) == [f"{row.macs:,.0f}" for row in sorted(rows, key=lambda r: r.macs)]
+    assert macs() == [f"{row.macs:,.0f}" for row in sorted(rows, key=lambda r: r.macs)]
     page.shot(pictures / "report.png")
     link = page.find("//table[@id='trials']//a")[-1]
     target = link.get_attribute("href").rpartition("#")[2]
