@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nni.compression.base.target_space import PruningTargetSpace
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from rich.table import Table
@@ -164,6 +165,11 @@ class ChannelPruner(TrainedPruner):
         given = {name: getattr(asked, name) for name in options}
         super().__init__(model, entries, evaluator, existed_wrappers, **given)
         if self.budget is not None:
+            for coupled in self.sets:
+                for member in coupled.members:
+                    # NNI's scheduling pruners move what has a number; by it a budget follows them.
+                    space = self._target_spaces[member.module]["weight"]
+                    space.max_sparse_ratio = self.layers[member.module].max_sparse_ratio
             # Said now and not after hours of training: what can go does not depend on scores.
             requests = [self._asked(s, np.zeros(s.size), s.members) for s in self.sets]
             check_reachable(self.budget, self.cost, self.sets, requests, self.latency)
@@ -303,12 +309,20 @@ class ChannelPruner(TrainedPruner):
         if self.budget is not None:
             requests = [self.request(s, metrics, s.members[0].module) for s in self.sets]
             requests = self.settle(requests, self.sets, metrics)
-            budget = self.cost.ramped(self.budget, self.share)
+            budget = self.cost.ramped(self.budget, self.share * self._driven_share())
             return fit(budget, self.cost, self.sets, requests, self.latency)
         removed = self.coupling.empty()
         for coupled, gone in zip(self.sets, self._by_ratio(metrics), strict=True):
             removed[coupled.classes[gone]] = True
         return removed
+
+    def _driven_share(self) -> float:
+        """Share of a budget's goal to which one of NNI's scheduling pruners has come; else 1."""
+        for name, layer in self.layers.items():
+            now = self._target_spaces.get(name, {}).get("weight")
+            if now is not None and now.max_sparse_ratio is not None and layer.max_sparse_ratio:
+                return float(now.max_sparse_ratio / layer.max_sparse_ratio)
+        return 1.0
 
     def _by_ratio(self, metrics: Metrics) -> list[np.ndarray]:
         """Channels of each set that its layers' ratios remove."""
@@ -351,13 +365,16 @@ class ChannelPruner(TrainedPruner):
         ratios = [a.sparse_ratio for a in asked if a.sparse_ratio is not None]
         thresholds = [a.sparse_threshold for a in asked if a.sparse_threshold is not None]
         steps = removal_steps(scores, **self._limits(coupled, members))
+        bounds: Sequence[LayerConfig | PruningTargetSpace] = (
+            asked if self.budget is None else settings
+        )
         return Request(
             scores=scores,
             steps=steps,
             ratio=min(ratios) * self.share if ratios else None,
             threshold=min(thresholds) * self.share if thresholds and not ratios else None,
             low=max(a.min_sparse_ratio or 0.0 for a in asked) * self.share,
-            high=min(1.0 if a.max_sparse_ratio is None else a.max_sparse_ratio for a in asked),
+            high=min(1.0 if b.max_sparse_ratio is None else b.max_sparse_ratio for b in bounds),
             group=next(
                 (s.global_group_id for s in settings if s.global_group_id is not None), None
             ),

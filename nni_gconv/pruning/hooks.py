@@ -112,7 +112,8 @@ class TrainingHooks(Pruner):
         self.interval_steps, self.total_times = -1, 1
         self.clock, self.in_training = Clock(), False
         self._since, self._renewed = 0, 0
-        self._max_epochs: int | None = None
+        #: Steps and epochs that this pruner's own compress() was asked for, while it lasts.
+        self._length: tuple[int | None, int | None] | None = None
         self._counts, self._begun = False, False
         super().__init__(model, config_list, evaluator, existed_wrappers)
 
@@ -179,18 +180,19 @@ class TrainingHooks(Pruner):
         return found
 
     def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        self._max_epochs = max_epochs
+        self._length = (max_steps, max_epochs)
         super()._fusion_compress(max_steps, max_epochs)
-        self._max_epochs = None
+        self._length = None
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator  # may be that of a pruner which drives this one
         per_epoch = getattr(evaluator, "steps_per_epoch", None)
         if self.needs_epochs and per_epoch is None:
             raise ConfigError(
                 f"{type(self).__name__}: the evaluator does not say how long an epoch is: set "
                 "evaluator.steps_per_epoch = len(train_loader)"
             )
-        epochs = self._max_epochs
+        _, epochs = self._length or (None, None)
         if epochs is None and per_epoch is not None and self.interval_steps > 0:
             # Driven by a scheduling pruner of NNI, which does not hand on how long it trains.
             epochs = -(-self.interval_steps * self.total_times // per_epoch)

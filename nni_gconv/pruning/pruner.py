@@ -144,6 +144,16 @@ class TrainedPruner(TrainingHooks):
         if self.interval_steps < 0 and not done:
             self.renew_masks()
 
+    def _fuse_preprocess(self, evaluator: Evaluator) -> None:
+        driven = self._length is None  # compress() of another pruner trains
+        for name in ("masks", "reconstruct"):
+            if driven and getattr(self.options, name) is not None:
+                raise ConfigError(
+                    f"{name}: is lost where another pruner drives this one; give a schedule= and "
+                    "call this one's compress()"
+                )
+        super()._fuse_preprocess(evaluator)
+
     def _at_boundary(self, boundary: int) -> None:
         share = self.schedule.share(boundary, self.clock.epochs or 0)
         if share is not None:

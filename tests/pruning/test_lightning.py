@@ -119,9 +119,14 @@ def test_proxsgd_gets_its_gains(tmp_path):
     assert_small_equals_masked(net, pruner, masks)
 
 
-def test_a_number_of_steps_and_a_schedule_of_nni(tmp_path):
-    net = Net()
-    pruner = AGPPruner(FPGMPruner(net, HALF, evaluator(tmp_path)), interval_steps=1, total_times=4)
+@pytest.mark.parametrize("owner", ["pruner", "schedule"])
+def test_a_number_of_steps_and_a_schedule_of_nni(tmp_path, owner):
+    net, made = Net(), evaluator(tmp_path)
+    if owner == "pruner":
+        pruner = AGPPruner(FPGMPruner(net, HALF, made), interval_steps=1, total_times=4)
+    else:
+        inner = FPGMPruner(net, HALF, dummy_input=torch.zeros(1, 1, 8, 8))
+        pruner = AGPPruner(inner, interval_steps=1, total_times=4, evaluator=made)
     _, masks = pruner.compress(max_steps=5, max_epochs=None)
     assert net.steps == 5
     assert int(masks["net.0"]["weight"].flatten(1).any(1).sum()) == 4

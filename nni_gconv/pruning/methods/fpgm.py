@@ -121,6 +121,13 @@ class FPGMPruner(ChannelPruner):
             every = self.options.epoch_prune
             self.schedule = Schedule("constant", every) if told else Schedule("one-shot")
 
+    def begin_training(self) -> None:
+        """Choose filters before the first step; a number of steps tells that of epochs."""
+        steps, per_epoch = (self._length or (None, None))[0], self.clock.steps_per_epoch
+        if self.options.schedule is None and self.clock.epochs is None and steps and per_epoch:
+            self.clock.epochs = -(-steps // per_epoch)
+        super().begin_training()
+
     def rank(self, filters: Sequence[Tensor]) -> Tensor:
         """Score channels: the smallest norms first, then the smallest sums of distances."""
         norms = self.combine([filter_norms(f) for f in filters])
