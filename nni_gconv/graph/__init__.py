@@ -13,7 +13,7 @@ from nni_gconv.graph.branches import ACTIVATIONS, Branch, find_branches, vanishi
 from nni_gconv.graph.channels import Axis, Balance, ChannelMap, Read, varying
 from nni_gconv.graph.constants import given_values, known_operands, known_values
 from nni_gconv.graph.coupling import CoupledSet, Coupling, Member
-from nni_gconv.graph.liveness import Decision, Kept, bias_owner, decide, extend_masks
+from nni_gconv.graph.liveness import Decision, Kept, bias_owner, decide, extend_masks, silence_norms
 from nni_gconv.graph.mask_groups import (
     GroupedLayer,
     MaskGroups,
@@ -72,6 +72,7 @@ __all__ = [
     "op_name",
     "read_masks",
     "shape_of",
+    "silence_norms",
     "state_of",
     "trace",
     "vanishing",

@@ -71,6 +71,35 @@ def extend_masks(
     return extended, added
 
 
+def silence_norms(
+    graph: Graph, channels: ChannelMap, kept: Kept, removed: np.ndarray
+) -> tuple[Kept, dict[str, Tensor]]:
+    """Mask the shift of every norm whose scale alone is masked, as NNI's ``SlimPruner`` masks it.
+
+    Classes that can go without (`removed`) and those that must keep their width are left alone.
+
+    Returns
+    -------
+    kept, added
+        As of :func:`extend_masks`.
+    """
+    left = ~(removed | _pinned(channels))
+    extended, added = dict(kept), {}
+    for axis in channels.axes.values():
+        module, _, target = axis.tensor.rpartition(".")
+        shift = graph.aliases.get(f"{module}.bias".lstrip("."), ("",))[0]
+        if axis.role != "scale" or target != "weight" or axis.tensor not in kept:
+            continue
+        if (shift, 0) not in channels.axes:
+            continue
+        quiet = ~kept[axis.tensor] & torch.from_numpy(left[channels.of(axis.labels)])
+        before = extended.get(shift, torch.ones_like(quiet))
+        if bool((before & quiet).any()):
+            extended[shift] = before & ~quiet
+            added[shift] = (before & quiet).nonzero()[:, 0]
+    return extended, added
+
+
 def _pinned(channels: ChannelMap) -> np.ndarray:
     pinned = np.zeros(channels.count, dtype=bool)
     pinned[list(channels.pinned)] = True

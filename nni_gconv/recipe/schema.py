@@ -45,8 +45,8 @@ class SpeedupSettings(BaseModel):
     model_config = _FORBID
 
     verify: bool = Field(True, description="Compare masked and small model in float64.")
-    constants: Literal["silence", "fold"] = Field(
-        "silence", description="What to do with what a norm emits behind a masked filter."
+    constants: Literal["both", "silence", "fold"] = Field(
+        "both", description="What to do with what a norm emits behind a masked filter."
     )
     fold_permutations: bool = Field(True, description="Fold permutations into weights.")
 

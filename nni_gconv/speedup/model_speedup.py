@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from nni_gconv.graph import Graph, Masks, Wiring, load_masks, location, read_mas
 from nni_gconv.speedup.cut import Replaced, apply_plan
 from nni_gconv.speedup.literal_widths import written_width
 from nni_gconv.speedup.optimizer import rebind
-from nni_gconv.speedup.plan import Cut, Plan, plan_cut
+from nni_gconv.speedup.plan import Constants, Cut, Plan, plan_cut
 from nni_gconv.speedup.report import SpeedupReport, layer_changes, speedup_notes, weight_shapes
 from nni_gconv.speedup.residual import Thinned, without_dead_blocks
 from nni_gconv.speedup.verify import (
@@ -52,11 +52,13 @@ class ModelSpeedup:
         Fold the channel permutations that block-diagonal masks need into neighbouring weights.
     verify : bool, default True
         Compare masked and small model in float64 before the model is touched.
-    constants : {"silence", "fold"}, default "silence"
-        Masks that zero a filter but not the batch norm behind it leave a constant. ``"silence"``
-        masks the norm too (the outputs change by what the constant was worth; reported).
-        ``"fold"`` adds the constant to the biases of its readers wherever that is exact and keeps
-        the channel where it is not.
+    constants : {"both", "silence", "fold"}, default "both"
+        Masks that zero a filter but not the batch norm behind it, or a norm's scale but not its
+        shift, leave a constant. ``"silence"`` masks the norm too where all filters of a channel
+        are masked (the outputs change by what the constant was worth; reported). ``"fold"`` adds
+        the constant to the biases of its readers wherever that is exact and keeps the channel
+        where it is not: outputs are those of the masks as they were given. ``"both"`` silences,
+        and folds what stays then.
     seed : int, default 0
         Seed of the random inputs of the verification.
     graph : Graph, optional
@@ -89,12 +91,13 @@ class ModelSpeedup:
         *,
         fold_permutations: bool = True,
         verify: bool = True,
-        constants: Literal["silence", "fold"] = "silence",
+        constants: Constants = "both",
         seed: int = 0,
         graph: Graph | None = None,
     ) -> None:
-        if constants not in ("silence", "fold"):
-            raise ConfigError(f"constants: {constants!r} is not allowed (allowed: fold, silence)")
+        if constants not in get_args(Constants):
+            allowed = ", ".join(sorted(get_args(Constants)))
+            raise ConfigError(f"constants: {constants!r} is not allowed (allowed: {allowed})")
         check_model(model)
         check_dummy(dummy_input)
         if compat.is_wrapped(model):
@@ -121,7 +124,7 @@ class ModelSpeedup:
         dense = trace(self.model, self.dummy_input) if self._graph is None else self._graph
         masks = read_masks(self.model, self._masks, dense.aliases)
         thinned = without_dead_blocks(
-            self.model, self.dummy_input, dense, masks, followers_too=self.constants == "silence"
+            self.model, self.dummy_input, dense, masks, followers_too=self.constants != "fold"
         )
         cut, small, ready = self._cut_that_runs(thinned)
         difference = None
@@ -151,7 +154,7 @@ class ModelSpeedup:
                 masks,
                 wiring,
                 pins,
-                fold_constants=self.constants == "fold",
+                constants=self.constants,
                 fold_permutations=self.fold_permutations,
             )
             small = thinned.copy_of(self.model)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -22,9 +24,13 @@ from nni_gconv.graph import (
     find_grouped,
     map_channels,
     new_indices,
+    silence_norms,
 )
 from nni_gconv.speedup.fold import shifts
 from nni_gconv.speedup.grouping import Grouping, group_layers
+
+#: What becomes of constants that masks leave, see :class:`nni_gconv.speedup.ModelSpeedup`.
+Constants = Literal["both", "silence", "fold"]
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ def plan_cut(
     wiring: Wiring,
     pins: Mapping[Node, str],
     *,
-    fold_constants: bool,
+    constants: Constants,
     fold_permutations: bool,
 ) -> Cut:
     """Work out from masks how to make a model small.
@@ -183,17 +189,37 @@ def plan_cut(
         Of the same masks.
     pins : mapping of Node to str
         Operators whose inputs must keep their width, with the reason.
-    fold_constants : bool
-        Constants that masks leave go into the biases of their readers; else what is behind a
-        masked filter is masked with it.
+    constants : {"both", "silence", "fold"}
+        What becomes of constants that masks leave: what is behind a masked filter is masked with
+        it, or they go into the biases of their readers, or that where the first is not possible.
     fold_permutations : bool
         Channels may change places where that saves gathers.
     """
     channels = map_channels(graph, pin=pins.items())
-    kept, zeroed = (masks, {}) if fold_constants else extend_masks(graph, channels, masks, wiring)
     grouped = find_grouped(graph, channels, wiring)
     balanced = replace(channels, balances=(*channels.balances, *balances(channels, grouped)))
-    decision = decide(graph, balanced, kept, wiring, fold=fold_constants)
+    kept, zeroed, decision = _decided(graph, balanced, masks, wiring, constants)
     groups, order, notes = group_layers(channels, decision.removed, grouped, fold=fold_permutations)
     plan = make_plan(graph, channels, kept, decision, order, groups)
     return Cut(channels, kept, zeroed, decision, order, plan, tuple(notes))
+
+
+def _decided(
+    graph: Graph, channels: ChannelMap, masks: Kept, wiring: Wiring, constants: Constants
+) -> tuple[Kept, dict[str, Tensor], Decision]:
+    """Find what goes, and what has to be masked beside the masks for it."""
+    fold = constants != "silence"
+    if constants == "fold":
+        return masks, {}, decide(graph, channels, masks, wiring, fold=True)
+    kept, zeroed = extend_masks(graph, channels, masks, wiring)
+    decision = decide(graph, channels, kept, wiring, fold=fold)
+    silent, shifts = silence_norms(graph, channels, kept, decision.removed)
+    if shifts:
+        further = decide(graph, channels, silent, wiring, fold=fold).removed
+        for name, positions in shifts.items():
+            # Where its channel stays all the same a shift counts for what else is in the channel.
+            went = further[channels.of(channels.axes[name, 0].labels)][positions.numpy()]
+            silent[name] = silent[name].index_fill(0, positions[~torch.from_numpy(went)], True)
+            zeroed[name] = torch.cat([zeroed.get(name, positions[:0]), positions[went]])
+        kept, decision = silent, decide(graph, channels, silent, wiring, fold=fold)
+    return kept, {name: found for name, found in zeroed.items() if len(found)}, decision

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -121,16 +122,20 @@ def speedup_notes(cut: Cut, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
     notes += [
         text if "one channel" in text else f"{text} ({n})" for text, n in cut.decision.held.items()
     ]
-    channels = cut.channels
-    for axis in channels.axes.values():
-        mask = masks.get(axis.tensor)
-        if axis.role != "row" or mask is None:
-            continue
-        dead = ~mask.movedim(axis.dim, 0).flatten(1).any(1).numpy()
-        of = channels.of(axis.labels)
-        stay = dead & ~cut.decision.removed[of]
-        if stay.any():
-            reasons = sorted({channels.pinned[c] for c in of[stay] if c in channels.pinned})
-            why = reasons[0] if reasons else "what it is coupled to is not masked"
-            notes.append(f"{axis.tensor}: {int(stay.sum())} masked channels stay as zeros: {why}")
+    told = np.zeros(cut.channels.count, bool)
+    for role, what in (("row", "stay as zeros"), ("scale", "stay")):
+        for axis in cut.channels.axes.values():
+            mask = masks.get(axis.tensor)
+            shift = role == "scale" and not axis.tensor.endswith("weight")
+            if axis.role != role or mask is None or shift:
+                continue
+            dead = ~mask.movedim(axis.dim, 0).reshape(mask.shape[axis.dim], -1).any(1).numpy()
+            of = cut.channels.of(axis.labels)
+            stay = of[dead & ~cut.decision.removed[of] & ~(told[of] & (role == "scale"))]
+            if len(stay):
+                pinned = cut.channels.pinned
+                reasons = sorted({pinned[c] for c in stay if c in pinned})
+                why = reasons[0] if reasons else "what it is coupled to is not masked"
+                notes.append(f"{axis.tensor}: {len(stay)} masked channels {what}: {why}")
+                told[stay] = True
     return tuple(notes)
