@@ -14,8 +14,27 @@ from torch.fx import Node
 from nni_gconv.graph import Graph, Values, argument, op_name, shape_of
 from nni_gconv.pruning.calibration.patches import Geometry, is_matrix_layer
 
-#: Scale, running variance and epsilon of a batch norm.
-Scale = tuple[Node | None, Node, float]
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm behind a layer: its tensors, and its epsilon."""
+
+    scale: Node | None
+    shift: Node | None
+    mean: Node
+    variance: Node
+    eps: float
+
+    def slope(self, values: Values) -> Tensor:
+        """How its output grows with its input: (filters,)."""
+        deviation: Tensor = (values[self.variance] + self.eps).sqrt()
+        return 1 / deviation if self.scale is None else values[self.scale] / deviation
+
+    def __call__(self, x: Tensor, values: Values) -> Tensor:
+        """Apply it to (n, filters, ...)."""
+        view = (-1, *[1] * (x.dim() - 2))
+        y: Tensor = (x - values[self.mean].view(view)) * self.slope(values).view(view)
+        return y if self.shift is None else y + values[self.shift].view(view)
 
 
 @dataclass(frozen=True)
@@ -33,21 +52,24 @@ class Layer:
     mean : str or None
         Running mean of the batch norm that alone reads its output, without a bias between: a
         constant is taken off it.
-    scale : Scale or None
-        Of that norm.
+    norm : Norm or None
+        That norm; also where the layer has a bias.
     sum : Node or None
         What else is added to the output, or to the norm's, when nothing else reads either.
     geometry : Geometry or None
         Of a convolution.
+    rectified : bool
+        Whether a ReLU alone reads the output, the norm's or the sum.
     """
 
     node: Node
     weight: str
     bias: str | None
     mean: str | None
-    scale: Scale | None
+    norm: Norm | None
     sum: Node | None
     geometry: Geometry | None
+    rectified: bool
 
     @property
     def takes_constant(self) -> bool:
@@ -66,18 +88,42 @@ class Layer:
         if self.sum is None or self.sum not in pruned:
             return said
         lacks = dense[self.sum] - pruned[self.sum]
-        if self.scale is not None:
-            scale, variance, eps = self.scale
-            deviation = (dense[variance] + eps).sqrt()
-            factor = deviation if scale is None else _divide(deviation, dense[scale])
+        if self.norm is not None:
+            factor = _inverse(self.norm.slope(dense))
             lacks = lacks * factor.view(-1, *[1] * (lacks.dim() - 2))
         return said + lacks
 
+    def before_relu(self, values: tuple[Values, Values]) -> tuple[Tensor, Tensor] | None:
+        """Return what the ReLU behind gets where the layer says what is wanted.
 
-def _divide(deviation: Tensor, scale: Tensor) -> Tensor:
-    """Divide, and give up where a norm scales a channel to next to nothing."""
-    small = scale.abs() < 1e-3 * scale.abs().mean()
-    return torch.where(small, 0.0, deviation / torch.where(small, 1.0, scale))
+        Returns
+        -------
+        before : Tensor
+            As the layer's output.
+        slope : Tensor, shape (filters,)
+            How it grows with that; 0 where a norm scales a channel to next to nothing.
+        None
+            There is no ReLU, or what is added to the output is not known yet.
+        """
+        dense, pruned = values
+        if not self.rectified or (self.sum is not None and self.sum not in pruned):
+            return None
+        said: Tensor = dense[self.node]
+        before = said if self.norm is None else self.norm(said, dense)
+        slope = torch.ones(self.filters).to(said) if self.norm is None else self.norm.slope(dense)
+        if self.sum is not None:
+            before = before + dense[self.sum]
+        return before, torch.where(_is_small(slope), 0.0, slope)
+
+
+def _is_small(slope: Tensor) -> Tensor:
+    return slope.abs() < 1e-3 * slope.abs().mean()
+
+
+def _inverse(slope: Tensor) -> Tensor:
+    """Invert, and give up where a norm scales a channel to next to nothing."""
+    small = _is_small(slope)
+    return torch.where(small, 0.0, 1 / torch.where(small, 1.0, slope))
 
 
 def find_layers(graph: Graph) -> tuple[list[Layer], dict[str, str]]:
@@ -121,7 +167,6 @@ def _layer(node: Node, names: Mapping[Node, str], used: Counter[str]) -> Layer:
     if norm is not None and norm.args[5]:  # statistics of the batch itself
         norm = None
     mean = alone(norm.args[3]) if norm is not None and bias is None else None
-    scale = cast("Scale", (norm.args[1], norm.args[4], norm.args[7])) if norm is not None else None
     end = norm or node
     total = _only_user(end, "add")
     partner: Node | None = None
@@ -129,15 +174,22 @@ def _layer(node: Node, names: Mapping[Node, str], used: Counter[str]) -> Layer:
         others = [a for a in cast("tuple[Node, ...]", total.args) if a is not end]
         if len(others) == 1 and shape_of(others[0]) == shape_of(end):
             partner = others[0]
+    last = end if total is None else total if partner is not None else None
     return Layer(
         node,
         names[read],
         alone(bias),
         mean,
-        scale,
+        None if norm is None else _norm(norm),
         partner,
         Geometry.of(node),
-    )  # fmt: skip
+        rectified=last is not None and _only_user(last, "relu") is not None,
+    )
+
+
+def _norm(node: Node) -> Norm:
+    _, scale, shift, mean, variance, *_, eps, _ = node.args
+    return Norm(*cast("tuple[Node, Node, Node, Node, float]", (scale, shift, mean, variance, eps)))
 
 
 def _only_user(node: Node, name: str) -> Node | None:

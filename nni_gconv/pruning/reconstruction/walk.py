@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import cast
 
 import torch
@@ -22,12 +23,21 @@ from nni_gconv.graph import Graph, Replay, Values, shape_of
 from nni_gconv.pruning.calibration.patches import places_for, read_samples
 from nni_gconv.pruning.reconstruction.layers import Layer, find_layers
 from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
+from nni_gconv.pruning.reconstruction.rectified import (
+    Fitted,
+    RectifiedPlaces,
+    fewest_errors,
+    places_held,
+    rectified_steps,
+)
 
 #: Tensors of one network by dotted name.
 State = dict[str, Tensor]
 
 #: Strengths that each layer chooses from.
 RIDGES = (1e-3, 1e-2, 1e-1)
+#: Most moves of the targets of a layer in front of a ReLU.
+_STEPS = 6
 
 
 def masked_state(dense: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> State:
@@ -107,25 +117,15 @@ class Walk:
     def _solve(self, sums: _Sums, pruned: State, kept: Mapping[str, Tensor]) -> None:
         layer = sums.layer
         weight = pruned[layer.weight]
-        flat = weight.flatten(1).cpu().double()
+        masked = weight.flatten(1).cpu().double()
         mask = kept.get(layer.weight)
-        alive = torch.ones_like(flat, dtype=torch.bool) if mask is None else mask.flatten(1)
-        centred = layer.takes_constant
-        fit, check, whole = sums.fit, sums.check, sums.fit + sums.check
-        best, ridge = check.error(flat, centred=centred), None
-        a, b = fit.means(centred=centred)
-        for candidate in self.ridges:
-            error = check.error(refit(flat, a, b, alive, candidate), centred=centred)
-            if error < best:
-                best, ridge = error, candidate
-        if ridge is not None:
-            flat = refit(flat, *whole.means(centred=centred), alive, ridge)
-            weight.copy_(flat.view(weight.shape))
-        constant = whole.constant(flat) * alive.any(1)
+        alive = torch.ones_like(masked, dtype=torch.bool) if mask is None else mask.flatten(1)
+        fitted = sums.fitted(masked, alive.cpu(), self.ridges)
+        weight.copy_(fitted.weight.view(weight.shape))
         if layer.bias is not None:
-            pruned[layer.bias].copy_(constant)
+            pruned[layer.bias].copy_(fitted.constant)
         elif layer.mean is not None:
-            pruned[layer.mean].sub_(constant.to(pruned[layer.mean]))
+            pruned[layer.mean].sub_(fitted.constant.to(pruned[layer.mean]))
 
 
 class _Sums:
@@ -138,10 +138,52 @@ class _Sums:
         self.fit = Moments.empty(layer.filters, columns, groups)
         self.check = Moments.empty(layer.filters, columns, groups)
         self._places = places_for(columns) / batches
+        self._every = math.ceil(places_for(columns) / places_held(columns, layer.filters))
+        #: What the same two halves of the images hold for a ReLU; None where none follows.
+        self.rectified: tuple[RectifiedPlaces, RectifiedPlaces] | None = None
 
     def add(self, values: tuple[Values, Values], generator: torch.Generator) -> None:
-        said, read = self.layer.wanted(values), values[1][cast("Node", self.layer.node.args[0])]
+        """Add places of one batch."""
+        layer = self.layer
+        said, read = layer.wanted(values), values[1][cast("Node", layer.node.args[0])]
+        relu = layer.before_relu(values)
+        if relu is not None:
+            before, slope = relu
+            said = torch.cat([said, before], -1 if layer.geometry is None else 1)
+            self.rectified = self.rectified or (RectifiedPlaces(slope), RectifiedPlaces(slope))
         for part, columns, wanted in read_samples(
-            read, said, self.layer.geometry, self._places, generator, parts=2
+            read, said, layer.geometry, self._places, generator, parts=2
         ):
-            (self.fit, self.check)[part].add(columns, wanted)
+            (self.fit, self.check)[part].add(columns, wanted[:, : layer.filters])
+            if self.rectified is not None:
+                few = wanted[:: self._every].split(layer.filters, 1)
+                self.rectified[part].add(columns[:, :: self._every], *few)
+
+    def fitted(self, masked: Tensor, alive: Tensor, ridges: Sequence[float]) -> Fitted:
+        """Fit with every second image, choose by the others, and fit with all."""
+        centred = self.layer.takes_constant
+        whole = self.fit + self.check
+        best, ridge = self.check.error(masked, centred=centred), None
+        for candidate in ridges:
+            flat = refit(masked, *self.fit.means(centred=centred), alive, candidate)
+            error = self.check.error(flat, centred=centred)
+            if error < best:
+                best, ridge = error, candidate
+        if ridge is None:
+            return Fitted(masked, whole.constant(masked) * alive.any(1))
+        found = self._linear(self.fit, masked, alive, ridge)
+        everything = self._linear(whole, masked, alive, ridge)
+        if self.rectified is None:
+            return everything
+        fit, check = self.rectified
+        steps = partial(rectified_steps, masked=masked, kept=alive, centred=centred, ridge=ridge)
+        tried = [found, *islice(steps(found, moments=self.fit, places=fit), _STEPS)]
+        number = fewest_errors([check.error(t.weight, t.constant) for t in tried])
+        again = steps(everything, moments=whole, places=fit + check)
+        return [everything, *islice(again, number)][-1]
+
+    def _linear(self, moments: Moments, masked: Tensor, alive: Tensor, ridge: float) -> Fitted:
+        centred = self.layer.takes_constant
+        flat = refit(masked, *moments.means(centred=centred), alive, ridge)
+        constant = moments.constant(flat) * alive.any(1)
+        return Fitted(flat, constant if centred else torch.zeros_like(constant))

@@ -1,0 +1,169 @@
+"""What a ReLU hides need not be right: the refit of a layer that is rectified at once.
+
+Zhang, Zou, He and Sun (2015, https://arxiv.org/abs/1505.06798) minimise the error behind the ReLU.
+Where the dense network's value z before it is positive, the layer still aims at z; elsewhere any
+value that is not positive is as good. With u the pruned network's value this minimises
+
+    E |u - t|^2   over the weights and over t, where t = z if z > 0, else t <= 0,
+
+in turn: t = min(u, 0) where it is free, then the weights by least squares for these targets. What
+is asked of few weights becomes less, so that they serve what is seen better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
+
+#: Bytes of places that are held for one layer.
+_MEMORY = 2**28
+#: Products of one pass over the places of a layer.
+_WORK = 2**32
+
+
+def places_held(columns: int, filters: int) -> int:
+    """Choose how many places of a layer are held: few where they are large or dear.
+
+    Examples
+    --------
+    >>> [places_held(144, 16), places_held(2304, 512)]
+    [419430, 3640]
+    """
+    return int(min(_MEMORY / (4 * (columns + 2 * filters)), _WORK / (columns * filters)))
+
+
+@dataclass
+class RectifiedPlaces:
+    """Places of a layer, held: what it reads, what it should say and what the ReLU then gets.
+
+    Attributes
+    ----------
+    slope : Tensor, shape (filters,)
+        How the value before the ReLU grows with the layer's output.
+    """
+
+    slope: Tensor
+    _parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, read: Tensor, said: Tensor, before: Tensor) -> None:
+        """Hold places: (groups, n, columns), (n, filters) and (n, filters)."""
+        self._parts.append((read.clone(), said.clone(), before.clone()))
+
+    def __add__(self, other: RectifiedPlaces) -> RectifiedPlaces:
+        """Hold the places of both."""
+        return RectifiedPlaces(self.slope, self._parts + other._parts)
+
+    def __len__(self) -> int:
+        """Number of places."""
+        return sum(len(said) for _, said, _ in self._parts)
+
+    def error(self, weight: Tensor, constant: Tensor) -> float:
+        """Return E |relu u - relu z|^2, the ReLU left out where z is positive."""
+        total = 0.0
+        for part in self._parts:
+            value = self._value(part, weight, constant)
+            before = part[2]
+            missing = torch.where(before > 0, value - before, value.clamp(min=0))
+            total += float(missing.square().sum())
+        return total / max(len(self), 1)
+
+    def moves(self, weight: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        """Say how the targets move: means of their moves times what is read, and of themselves.
+
+        Returns
+        -------
+        cross : Tensor of float64, shape (filters, columns)
+        mean : Tensor of float64, shape (filters,)
+        """
+        cross: Tensor | float = 0.0
+        mean: Tensor | float = 0.0
+        for part in self._parts:
+            value = self._value(part, weight, constant)
+            read, _, before = part
+            move = torch.where(before > 0, 0.0, value.clamp(max=0) - before)
+            move = torch.where(self.slope == 0, 0.0, move / self.slope)
+            by_group = move.view(len(move), len(read), -1).permute(1, 2, 0)
+            cross = cross + (by_group @ read).flatten(0, 1).cpu().double()
+            mean = mean + move.sum(0).cpu().double()
+        return cross / len(self), mean / len(self)  # type: ignore[return-value]
+
+    def _value(
+        self, part: tuple[Tensor, Tensor, Tensor], weight: Tensor, constant: Tensor
+    ) -> Tensor:
+        """Return what the pruned network has before the ReLU: (n, filters)."""
+        read, said, before = part
+        by_group = weight.to(read).view(len(read), -1, weight.shape[1])
+        output = (read @ by_group.mT).permute(1, 0, 2).flatten(1) + constant.to(read)
+        return before + (output - said) * self.slope
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights of a layer, and what has to be added to its output."""
+
+    weight: Tensor
+    constant: Tensor
+
+
+def rectified_steps(
+    start: Fitted,
+    masked: Tensor,
+    moments: Moments,
+    places: RectifiedPlaces,
+    kept: Tensor,
+    *,
+    centred: bool,
+    ridge: float,
+) -> Iterator[Fitted]:
+    """Move targets and refit weights in turn, without an end.
+
+    The steps look ahead as Nesterov's do: alternation alone is slow.
+
+    Parameters
+    ----------
+    start : Fitted
+        The least squares for targets that have not moved.
+    masked : Tensor of float64, shape (filters, columns)
+        The weights that the ridge draws towards.
+    moments : Moments
+        Of all places.
+    places : RectifiedPlaces
+        Those that are held.
+    kept : Tensor of bool, shape (filters, columns)
+        See :func:`~nni_gconv.pruning.reconstruction.least_squares.refit`.
+    centred : bool
+        Whether the layer takes a constant.
+    ridge : float
+    """
+    a, b = moments.means(centred=centred)
+    mean = moments.read_sum / max(moments.count, 1)
+    by_filter = mean.repeat_interleave(len(masked) // len(mean), 0)
+    before, now = start, start
+    for step in range(2**31):
+        ahead = step / (step + 3)
+        weight = now.weight + ahead * (now.weight - before.weight)
+        constant = now.constant + ahead * (now.constant - before.constant)
+        cross, moved = places.moves(weight, constant)
+        if centred:
+            cross = cross - moved[:, None] * by_filter
+        fitted = refit(masked, a, b + cross, kept, ridge)
+        constant = moments.constant(fitted) + moved if centred else torch.zeros_like(moved)
+        before, now = now, Fitted(fitted, constant * kept.any(1))
+        yield now
+
+
+def fewest_errors(errors: list[float]) -> int:
+    """Return the place of the least of some errors, the first; 0 where the first is not finite.
+
+    Examples
+    --------
+    >>> fewest_errors([3.0, 1.0, 2.0]), fewest_errors([math.inf, math.nan])
+    (1, 0)
+    """
+    return min(range(len(errors)), key=lambda i: errors[i] if math.isfinite(errors[i]) else 1e300)
