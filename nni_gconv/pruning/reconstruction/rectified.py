@@ -33,7 +33,7 @@ def places_held(columns: int, filters: int) -> int:
     Examples
     --------
     >>> [places_held(144, 16), places_held(2304, 512)]
-    [419430, 3640]
+    [381300, 3640]
     """
     return int(min(_MEMORY / (4 * (columns + 2 * filters)), _WORK / (columns * filters)))
 
