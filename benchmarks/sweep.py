@@ -1,0 +1,196 @@
+"""How many CNNs of timm, pytorchcv and segmentation-models-pytorch can be cut, and are they equal?
+
+    pip install timm pytorchcv segmentation-models-pytorch     # for this benchmark alone
+    python benchmarks/sweep.py --cache sweep.csv --each 1
+    python benchmarks/sweep.py --cache sweep.csv --each 4 --out docs/coverage.md
+
+Every network runs in a process of its own, with limits of time and memory. Half of the channels of
+every coupled set are masked, chosen at random, norms have random scales and statistics, and masked
+and small network are compared here, in float64, not by the library's own check. Networks whose rows
+the cache file holds are not run again; delete a line to repeat one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from speedup_models import difference, enliven, half_masks, mask
+from sweep_models import build, names
+
+FIELDS = ["model", "params", "left", "difference", "seconds", "reasons", "error"]
+#: A network that keeps more of its parameters has to say why.
+MUCH = 0.6
+
+
+def child(name: str) -> dict[str, Any]:
+    """Cut one network in this process and compare."""
+    import torch
+
+    from nni_gconv import ModelSpeedup
+    from nni_gconv.graph import Coupling
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    model, dummy = build(name)
+    params = sum(p.numel() for p in model.parameters())
+    row: dict[str, Any] = {"model": name, "params": params}
+    row["reasons"] = main_reasons(model, Coupling.trace(model, dummy))
+    masks = half_masks(model, dummy)
+    enliven(model, dummy, masks)
+    small = copy.deepcopy(model)
+    begun = time.process_time()
+    ModelSpeedup(small, dummy, masks, verify=False).speedup_model()
+    row["seconds"] = time.process_time() - begun
+    row["left"] = sum(p.numel() for p in small.parameters()) / params
+    row["difference"] = difference(mask(copy.deepcopy(model), masks), small, dummy)
+    return row
+
+
+def main_reasons(model: Any, coupling: Any) -> str:
+    """Say why layers stay, the two reasons first that hold most parameters."""
+    held: Counter[str] = Counter()
+    for coupled in coupling.sets:
+        if coupled.reason and coupled.reason != "an output of the model":
+            for member in coupled.members:
+                weight = model.get_parameter(member.parameter)
+                held[coupled.reason] += weight.numel() // weight.shape[member.dim] * len(member.rows)
+    return "; ".join(f"{reason} ({count})" for reason, count in held.most_common(2))
+
+
+def run(name: str, seconds: float, gigabytes: float) -> dict[str, Any]:
+    """Cut one network in a process of its own."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
+
+    command = [sys.executable, __file__, "--child", name]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=limit
+        )
+    except subprocess.TimeoutExpired:
+        return {"model": name, "error": f"over {seconds:g} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
+    if lines:
+        return json.loads(lines[-1][4:])
+    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return {"model": name, "error": f"the process ended with {done.returncode}: {reason[:200]}"}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ("params", "left", "difference", "seconds")
+    return {
+        row["model"]: {k: float(v) if k in numbers else v for k, v in row.items() if v}
+        for row in rows
+    }
+
+
+def write(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows.values())
+    temporary.replace(path)
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """Counts, then what is refused, wrong or large, with the reason."""
+    outside = [r for r in rows if r.get("error", "").startswith("not tried")]
+    rows = [r for r in rows if r not in outside]
+    cut = [r for r in rows if "left" in r]
+    if not cut:
+        return "nothing was cut"
+    wrong = [r for r in cut if not r["difference"] <= 1e-9]
+    large = [r for r in cut if r["left"] > MUCH]
+    refused = [r for r in rows if "left" not in r]
+    lines = [
+        f"- {len(rows)} networks ({_share(rows)}); {len(outside)} could not be built or run.",
+        f"- {len(cut)} cut ({len(cut) / len(rows):.1%}), {len(cut) - len(wrong)} of them equal to "
+        f"the masked network to 1e-9 (largest difference of these "
+        f"{max((r['difference'] for r in cut if r not in wrong), default=0):.0e}), "
+        f"{len(wrong)} not.",
+        f"- Of the parameters {statistics.median(r['left'] for r in cut):.3f} are left in the "
+        f"median; {len(large)} keep more than {MUCH}.",
+    ]
+    for title, some in (
+        ("Not equal", wrong),
+        ("Refused", refused),
+        (f"More than {MUCH} of the parameters left", large),
+    ):
+        if some:
+            lines += ["", f"{title}:", "", "| network | left | why |", "|---|---|---|"]
+            lines += [
+                f"| {r['model']} | {r.get('left', 1):.2f} | "
+                f"{(r.get('error') or r.get('reasons', '')).replace('|', '/')} |"
+                for r in sorted(some, key=lambda r: r["model"])
+            ]
+    return "\n".join(lines)
+
+
+def _share(rows: list[dict[str, Any]]) -> str:
+    kinds = Counter(r["model"].partition(":")[0] for r in rows)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", help="comma-separated names; default: all that --each lists")
+    parser.add_argument("--each", type=int, default=1, help="networks of each family")
+    parser.add_argument("--seconds", type=float, default=300, help="limit of one network")
+    parser.add_argument("--gigabytes", type=float, default=12, help="limit of address space")
+    parser.add_argument("--cache", type=Path, default=Path("sweep.csv"))
+    parser.add_argument("--out", type=Path, help="Markdown file whose text is replaced")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print("ROW " + json.dumps(_caught(args.child)), flush=True)
+        return
+    wanted = args.models.split(",") if args.models else names(args.each)
+    rows = read(args.cache)
+    for name in wanted:
+        if name not in rows:
+            rows[name] = run(name, args.seconds, args.gigabytes)
+            write(args.cache, rows)
+            print(rows[name], flush=True)
+    said = text([rows[name] for name in wanted])
+    print(said)
+    if args.out:
+        begin, end = "<!-- sweep -->\n", "<!-- end sweep -->"
+        head, _, rest = args.out.read_text().partition(begin)
+        args.out.write_text(f"{head}{begin}{said}\n{end}{rest.partition(end)[2]}")
+
+
+def _caught(name: str) -> dict[str, Any]:
+    try:
+        build(name)
+    except Exception as error:  # a package that does not run here is no result of ours
+        return {"model": name, "error": f"not tried: {type(error).__name__}: {_line(error)}"}
+    try:
+        return child(name)
+    except Exception as error:
+        return {"model": name, "error": f"{type(error).__name__}: {_line(error)}"}
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+if __name__ == "__main__":
+    main()
