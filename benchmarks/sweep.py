@@ -1,4 +1,4 @@
-"""How many CNNs of timm, pytorchcv and segmentation-models-pytorch can be cut, and are they equal?
+"""Which CNNs of timm, pytorchcv and segmentation-models-pytorch can be cut, and are they equal.
 
     pip install timm pytorchcv segmentation-models-pytorch     # for this benchmark alone
     python benchmarks/sweep.py --cache sweep.csv --each 1
@@ -65,7 +65,9 @@ def main_reasons(model: Any, coupling: Any) -> str:
         if coupled.reason and coupled.reason != "an output of the model":
             for member in coupled.members:
                 weight = model.get_parameter(member.parameter)
-                held[coupled.reason] += weight.numel() // weight.shape[member.dim] * len(member.rows)
+                held[coupled.reason] += (
+                    weight.numel() // weight.shape[member.dim] * len(member.rows)
+                )
     return "; ".join(f"{reason} ({count})" for reason, count in held.most_common(2))
 
 

@@ -1,4 +1,4 @@
-"""The networks of other packages that benchmarks/sweep.py cuts: their names, and how they are built."""
+"""The networks of other packages that benchmarks/sweep.py cuts, and how they are built."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ NO_CNN = frozenset(
 #: Side of the image where a network does not ask for another one.
 SIDE = 96
 #: One encoder of each family below the decoders of segmentation-models-pytorch.
-ENCODERS = ("resnet18", "efficientnet-b0", "mobilenet_v2", "timm-regnetx_002", "densenet121", "vgg11_bn")
+ENCODERS = (
+    "resnet18",
+    "efficientnet-b0",
+    "mobilenet_v2",
+    "timm-regnetx_002",
+    "densenet121",
+    "vgg11_bn",
+)
 #: Above so many parameters a network is left out.
 MOST = 60e6
 
@@ -37,7 +44,20 @@ def _timm(each: int) -> list[str]:
 
 def _size(name: str) -> int:
     """Guess how large a network is from its name: the small ones run in seconds."""
-    marks = ("test_", "nano", "atto", "femto", "pico", "tiny", "_xxs", "_xs", "_s", "small", "18", "26")
+    marks = (
+        "test_",
+        "nano",
+        "atto",
+        "femto",
+        "pico",
+        "tiny",
+        "_xxs",
+        "_xs",
+        "_s",
+        "small",
+        "18",
+        "26",
+    )
     sizes = ("huge", "giant", "xlarge", "xxl", "large", "_l", "base", "152", "200", "x32", "x48")
     if any(mark in name for mark in sizes):
         return 2
@@ -73,7 +93,9 @@ def build(name: str) -> tuple[Any, Any]:
 
     torch.manual_seed(0)
     kind, _, bare = name.partition(":")
-    model, shape = {"timm": _build_timm, "pytorchcv": _build_pytorchcv, "smp": _build_smp}[kind](bare)
+    model, shape = {"timm": _build_timm, "pytorchcv": _build_pytorchcv, "smp": _build_smp}[kind](
+        bare
+    )
     size = sum(p.numel() for p in model.parameters())
     if size > MOST:
         raise ValueError(f"left out: {size / 1e6:.0f} million parameters")
@@ -85,7 +107,7 @@ def build(name: str) -> tuple[Any, Any]:
 
 
 def enrich(model: Any) -> None:
-    """Give random values to parameters that are one constant: layer scales of 1e-6 hide branches."""
+    """Give random values to constant parameters: layer scales of 1e-6 hide branches."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

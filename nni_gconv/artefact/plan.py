@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nni_gconv.errors import CheckpointError
+from nni_gconv.graph import ChannelNorm, KeptNorm, find_norm, thin_norm
 from nni_gconv.groupconv import gathers_of, wrap_gathers
 from nni_gconv.speedup import steps_of, take_out
 
@@ -38,10 +40,11 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     -------
     dict
         ``{"format": 1, "model": class name, "modules": {name: {"type", "attrs", "tensors"}},
-        "gathers": {name: {"in": index, "out": index}}, "blocks": {name: [step, ...]}}``. The last
-        two only where needed: permutations of channels around a layer, which is then called
-        ``name.conv``, and residual blocks that became a sequence of some of their modules and of
-        activations.
+        "gathers": {name: {"in": index, "out": index}}, "blocks": {name: [step, ...]},
+        "norms": {name: {"dims", "eps", "width", "kept", ...}}}``. The last three only where
+        needed: permutations of channels around a layer, which is then called ``name.conv``,
+        residual blocks that became a sequence of some of their modules and of activations, and
+        norms over channels that count some that went.
 
     Examples
     --------
@@ -51,11 +54,14 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     modules: dict[str, Any] = {}
     gathers: dict[str, Any] = {}
     blocks: dict[str, Any] = {}
+    norms: dict[str, Any] = {}
     for name, module in model.named_modules():
         if (steps := steps_of(module)) is not None:
             blocks[name] = steps
         if indices := gathers_of(module):
             gathers[name] = indices
+        if isinstance(module, KeptNorm):
+            norms[name] = {**asdict(module.norm), "dims": list(module.norm.dims)}
         tensors = {n: list(t.shape) for n, t in _own_tensors(module).items()}
         attributes = {a: _plain(getattr(module, a)) for a in _width_attributes(module)}
         if tensors or attributes:
@@ -65,7 +71,7 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
                 "tensors": tensors,
             }
     plan = {"format": FORMAT, "model": type(model).__name__, "modules": modules}
-    more = {"gathers": gathers, "blocks": blocks}
+    more = {"gathers": gathers, "blocks": blocks, "norms": norms}
     return {**plan, **{key: value for key, value in more.items() if value}}
 
 
@@ -137,6 +143,8 @@ def rebuild(
                 "that could be put between gathers"
             ) from None
     modules = dict(model.named_modules())
+    for name, entry in plan.get("norms", {}).items():
+        _thin(modules.get(name), entry, f"{where}: {name}")
     for name, layer in plan["modules"].items():
         module = modules.get(name)
         if module is None:
@@ -158,6 +166,23 @@ def rebuild(
         if changed and initialise and hasattr(modules[name], "reset_parameters"):
             modules[name].reset_parameters()  # type: ignore[operator]
     return model
+
+
+def _thin(module: nn.Module | None, entry: Mapping[str, Any], where: str) -> None:
+    """Let a norm over channels count those that went; it has to be the norm that was cut."""
+    dense = None if module is None else find_norm(module)
+    try:
+        norm = ChannelNorm(**{**entry, "dims": tuple(entry["dims"])})
+        widths = [norm.channel, norm.width, norm.kept]
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{where}: no norm can be read here ({error})") from None
+    if not all(type(w) is int for w in widths) or not 0 < norm.kept <= norm.width:
+        raise CheckpointError(f"{where}: a norm of {norm.kept} of {norm.width} channels")
+    if dense is None or replace(norm, channel=0, width=1, kept=1) != replace(
+        dense, channel=0, width=1, kept=1
+    ):
+        raise CheckpointError(f"{where} is of another architecture: here is no such norm")
+    thin_norm(module, norm)  # type: ignore[arg-type]
 
 
 def _reshape(

@@ -22,6 +22,7 @@ from nni_gconv.graph.mask_groups import (
     find_mask_groups,
 )
 from nni_gconv.graph.masks import Masks, Wiring, load_masks, read_masks
+from nni_gconv.graph.norms import ChannelNorm, KeptNorm, find_norm, thin_norm
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.recorder import module_calls, op_name, shape_of
 from nni_gconv.graph.replay import Replay, Values, state_of
@@ -36,6 +37,7 @@ __all__ = [
     "Balance",
     "Branch",
     "ChannelMap",
+    "ChannelNorm",
     "ChannelOrder",
     "CoupledSet",
     "Coupling",
@@ -43,6 +45,7 @@ __all__ = [
     "Graph",
     "GroupedLayer",
     "Kept",
+    "KeptNorm",
     "MaskGroups",
     "Masks",
     "Member",
@@ -61,6 +64,7 @@ __all__ = [
     "find_branches",
     "find_grouped",
     "find_mask_groups",
+    "find_norm",
     "given_values",
     "known_operands",
     "known_values",
@@ -74,6 +78,7 @@ __all__ = [
     "shape_of",
     "silence_norms",
     "state_of",
+    "thin_norm",
     "trace",
     "vanishing",
     "varying",

@@ -58,6 +58,14 @@ class Read:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """An operator that mixes channels, in which those that are zero count for nothing."""
+
+    node: Node
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Balance:
     """Every part must keep the same number of `labels`; `parts[i]` is the part of label i."""
 
@@ -85,6 +93,15 @@ class NormWidth:
 
 
 @dataclass(frozen=True)
+class NormOver:
+    """A norm over the channels `labels`, along one dimension of its input."""
+
+    module: str
+    labels: Tensor
+    channel: int
+
+
+@dataclass(frozen=True)
 class Pick:
     """An integer buffer that picks channels: those labelled `picked` out of `source`."""
 
@@ -107,12 +124,16 @@ class ChannelMap:
         Labelled axes of parameters and buffers.
     reads : tuple of Read
         Every place where a layer reads channels.
+    mixes : tuple of Mix
+        Every place where channels are mixed without weights: only zeros can go there.
     balances : tuple of Balance
         Groups that must stay equally wide.
     pads : tuple of PadEdit
         Padding modules that have to follow.
     norms : tuple of NormWidth
         Norms whose attributes, besides their tensors, say how many channels there are.
+    norms_over : tuple of NormOver
+        Norms over channels, which have to count those that go.
     picks : tuple of Pick
         Buffers that hold positions of channels.
     halvings : tuple of Node
@@ -126,9 +147,11 @@ class ChannelMap:
     pinned: dict[int, str]
     axes: dict[tuple[str, int], Axis]
     reads: tuple[Read, ...]
+    mixes: tuple[Mix, ...]
     balances: tuple[Balance, ...]
     pads: tuple[PadEdit, ...]
     norms: tuple[NormWidth, ...]
+    norms_over: tuple[NormOver, ...]
     picks: tuple[Pick, ...]
     halvings: tuple[Node, ...]
     values: dict[Node, Any]
@@ -176,9 +199,11 @@ class Walker:
         self.pins: list[tuple[Tensor, str]] = []
         self.axes: dict[tuple[str, int], Axis] = {}
         self.reads: list[Read] = []
+        self.mixes: list[Mix] = []
         self.balances: list[Balance] = []
         self.pads: list[PadEdit] = []
         self.norms: list[NormWidth] = []
+        self.norms_over: list[NormOver] = []
         self.picks: list[Pick] = []
         self.halvings: list[Node] = []
         self.pinned_nodes: set[Node] = set()
@@ -301,9 +326,11 @@ class Walker:
             pinned=pinned,
             axes=self.axes,
             reads=tuple(self.reads),
+            mixes=tuple(self.mixes),
             balances=tuple(self.balances),
             pads=tuple(self.pads),
             norms=tuple(self.norms),
+            norms_over=tuple(self.norms_over),
             picks=tuple(self.picks),
             halvings=tuple(self.halvings),
             values=self.values,

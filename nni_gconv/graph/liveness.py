@@ -1,9 +1,9 @@
 """Which channels go: those of which nothing can tell.
 
 A class of channels goes when every layer that reads it reads zero or reads it through masked
-weights. The decision is repeated until it settles, since a layer that goes stops reading. Groups
-stay balanced and nothing becomes empty; what has to stay for that stays as zeros, which is exact,
-only not as small as the masks asked.
+weights, and it is zero wherever channels are mixed without weights. The decision is repeated until
+it settles, since a layer that goes stops reading. Groups stay balanced and nothing becomes empty;
+what has to stay for that stays as zeros, which is exact, only not as small as the masks asked.
 """
 
 from __future__ import annotations
@@ -153,6 +153,10 @@ def decide(
             if fold:
                 needed &= ~foldable(graph, channels, reading, given)
             alive[of[needed.numpy()]] = True
+        for mix in channels.mixes:
+            of = channels.of(mix.labels)
+            read[of] = True
+            alive[of[(given[mix.node] != 0).numpy()]] = True
         candidates = ~alive & (read | asked) & with_rows
         settled, held = _settle(channels, candidates, removed)
         if np.array_equal(settled, removed):

@@ -31,8 +31,8 @@ from nni_gconv.graph.restore import refuse_leaks, state_kept
 Frame = tuple[str, int, str]
 
 _OWN = tuple(
-    str(Path(__file__).with_name(f"{name}.py"))
-    for name in ("recorder", "restore", "size_origins", "trace")
+    str(Path(__file__).parent / f"{name}.py")
+    for name in ("recorder", "restore", "size_origins", "trace", "norms/operator")
 )
 #: Operators that turn a tensor into a Python number.
 _TO_NUMBER = frozenset(("_local_scalar_dense", "item", "is_nonzero"))

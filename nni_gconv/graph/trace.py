@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from nni_gconv import compat
 from nni_gconv.errors import TraceError
+from nni_gconv.graph.norms import norms_as_operators
 from nni_gconv.graph.recorder import is_users, record
 from nni_gconv.graph.size_origins import Call, SizeLog, watch_sizes
 from nni_gconv.modes import evaluating, forward_of_training
@@ -150,7 +151,7 @@ def trace(model: nn.Module, dummy_input: Any) -> Graph:
     """
     args, kwargs = as_inputs(dummy_input)
     aliases = _aliases(model)
-    with evaluating(model):
+    with evaluating(model), norms_as_operators(model):
         try:
             forward = _follow(model, args, kwargs, aliases)
         except Exception as error:
@@ -228,7 +229,7 @@ def _follow_training(
 ) -> tuple[_Forward | None, str | None]:
     """Follow what a model runs in training, if that uses more of it; else say what is wrong."""
     try:
-        with forward_of_training(model):
+        with forward_of_training(model), norms_as_operators(model):
             training = _follow(model, args, kwargs, aliases)
     except Exception as error:
         return None, _explain(model, error)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_gconv.graph import Graph, write_indices
+from nni_gconv.graph import Graph, thin_norm, write_indices
 from nni_gconv.groupconv import wrap_gathers
 from nni_gconv.speedup.fold import shift_bias
 from nni_gconv.speedup.plan import Plan, TensorEdit
@@ -86,6 +86,8 @@ def apply_plan(
     write_indices(modules, graph, plan.indices)
     for name, width in plan.norms.items():
         _set_norm_width(modules[name], width)
+    for name, norm in plan.thinned.items():
+        thin_norm(modules[name], norm)
     for name, padding in plan.pads.items():
         modules[name].padding = tuple(padding)  # type: ignore[assignment]
     for grouping in plan.groups:

@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from nni_gconv.graph import (
     ChannelMap,
+    ChannelNorm,
     ChannelOrder,
     Decision,
     Graph,
@@ -22,6 +23,7 @@ from nni_gconv.graph import (
     decide,
     extend_masks,
     find_grouped,
+    find_norm,
     map_channels,
     new_indices,
     silence_norms,
@@ -66,6 +68,8 @@ class Plan:
         Dense convolutions that become group convolutions.
     norms : dict of str to int
         Dotted name of a norm -> its number of channels, also where it has no weights.
+    thinned : dict of str to ChannelNorm
+        Dotted name of a norm over channels -> what it computes without those that went.
     indices : dict of str to list of int
         Dotted name of a buffer of positions -> the positions in the small model.
     """
@@ -75,6 +79,7 @@ class Plan:
     shifts: dict[str, list[float]]
     groups: tuple[Grouping, ...]
     norms: dict[str, int]
+    thinned: dict[str, ChannelNorm]
     indices: dict[str, list[int]]
 
 
@@ -134,7 +139,23 @@ def make_plan(
         edit = tensors.get(graph.aliases[f"{layer}.weight".lstrip(".")][0], TensorEdit())
         shifted[layer] = [shift[row] for row in edit.keep.get(0, range(len(shift)))]
     indices = new_indices(graph, channels, order)
-    return Plan(tensors, pads, shifted, tuple(groups), norms, indices)
+    thinned = _thinned(graph, channels, removed)
+    return Plan(tensors, pads, shifted, tuple(groups), norms, thinned, indices)
+
+
+def _thinned(graph: Graph, channels: ChannelMap, removed: np.ndarray) -> dict[str, ChannelNorm]:
+    """What norms over channels compute without those that went."""
+    found = {}
+    for over in channels.norms_over:
+        stays = ~removed[channels.of(over.labels)]
+        norm = find_norm(graph.modules[over.module])
+        if norm is None or stays.all():
+            continue
+        # Of one that has been thinned before the first width is what it counts.
+        width = norm.width if norm.width > 1 else len(stays)
+        channel = 1 if norm.dims in ((), (1,)) else over.channel
+        found[over.module] = replace(norm, channel=channel, width=width, kept=int(stays.sum()))
+    return found
 
 
 @dataclass(frozen=True)

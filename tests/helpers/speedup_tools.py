@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from nni_gconv import ModelSpeedup
-from nni_gconv.graph import Coupling
+from nni_gconv.graph import Coupling, find_norm
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -90,9 +90,12 @@ def size(model):
 
 
 def flags(model):
-    """Return what a speedup has to leave alone."""
+    """Return what a speedup has to leave alone; norms over channels become one of ours."""
     return (
-        {n: (type(m), m.training) for n, m in model.named_modules()},
+        {
+            n: (None if find_norm(m) else type(m), m.training, len(m._forward_hooks))
+            for n, m in model.named_modules()
+        },
         {n: p.requires_grad for n, p in model.named_parameters() if not n.endswith("bias")},
     )
 

@@ -20,13 +20,14 @@ from speedup_tools import (
     zeroing_masks,
 )
 from torch import nn
+from torchvision.models.convnext import LayerNorm2d
 
 from nni_gconv import ModelSpeedup
 
 BLOCKS = (
     "conv norm residual concat depthwise grouped gate shared tied pool pad_a transposed output "
     "valid prelu inplace split halves pixels permute scale constant shuffle unit stage group_norm "
-    "transposed_groups side_by_side glu attention silent pick"
+    "transposed_groups side_by_side glu attention silent pick over_channels next"
 ).split()
 ENDS = ("flatten", "mean", "linear", "map")
 ACTIVATIONS = (F.relu, torch.sigmoid, F.gelu, torch.tanh, F.hardswish, torch.relu_)
@@ -172,6 +173,14 @@ class RandomNet(nn.Module):
         if block == "glu":
             add("a", self._conv(channels, 2 * wide, kernel))
             return wide
+        if block in ("over_channels", "next"):
+            add("a", self._conv(channels, wide, kernel))
+            add("norm", self._norm_over_channels(wide))
+            if block == "next":
+                add("dw", self._conv(wide, wide, 3, groups=wide))
+                add("up", nn.Linear(wide, 2 * wide))
+                add("down", nn.Linear(2 * wide, wide))
+            return wide
         if block == "pick":
             add("a", self._conv(channels, wide, kernel))
             picked = int(self.rng.integers(2, wide + 3))
@@ -183,6 +192,15 @@ class RandomNet(nn.Module):
             add("c", self._conv(3, 2 * wide, 1))
             return wide
         return channels
+
+    def _norm_over_channels(self, width):
+        ways = (
+            lambda: nn.GroupNorm(1, width),
+            lambda: LayerNorm2d(width),
+            lambda: OverLast(nn.LayerNorm(width)),
+            lambda: OverLast(nn.RMSNorm(width, elementwise_affine=bool(self.rng.integers(2)))),
+        )
+        return ways[self.rng.integers(len(ways))]()
 
     def forward(self, x):
         x, extra = F.relu(self.stem(x)), []
@@ -273,8 +291,25 @@ class RandomNet(nn.Module):
             return (parts * gate.unflatten(1, (2, -1)).softmax(1)).sum(1)
         if block == "pick":
             return act(get("pick")(get("a")(x)))
+        if block == "over_channels":
+            return act(get("norm")(get("a")(x)))
+        if block == "next":
+            x = get("a")(x)
+            y = get("norm")(get("dw")(x)).permute(0, 2, 3, 1)
+            return x + get("down")(F.gelu(get("up")(y))).permute(0, 3, 1, 2)
         x = torch.where(x > 0.1, x, 0.0)  # silent
         return act(x.masked_fill(x > 1.5, 0.0))
+
+
+class OverLast(nn.Module):
+    """A norm over the last dimension, of images."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Pick(nn.Module):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Fields, NormWidth, Walker, varying
+from nni_gconv.graph.channels import Fields, Mix, NormOver, NormWidth, Walker, varying
 from nni_gconv.graph.recorder import shape_of
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, constants_unknown
-from nni_gconv.graph.rules.state import State, Value, channels_of, per_channel
+from nni_gconv.graph.rules.state import State, Value, channels_of, per_channel, uniform
 from nni_gconv.graph.trace import location
 
 # -- each channel by itself -----------------------------------------------------------------------
@@ -91,14 +93,74 @@ def group_norm_constants(state: State, node: Node) -> Value:
 # -- over all channels ----------------------------------------------------------------------------
 
 
+@channel_rule("channel_norm")
+def norm_over_channels(walker: Walker, node: Node) -> Fields:
+    """A module that is a norm over channels can count zeros that are not there any more."""
+    x, dims = node.args[0], list(node.args[3])  # type: ignore[arg-type]
+    reason = f"channels mixed with space at {location(node)}"
+    own, rest = walker.channel(x, dims[0], reason)
+    for field in rest:
+        if set(dims) & set(varying(field)):
+            walker.pin(field, f"normalised over channels at {location(node)}")
+    if own is None:
+        return walker.fields(x)
+    rank = len(shape_of(x))
+    for parameter in node.args[1:3]:
+        name = walker.parameter(parameter)
+        if name is not None:
+            walker.equal(walker.axis(name, _axis(parameter, rank, dims[0]), "scale"), own)
+        elif parameter is not None:
+            walker.pin(own, f"normalised with computed weights at {location(node)}")
+    module = walker.graph.caller(node)
+    for other in walker.norms_over:  # the module is called again: one width for all calls
+        if walker.graph.modules[other.module] is module and other.labels.shape == own.shape:
+            walker.equal(other.labels, own)
+        elif walker.graph.modules[other.module] is module:
+            walker.pin(torch.cat([own, other.labels]), f"two widths at {location(node)}")
+    walker.mixes.append(Mix(node, own))
+    walker.norms_over.append(NormOver(walker.graph.owner(node), own, dims[0] - rank))
+    return walker.fields(x)
+
+
+@constant_rule("channel_norm")
+def norm_over_channels_constants(state: State, node: Node) -> Value:
+    """A masked scale leaves the shift; without a mean to subtract zero stays zero."""
+    x, dim = node.args[0], int(node.args[3][0])  # type: ignore[arg-type, index]
+    given = state.given[node] = channels_of(state, x, dim)
+    rank, rows = len(shape_of(x)), []
+    for argument_ in node.args[1:3]:
+        parameter = state.parameter(argument_)
+        axis = _axis(argument_, rank, dim) if parameter is not None else 0
+        rows.append(None if parameter is None else _by_channel(*parameter, axis))
+    if not _anything_known(state, node, rows[0]):
+        return None
+    centered = bool(node.args[5])
+    out = torch.where((given == 0) & (not centered), 0.0, torch.nan)
+    return per_channel(_affine(out, *rows), rank, dim)
+
+
+def _axis(parameter: Any, rank: int, dim: int) -> int:
+    """Return the axis of a scale or shift that acts along a dimension of the value."""
+    own = len(shape_of(parameter))
+    return 0 if own == 1 else dim - rank + own
+
+
+def _by_channel(values: Tensor, kept: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Reduce a scale or shift to one number for each channel, NaN where it has several."""
+    rest = [d for d in range(values.dim()) if d != axis]
+    if not rest:
+        return values, kept
+    return uniform(values, rest).reshape(-1), kept.movedim(axis, 0).flatten(1).any(1)
+
+
 @channel_rule("layer_norm", "rms_norm")
 def layer_norm(walker: Walker, node: Node) -> Fields:
-    """Statistics over the trailing dimensions: what varies there keeps its width."""
+    """Statistics over the trailing dimensions, called from a forward that does more."""
     fields = walker.fields(node.args[0])
     first = len(shape_of(node.args[0])) - len(node.args[1])  # type: ignore[arg-type]
     for field in fields:
         if any(d >= first for d in varying(field)):
-            walker.pin(field, f"normalised over channels at {location(node)}")
+            walker.pin(field, f"normalised over channels by a function at {location(node)}")
     return fields
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from nni_gconv.config_list import LayerConfig
-from nni_gconv.graph import CoupledSet, Coupling, known_values
+from nni_gconv.graph import CoupledSet, Coupling, given_values
 
 
 def find_skipped(
@@ -85,15 +85,13 @@ def loud(coupling: Coupling, going: np.ndarray) -> dict[int, str]:
         for module, targets in coupling.masks(going).items()
         for target, mask in targets.items()
     }
-    values = known_values(coupling.graph, kept)
+    given = given_values(coupling.graph, kept)
     found: dict[int, str] = {}
-    for read in coupling.channels.reads:
+    readers: list[Any] = [*coupling.channels.reads, *coupling.channels.mixes]
+    for read in readers:
         classes = coupling.channels.of(read.labels).reshape(-1)
-        value = values.get(read.node.args[0])  # type: ignore[arg-type]
-        silent = np.zeros(len(classes), dtype=bool)
-        if isinstance(value, Tensor) and value.numel() in (1, len(classes)):
-            silent[:] = (value.reshape(-1) == 0).numpy()
-        for number in classes[~silent & going[classes]]:
+        zero = (given[read.node] == 0).numpy()
+        for number in classes[~zero & going[classes]]:
             found.setdefault(int(number), coupling.graph.owner(read.node))
     return found
 
