@@ -90,13 +90,14 @@ def silence_norms(
         shift = graph.aliases.get(f"{module}.bias".lstrip("."), ("",))[0]
         if axis.role != "scale" or target != "weight" or axis.tensor not in kept:
             continue
-        if (shift, 0) not in channels.axes:
+        if (shift, axis.dim) not in channels.axes:
             continue
-        quiet = ~kept[axis.tensor] & torch.from_numpy(left[channels.of(axis.labels)])
+        own = torch.from_numpy(left[channels.of(axis.labels)])
+        quiet = ~kept[axis.tensor] & place(own, kept[axis.tensor].dim(), axis.dim)
         before = extended.get(shift, torch.ones_like(quiet))
         if bool((before & quiet).any()):
             extended[shift] = before & ~quiet
-            added[shift] = (before & quiet).nonzero()[:, 0]
+            added[shift] = (before & quiet).nonzero()[:, axis.dim].unique()
     return extended, added
 
 
