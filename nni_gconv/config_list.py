@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from nni_gconv.checked import Checked, checked
+from nni_gconv.compat import modern_config
 from nni_gconv.errors import ConfigError, check_model, nearest, unknown_name
 
 SELECT_KEYS = (
@@ -112,6 +113,7 @@ def resolve(
         A wrong key, value or pattern; the message says which entry.
     """
     check_model(model)
+    config_list = modern_config(model, config_list)
     if isinstance(config_list, Mapping | str) or not isinstance(config_list, Sequence):
         raise ConfigError(
             f"config_list: expected a list of entries, got {type(config_list).__name__}"

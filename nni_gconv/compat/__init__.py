@@ -4,6 +4,7 @@ Nothing else in the package works around a version of torch or NNI; when one of 
 are the files to look at. Neither torch nor NNI is imported before it is needed.
 """
 
+from nni_gconv.compat.legacy_config import modern_config
 from nni_gconv.compat.nni_compression import (
     evaluator_input,
     evaluator_optimizer,
@@ -98,6 +99,7 @@ __all__ = [
     "link_tensorboard",
     "load_experiment_config",
     "load_exported_program",
+    "modern_config",
     "next_parameters",
     "nni_algorithms",
     "parameter_order",

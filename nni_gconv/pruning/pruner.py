@@ -30,6 +30,14 @@ from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.selection.earlier_masks import joined_masks
 from nni_gconv.training.distributed import several_processes
 
+#: What every pruner takes by position, in NNI's order, in words.
+_NNI_ARGUMENTS = {
+    "model": "a torch.nn.Module",
+    "config_list": "a list of entries",
+    "evaluator": "an evaluator of NNI",
+    "existed_wrappers": "the wrappers of an earlier pruner",
+}
+
 Masks = dict[str, dict[str, Tensor]]
 
 
@@ -76,6 +84,11 @@ class TrainedPruner(TrainingHooks):
     reconstruction: Reconstruction | None = None
     #: Masks that hold beside those made here.
     _given: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse arguments that are not where NNI has them, before anything is done."""
+        _check_positions(cls, args, kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -285,7 +298,8 @@ class TrainedPruner(TrainingHooks):
 
     def get_masks(self) -> Masks:
         """Return the masks, together with those given."""
-        masks: Masks = super().get_masks()
+        # NNI's own dict makes entries of its own accord, and cannot be read back from a file.
+        masks: Masks = {module: dict(targets) for module, targets in super().get_masks().items()}
         return joined_masks(self._given, masks) if self._given else masks
 
 
@@ -329,6 +343,27 @@ def unwrapped_input(
     if given is None and counted and options.budget is not None:
         raise ConfigError("budget: needs dummy_input= to count what the model costs")
     return example_input(model) if given is None else given
+
+
+def _check_positions(kind: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Say of an option that was given by position that it has a name."""
+    given = {**dict(zip(_NNI_ARGUMENTS, args, strict=False)), **kwargs}
+    for name, expected in (("evaluator", Evaluator), ("existed_wrappers", Mapping)):
+        value = given.get(name)
+        if value is not None and not isinstance(value, expected):
+            raise ConfigError(
+                f"{kind.__name__}: {name}: expected {_NNI_ARGUMENTS[name]}, got "
+                f"{type(value).__name__}; options have names: dummy_input=, budget=, ..."
+            )
+    made = next(vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one))
+    taken = list(inspect.signature(made).parameters.values())
+    places = [one for one in taken if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    free = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in taken)
+    if len(args) >= len(places) and not free:
+        raise OptionError(
+            f"{kind.__name__}: {len(args)} arguments by position, there are {len(places) - 1} "
+            f"({', '.join(one.name for one in places[1:])}); options have names: dummy_input=, ..."
+        )
 
 
 def own_arguments(kind: type[TrainedPruner]) -> dict[str, inspect.Parameter]:

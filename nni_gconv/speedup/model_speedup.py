@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv import compat
-from nni_gconv.errors import ConfigError, SpeedupError, check_model
+from nni_gconv.errors import ConfigError, OptionError, SpeedupError, check_model, unknown_name
 from nni_gconv.graph import Graph, Masks, Wiring, load_masks, location, read_masks, trace
 from nni_gconv.speedup.cut import Replaced, apply_plan
 from nni_gconv.speedup.literal_widths import written_width
@@ -28,6 +29,17 @@ from nni_gconv.speedup.verify import (
 
 #: A forward that holds this many different literal widths is not worth another attempt.
 _MAX_RETRIES = 32
+
+#: Arguments of NNI's class that are not needed here, and those that take its own machinery.
+_UNNEEDED = (
+    "batch_dim",
+    "batch_size",
+    "confidence",
+    "graph_module",
+    "garbage_collect_values",
+    "logger",
+)
+_CUSTOMIZED = ("customized_mask_updaters", "customized_replacers")
 
 
 class ModelSpeedup:
@@ -63,9 +75,14 @@ class ModelSpeedup:
         Seed of the random inputs of the verification.
     graph : Graph, optional
         The model as it has been traced already, its structure unchanged since.
+    map_location, batch_dim, batch_size, graph_module, garbage_collect_values, logger
+        Of NNI's class; not needed here, and taken so that a call of it works as it is.
+        ``masks_file`` is ``masks_or_file`` of NNI 2.
 
     Raises
     ------
+    OptionError
+        An argument that neither this class nor NNI's has, or that cannot act here.
     TraceError, CheckpointError, SpeedupError
         From :meth:`speedup_model`; each names the line or the layer.
 
@@ -87,14 +104,17 @@ class ModelSpeedup:
         self,
         model: nn.Module,
         dummy_input: Any,
-        masks_or_file: Masks | str | Path,
+        masks_or_file: Masks | str | Path | None = None,
+        map_location: Any = None,
         *,
         fold_permutations: bool = True,
         verify: bool = True,
         constants: Constants = "both",
         seed: int = 0,
         graph: Graph | None = None,
+        **nni: Any,
     ) -> None:
+        masks_or_file = _nni_arguments(masks_or_file, nni)
         if constants not in get_args(Constants):
             allowed = ", ".join(sorted(get_args(Constants)))
             raise ConfigError(f"constants: {constants!r} is not allowed (allowed: {allowed})")
@@ -227,3 +247,19 @@ class ModelSpeedup:
         self.report()
         rebind(optimizer, self._replaced, self.model, self._before)
         return optimizer
+
+
+def _nni_arguments(masks: Any, given: dict[str, Any]) -> Any:
+    """Check keywords of NNI's class, and return the masks, which NNI 2 called otherwise."""
+    ours = [name for name in inspect.signature(ModelSpeedup).parameters if name != "nni"]
+    for name, value in given.items():
+        if name in _CUSTOMIZED and value:
+            raise OptionError(
+                f"{name}: cannot act here, where rules follow torch's operators; leave it out; "
+                "most models need none (nni-gconv doctor MODEL tells)"
+            )
+        if name not in (*_CUSTOMIZED, *_UNNEEDED, "masks_file"):
+            raise OptionError(unknown_name("option", name, [*ours, "masks_file"], "ModelSpeedup"))
+    if masks is not None and given.get("masks_file") is not None:
+        raise OptionError("ModelSpeedup: masks_or_file and masks_file are the same; give one")
+    return given.get("masks_file") if masks is None else masks
