@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
-from nni_gconv.graph import CoupledSet, Coupling
-from nni_gconv.pruning.selection.allocation import removal_steps
+from nni_gconv.graph import CoupledSet, Coupling, trace
+from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
 from nni_gconv.pruning.selection.cost import CostModel
+from nni_gconv.pruning.selection.prunable import judged
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,12 @@ def diagnose(model: nn.Module, dummy_input: Any, *, ratio: float = 0.5) -> Diagn
     [(('0',), 8, None), (('1',), 4, 'an output of the model')]
     """
     begun = time.perf_counter()
-    coupling = Coupling.trace(model, dummy_input)
+    graph = trace(model, dummy_input)
+    coupling = judged(
+        model,
+        dummy_input,
+        lambda pins: Coupling.trace(model, dummy_input, graph=graph, pin=pins.items()),
+    )
     seconds = time.perf_counter() - begun
     cost = CostModel(model, dummy_input, coupling)
     free = [s for s in coupling.sets if s.reason is None]
@@ -159,10 +164,13 @@ def diagnose(model: nn.Module, dummy_input: Any, *, ratio: float = 0.5) -> Diagn
 def _gone(coupling: Coupling, sets: list[CoupledSet], ratio: float) -> np.ndarray:
     """Mark a share of the channels of each set, as far as groups and one last channel allow."""
     removed = coupling.empty()
-    for coupled in sets:
-        steps = removal_steps(np.zeros(coupled.size), blocks=coupled.parts)
-        count = math.ceil(len(steps) * ratio) if ratio == 1 else round(len(steps) * ratio)
-        for step in steps[:count]:
+    scores = [np.zeros(coupled.size) for coupled in sets]
+    requests = [
+        Request(scores=own, steps=removal_steps(own, blocks=coupled.parts), ratio=ratio)
+        for own, coupled in zip(scores, sets, strict=True)
+    ]
+    for coupled, request, number in zip(sets, requests, take(requests), strict=True):
+        for step in request.steps[:number]:
             removed[coupled.classes[step]] = True
     return removed
 

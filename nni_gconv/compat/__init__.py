@@ -8,7 +8,7 @@ from nni_gconv.compat.legacy_config import modern_config
 from nni_gconv.compat.nni_compression import (
     evaluator_input,
     evaluator_optimizer,
-    has_scale_and_shift,
+    is_maskable,
     is_wrapped,
     learn_optimizer,
     let_lightning_stop,
@@ -47,6 +47,7 @@ from nni_gconv.compat.nni_trial import (
 from nni_gconv.compat.nni_wrapper import (
     lighten_wrappers,
     parameter_order,
+    restore_modules,
     restore_parameter_order,
     trained_weight,
 )
@@ -88,8 +89,8 @@ __all__ = [
     "fake_tensors",
     "flat_parameters",
     "flop_formulas",
-    "has_scale_and_shift",
     "is_fake",
+    "is_maskable",
     "is_torch_file",
     "is_wrapped",
     "launch_path",
@@ -110,6 +111,7 @@ __all__ = [
     "register_pruning_types",
     "report_final",
     "report_intermediate",
+    "restore_modules",
     "restore_parameter_order",
     "run_onnx",
     "running_under_nni",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "evaluator_input",
     "evaluator_optimizer",
-    "has_scale_and_shift",
+    "is_maskable",
     "is_wrapped",
     "learn_optimizer",
     "let_lightning_stop",
@@ -75,12 +75,14 @@ def _schedulers(evaluator: Any) -> list[Any]:
     ]
 
 
-def has_scale_and_shift(module: nn.Module) -> bool:
-    """Tell whether NNI's wrapper can mask a module's ``weight`` and ``bias``, channel by channel.
+def is_maskable(module: nn.Module, target: str) -> bool:
+    """Tell whether a wrapper masks a tensor of a module, channel by channel.
 
-    A slope without a shift (PReLU, a bare scale parameter) keeps silence silent by itself.
+    Those are ``weight`` and ``bias`` where there are both, and buffers. A slope without a shift
+    (PReLU, a bare scale parameter) keeps silence silent by itself.
     """
-    return hasattr(module, "weight") and hasattr(module, "bias")
+    trained = hasattr(module, "weight") and hasattr(module, "bias")
+    return target in module._buffers or (trained and target in ("weight", "bias"))
 
 
 def register_pruning_types(model: nn.Module, names: list[str]) -> None:
@@ -145,3 +147,5 @@ def take_over_weights(wrappers: Mapping[str, Any]) -> None:
             for name, space in wrapper.pruning_target_spaces.items():
                 if isinstance(space.target, torch.nn.Parameter):
                     space.target.copy_(getattr(wrapper.module, name))
+                elif wrapper._buffers.get(name) is not None:
+                    wrapper._buffers[name] = wrapper.module._buffers[name]

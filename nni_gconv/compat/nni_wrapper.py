@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["lighten_wrappers", "parameter_order", "restore_parameter_order", "trained_weight"]
+__all__ = [
+    "lighten_wrappers",
+    "parameter_order",
+    "restore_modules",
+    "restore_parameter_order",
+    "trained_weight",
+]
 
 
 def lighten_wrappers(wrappers: Mapping[str, Any]) -> None:
@@ -57,18 +63,32 @@ def restore_parameter_order(model: nn.Module, order: Mapping[str, list[str]]) ->
             module._parameters[key] = module._parameters.pop(key)
 
 
+def restore_modules(wrappers: Mapping[str, Any]) -> None:
+    """Give unwrapped modules back what NNI leaves changed: buffers, and the forward of their class.
+
+    A masked forward writes over buffers; a forward set by hand tells a norm from others no more.
+    """
+    for wrapper in wrappers.values():
+        own = vars(wrapper.module).get("forward")
+        if getattr(own, "__func__", None) is type(wrapper.module).forward:
+            del wrapper.module.forward
+        for name in wrapper.pruning_target_spaces:
+            if wrapper._buffers.get(name) is not None:
+                wrapper.module._buffers[name] = wrapper._buffers[name]
+
+
 def _forward(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
     spaces = wrapper.pruning_target_spaces
     if (
         wrapper.quantization_target_spaces
         or wrapper.distillation_target_spaces
         or wrapper.fused_modules
-        or not all(_is_parameter(wrapper, name) for name in spaces)
+        or not all(_is_tensor(wrapper, name) for name in spaces)
     ):
         return type(wrapper).forward(wrapper, *args, **kwargs)
     shown = wrapper.module._buffers
     for name, space in spaces.items():
-        target = wrapper._parameters.get(name)
+        target = wrapper._parameters.get(name, wrapper._buffers.get(name))
         if target is None:
             continue  # a bias that the module has not
         mask = wrapper._buffers[space._mask_name]
@@ -79,11 +99,9 @@ def _forward(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
     return wrapper.module_forward(*args, **kwargs)
 
 
-def _is_parameter(wrapper: Any, name: str) -> bool:
-    """Tell a parameter, or one that the module could have but has not, from other targets."""
-    if name in wrapper._parameters:
-        return True
-    return name in wrapper._buffers and wrapper._buffers[name] is None
+def _is_tensor(wrapper: Any, name: str) -> bool:
+    """Tell a parameter or buffer, or one that the module could have but has not, from outputs."""
+    return name in wrapper._parameters or name in wrapper._buffers
 
 
 def _is_whole(wrapper: Any, name: str, mask: Tensor) -> bool:

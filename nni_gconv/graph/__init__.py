@@ -13,7 +13,15 @@ from nni_gconv.graph.branches import ACTIVATIONS, Branch, find_branches, vanishi
 from nni_gconv.graph.channels import Axis, Balance, ChannelMap, Read, varying
 from nni_gconv.graph.constants import given_values, known_operands, known_values
 from nni_gconv.graph.coupling import CoupledSet, Coupling, Member
-from nni_gconv.graph.liveness import Decision, Kept, bias_owner, decide, extend_masks, silence_norms
+from nni_gconv.graph.liveness import (
+    Decision,
+    Kept,
+    bias_owner,
+    decide,
+    extend_masks,
+    foldable,
+    silence_norms,
+)
 from nni_gconv.graph.mask_groups import (
     GroupedLayer,
     MaskGroups,
@@ -65,6 +73,7 @@ __all__ = [
     "find_grouped",
     "find_mask_groups",
     "find_norm",
+    "foldable",
     "given_values",
     "known_operands",
     "known_values",

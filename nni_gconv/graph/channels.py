@@ -192,11 +192,13 @@ def compress(field: Tensor) -> Field:
 class Walker:
     """Collects labels, edges and pins while the rules visit the operators in order."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, sizes_agree: bool = False) -> None:
         self.graph = graph
+        self.sizes_agree = sizes_agree
         self.count = 0
         self.edges: list[tuple[Tensor, Tensor]] = []
         self.pins: list[tuple[Tensor, str]] = []
+        self.agreements: list[tuple[Tensor, Tensor, str]] = []
         self.axes: dict[tuple[str, int], Axis] = {}
         self.reads: list[Read] = []
         self.mixes: list[Mix] = []
@@ -240,8 +242,16 @@ class Walker:
         if labels.numel():
             self.pins.append((labels.reshape(-1).unique(), reason))
 
+    def agree(self, first: Sequence[Field], second: Sequence[Field], reason: str) -> None:
+        """State that as many of both go: they go together, or stay if they cannot."""
+        one, other = (
+            torch.cat([f.reshape(-1) for f in fields] or [torch.empty(0, dtype=torch.int64)])
+            for fields in (first, second)
+        )
+        self.agreements.append((one, other, reason))
+
     def pin_inputs(self, node: Node, reason: str) -> None:
-        """Pin every channel that an operator sees, in values and in parameters it is given."""
+        """Pin every channel that an operator sees, in values, parameters and sizes it is given."""
         for source in node.all_input_nodes:
             name = self.parameter(source)
             if name is not None:
@@ -249,6 +259,11 @@ class Walker:
                 self.whole.append((self.graph.aliases[name][0], reason))
             for field in flat(self.values.get(source, ())):
                 self.pin(field, reason)
+        call = self.graph.called.get(node)
+        for source, dim in frozenset().union(*call.reads) if call is not None else ():
+            for field in flat(self.values.get(source, ())):
+                if varying(field) == [dim]:
+                    self.pin(field, reason)
 
     # -- reading the graph ----------------------------------------------------------------------
 
@@ -267,7 +282,8 @@ class Walker:
             made = []
             for dim, size in enumerate(shape):
                 if size > 1:
-                    role = "stat" if name in self.graph.buffers else "scale"
+                    stat = name in self.graph.buffers and not self.graph.acts_on_channels(node)
+                    role = "stat" if stat else "scale"
                     made.append(place(self.axis(name, dim, role), len(shape), dim))
             return tuple(made)
         return tuple(flat(self.values.get(node, ())))
@@ -305,16 +321,28 @@ class Walker:
             self.pin(field, reason)
         return own
 
-    def result(self) -> ChannelMap:
-        """Close the edges into classes."""
+    def _joined(self) -> np.ndarray:
+        """Close the edges into classes: one number for each label."""
         if self.edges:
             first = torch.cat([a for a, _ in self.edges]).numpy()
             second = torch.cat([b for _, b in self.edges]).numpy()
         else:
             first = second = np.zeros(0, dtype=np.int64)
         links = coo_matrix((np.ones(len(first), np.int8), (first, second)), (self.count,) * 2)
-        _, classes = connected_components(links, directed=False)
-        classes = classes.astype(np.int64)
+        return connected_components(links, directed=False)[1].astype(np.int64)
+
+    def result(self) -> ChannelMap:
+        """Close the edges into classes."""
+        classes = self._joined()
+        for one, other, reason in self.agreements:
+            both = [np.unique(classes[x.numpy()]) for x in (one, other)]
+            if np.array_equal(both[0], both[1]):
+                continue
+            if len(one) == len(other) and not np.isin(both[0], both[1]).any():
+                self.equal(one, other)
+            else:
+                self.pin(torch.cat([one, other]), reason)
+            classes = self._joined()
         pinned: dict[int, str] = {}
         whole = dict(reversed(self.whole))
         kept = [(a.labels, whole[a.tensor]) for a in self.axes.values() if a.tensor in whole]

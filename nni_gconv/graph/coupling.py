@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from torch.fx import Node
 
 from nni_gconv.graph.balance import balance_classes
 from nni_gconv.graph.channels import Axis, ChannelMap, place
@@ -116,6 +117,7 @@ class Coupling:
         tie: Iterable[tuple[str, str]] = (),
         masks: Mapping[str, Mapping[str, Tensor]] | None = None,
         graph: Graph | None = None,
+        pin: Iterable[tuple[Node, str]] = (),
     ) -> Coupling:
         """Trace a model and find its coupled sets.
 
@@ -132,10 +134,12 @@ class Coupling:
             keep groups of one width.
         graph : Graph, optional
             The model as it has been traced already.
+        pin : iterable of (Node, str)
+            Operators of `graph` whose inputs must keep their width, with the reason.
         """
         if graph is None:
             graph = trace(model, example_input(model) if dummy_input is None else dummy_input)
-        channels = map_channels(graph, tie=tie)
+        channels = map_channels(graph, tie=tie, pin=pin, sizes_agree=True)
         kept = read_masks(model, masks or {}, graph.aliases)
         grouped = find_grouped(graph, channels, Wiring(graph, kept))
         added = balances(channels, grouped)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nni_gconv.errors import CheckpointError, unknown_name
 from nni_gconv.graph.trace import Graph
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 Masks = Mapping[str, Mapping[str, Tensor | None]]
 
 
@@ -93,7 +94,10 @@ def read_masks(
             )
         for target, mask in targets.items():
             name = f"{module_name}.{target}" if module_name else target
-            live = None if mask is None else _live(name, mask, module._parameters.get(target))
+            tensor: Tensor | None = module._parameters.get(target)
+            if tensor is None and target not in _STATISTICS:  # a norm's scale that is frozen
+                tensor = module._buffers.get(target)
+            live = None if mask is None else _live(name, mask, tensor)
             if live is not None:
                 first = aliases[name][0]
                 kept[first] = kept[first] & live if first in kept else live

@@ -20,6 +20,7 @@ def map_channels(
     *,
     tie: Iterable[tuple[str, str]] = (),
     pin: Iterable[tuple[Node, str]] = (),
+    sizes_agree: bool = False,
 ) -> ChannelMap:
     """Follow the channels of a traced model.
 
@@ -31,6 +32,9 @@ def map_channels(
         Names of weights whose rows shall be removed together although the graph does not ask it.
     pin : iterable of (Node, str)
         Operators whose inputs must keep their width, with the reason.
+    sizes_agree : bool, default False
+        Channels of two tensors go together where a view of the one asks for a size of the other.
+        Masks that are given may have as many of both go without that.
 
     Returns
     -------
@@ -47,7 +51,7 @@ def map_channels(
     >>> bool((channels.of(rows) == channels.of(columns)).all())
     True
     """
-    walker = Walker(graph)
+    walker = Walker(graph, sizes_agree=sizes_agree)
     pins = dict(pin)
     for node in graph.all_nodes:
         if node in pins:

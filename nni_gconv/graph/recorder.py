@@ -112,6 +112,8 @@ class Recorder(TorchDispatchMode):
         Placeholders of tensors that are neither, and what they hold.
     running : list of str
         Names of the modules that are running, outermost first.
+    nodes : dict of int to Node
+        Id that a tensor had while all of them lived -> its node, the last one.
     """
 
     def __init__(self, fake: Callable[[Tensor], Tensor]) -> None:
@@ -123,7 +125,7 @@ class Recorder(TorchDispatchMode):
         self.running: list[str] = []
         self._to_fake = fake
         # By identity; the tensors are kept so that no other can take the place of one in memory.
-        self._nodes: dict[int, Node] = {}
+        self.nodes: dict[int, Node] = {}
         self._fakes: dict[int, Tensor] = {}  # made when an operator first asks for one
         self._kept: list[Tensor] = []
         self._reals: dict[int, Tensor] = {}  # what a fake tensor stands for
@@ -161,7 +163,7 @@ class Recorder(TorchDispatchMode):
         for node in self.graph.nodes:
             if "val" in node.meta:
                 node.meta["val"] = _shape_only(node.meta["val"])
-        for known in (self._nodes, self._fakes, self._kept, self._reals, self._certain):
+        for known in (self._fakes, self._kept, self._reals, self._certain):
             known.clear()  # type: ignore[attr-defined]
         return made
 
@@ -207,14 +209,14 @@ class Recorder(TorchDispatchMode):
     # -- tensors ----------------------------------------------------------------------------------
 
     def _know(self, tensor: Tensor, node: Node) -> None:
-        self._nodes[id(tensor)] = node
+        self.nodes[id(tensor)] = node
         self._kept.append(tensor)
         if id(tensor) in self._reals:
-            self._nodes[id(self._reals[id(tensor)])] = node
+            self.nodes[id(self._reals[id(tensor)])] = node
 
     def _node(self, tensor: Tensor) -> Node:
         """Find the node of a tensor."""
-        found = self._nodes.get(id(tensor))
+        found = self.nodes.get(id(tensor))
         if found is None:
             with self.graph.inserting_before(next(iter(self.graph.nodes))):
                 found = self.placeholder("constant", tensor)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from nni_gconv.graph.recorder import op_name, shape_of
 
 #: Dimensions that a size was worked out from; empty: a number in the code.
 Origin = frozenset[int]
+#: Tensors, and of each the dimension, that a size was read from.
+Reads = frozenset[tuple[Any, int]]
 
 _READS = (Tensor.shape.__get__, Tensor.size, Tensor.numel)  # type: ignore[attr-defined]
 #: Function -> name of its operator and the position of the sizes among its arguments.
@@ -54,6 +56,9 @@ class Call:
     origins : tuple of frozenset of int, or None
         For each size that was asked for the dimensions it was worked out from; empty for a number
         in the code. None: not known.
+    reads : tuple of frozenset of (Node, int)
+        For each size that was asked for the values, and of each the dimension, it was read from;
+        while the forward runs, the tensors' ids.
     """
 
     index: int
@@ -61,6 +66,12 @@ class Call:
     source: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     origins: tuple[Origin, ...] | None
+    reads: tuple[Reads, ...] = ()
+
+    def in_terms_of(self, known: Mapping[int, Node]) -> Call:
+        """Name values by their nodes; those that have none are left out."""
+        reads = tuple(Reads((known[i], d) for i, d in of if i in known) for of in self.reads)
+        return replace(self, reads=reads)
 
 
 class SizeLog:
@@ -82,6 +93,7 @@ class SizeLog:
         """Write down one call."""
         results = [result] if isinstance(result, Tensor) else result
         origins = tuple(getattr(size, "origin", Origin()) for size in sizes)
+        reads = tuple(getattr(size, "reads", Reads()) for size in sizes)
         # Not one that follows, not even the batch: shapes remembered from another call, it seems.
         doubtful = name == "view" and not any(origins) and -1 not in sizes
         self.calls.append(
@@ -91,11 +103,20 @@ class SizeLog:
                 source=tuple(x.shape),
                 shapes=tuple(tuple(r.shape) for r in results),
                 origins=None if self.lost or doubtful else origins,
+                reads=() if self.lost or doubtful else reads,
             )
         )
 
-    def match(self, nodes: Sequence[Node]) -> dict[Node, Call]:
-        """Find the call of each traced operator; calls of torch's own are left out."""
+    def match(self, nodes: Sequence[Node], known: Mapping[int, Node]) -> dict[Node, Call]:
+        """Find the call of each traced operator; calls of torch's own are left out.
+
+        Parameters
+        ----------
+        nodes : sequence of Node
+            In the order they ran.
+        known : mapping of int to Node
+            Id of a tensor of that run -> its node.
+        """
         found: dict[Node, Call] = {}
         position = 0
         for node in nodes:
@@ -109,7 +130,7 @@ class SizeLog:
             source = shape_of(node.args[0])
             for call in self.calls[position:]:
                 if (call.name, call.source, call.shapes) == (name, source, shapes):
-                    found[node], position = call, call.index + 1
+                    found[node], position = call.in_terms_of(known), call.index + 1
                     break
         return found
 
@@ -117,14 +138,18 @@ class SizeLog:
 class _Size(int):
     """An integer that knows which dimensions it was worked out from."""
 
-    origin: Origin
+    reads: Reads
     log: SizeLog
 
     @classmethod
-    def of(cls, value: int, origin: Origin, log: SizeLog) -> _Size:
+    def of(cls, value: int, reads: Reads, log: SizeLog) -> _Size:
         made = cls(value)
-        made.origin, made.log = origin, log
+        made.reads, made.log = reads, log
         return made
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(dim for _, dim in self.reads)
 
     def __truediv__(self, other: Any) -> Any:
         quotient = int.__truediv__(self, other)
@@ -138,7 +163,7 @@ class _Size(int):
         return self // other, self % other
 
     def __neg__(self) -> _Size:
-        return _Size.of(int.__neg__(self), self.origin, self.log)
+        return _Size.of(int.__neg__(self), self.reads, self.log)
 
 
 def _follows(name: str) -> Callable[[_Size, Any], Any]:
@@ -148,7 +173,7 @@ def _follows(name: str) -> Callable[[_Size, Any], Any]:
             if isinstance(other, float):
                 self.log.lost = True
             return value
-        return _Size.of(value, self.origin | getattr(other, "origin", Origin()), self.log)
+        return _Size.of(value, self.reads | getattr(other, "reads", Reads()), self.log)
 
     return method
 
@@ -186,7 +211,7 @@ class _Ratio(float):
         return made
 
     def _rounded(self, value: int) -> _Size:
-        return _Size.of(value, self.size.origin, self.size.log)
+        return _Size.of(value, self.size.reads, self.size.log)
 
     def __floor__(self) -> int:
         return self._rounded(math.floor(float(self)))
@@ -214,7 +239,7 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _READS:
-            return self._remember(args[0].dim(), result, *args[1:], **(kwargs or {}))
+            return self._remember(args[0], result, *args[1:], **(kwargs or {}))
         name, at = _ASKS.get(func, ("", 0))
         if name and len(args) > at:
             whole = isinstance(args[at], list | tuple)
@@ -222,11 +247,11 @@ class _Watch(TorchFunctionMode):
             self.log.add(name, args[0], result, sizes)
         return result
 
-    def _remember(self, rank: int, read: Any, dim: int | None = None) -> Any:
+    def _remember(self, x: Tensor, read: Any, dim: int | None = None) -> Any:
         if isinstance(read, int):
-            origin = Origin(range(rank) if dim is None else [dim % rank])
-            return _Size.of(read, origin, self.log)
-        return _Shape(_Size.of(size, Origin([d]), self.log) for d, size in enumerate(read))
+            dims = range(x.dim()) if dim is None else [dim % x.dim()]
+            return _Size.of(read, Reads((id(x), d) for d in dims), self.log)
+        return _Shape(_Size.of(n, Reads([(id(x), d)]), self.log) for d, n in enumerate(read))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ so it knows operators, not module types.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +21,15 @@ from torch.fx import Node
 from nni_gconv import compat
 from nni_gconv.errors import TraceError
 from nni_gconv.graph.norms import norms_as_operators
-from nni_gconv.graph.recorder import is_users, record
+from nni_gconv.graph.recorder import is_users, op_name, record, shape_of
 from nni_gconv.graph.size_origins import Call, SizeLog, watch_sizes
 from nni_gconv.modes import evaluating, forward_of_training
 
 #: Image sizes tried, in this order, for a model whose input nobody described.
 _GUESSED_SIZES = (32, 224, 28, 64, 96, 128, 299, 256, 8, 16)
+
+#: Operators below which a buffer is a variance: masked it would divide by nothing.
+_ROOTS = frozenset("rsqrt sqrt reciprocal pow log div".split())
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,27 @@ class Graph:
         """Tell whether a state dict holds a tensor; a buffer may be left out of it."""
         module, _, attribute = tensor.rpartition(".")
         return attribute not in self.modules[module]._non_persistent_buffers_set
+
+    def acts_on_channels(self, node: Node) -> bool:
+        """Tell whether a buffer scales or shifts each channel: a norm's that is frozen, say.
+
+        One that stands under a root or a fraction line is a statistic.
+        """
+        name = self.tensors[node.name]
+        buffer = self.lookup(name)
+        single = max(buffer.shape, default=1) == buffer.numel()
+        if not single or not buffer.is_floating_point() or "running_" in name:
+            return False
+        waiting, seen = [node], {node}
+        while waiting:
+            for user in waiting.pop().users:
+                if op_name(user) in _ROOTS:
+                    return False
+                # Up to where it meets the values themselves.
+                if user not in seen and math.prod(shape_of(user)) == buffer.numel():
+                    seen.add(user)
+                    waiting.append(user)
+        return True
 
 
 def as_inputs(dummy_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -215,7 +240,7 @@ def _follow(
         inputs=tuple(recorder.inputs),
         constants=recorder.constants,
         unused=tuple(t for t in tensors.values() if t not in used),
-        called=log.match(nodes),
+        called=log.match(nodes, recorder.nodes),
         calls=tuple(call.name for call in log.calls),
     )
 

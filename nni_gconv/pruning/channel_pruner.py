@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nni_gconv import compat
 from nni_gconv.config_list import LayerConfig, nni_entries, resolve
 from nni_gconv.errors import ConfigError
-from nni_gconv.graph import CoupledSet, Coupling, Member
+from nni_gconv.graph import CoupledSet, Coupling, Member, trace
 from nni_gconv.pruning.options import ChannelOptions
 from nni_gconv.pruning.pruner import Masks, TrainedPruner, read_options, unwrapped_input
 from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
@@ -33,6 +33,7 @@ from nni_gconv.pruning.selection.budget import check_reachable, fit
 from nni_gconv.pruning.selection.cost import CostModel
 from nni_gconv.pruning.selection.coupled_sets import (
     agreed,
+    entry_beside,
     filter_scores,
     followers,
     step_limits,
@@ -42,6 +43,7 @@ from nni_gconv.pruning.selection.coupled_sets import (
 )
 from nni_gconv.pruning.selection.earlier_masks import check_given, check_unmasked, earlier_masks
 from nni_gconv.pruning.selection.latency import LatencyModel
+from nni_gconv.pruning.selection.prunable import judged
 from nni_gconv.pruning.selection.skipped import find_skipped, first_reason, listed, skip_lines
 
 _logger = logging.getLogger(__name__)
@@ -138,27 +140,36 @@ class ChannelPruner(TrainedPruner):
         _check_goals(self.layers, self.budget)
         self._given = asked.masks or earlier_masks(existed_wrappers, grouped=True)
         ties = tied_weights(model, self.layers)
-        graph, counts = asked.traced or (None, None)
-        self.coupling = Coupling.trace(
-            model, self.dummy_input, tie=ties, masks=self._given, graph=graph
+        graph, counts = asked.traced or (trace(model, self.dummy_input), None)
+        self.coupling = judged(
+            model,
+            self.dummy_input,
+            lambda pins: Coupling.trace(
+                model, self.dummy_input, tie=ties, masks=self._given, graph=graph, pin=pins.items()
+            ),
+            self.layers,
+            self._excluded,
         )
         check_given(self.coupling, self._given, self.budget)
         self.cost = CostModel(model, self.dummy_input, self.coupling, counts)
         self.latency: LatencyModel | None = None
         if self.budget is not None and "latency" in self.budget:
             self.latency = LatencyModel(model, self.dummy_input, self.coupling)
-        self.sets, self.skipped = find_skipped(self.coupling, self.layers, self._excluded)
+        self.sets, self.skipped = find_skipped(self.coupling, self.layers)
         if not self.sets:
             raise ConfigError(f"config_list: nothing can be pruned: {first_reason(self.skipped)}")
         for line in skip_lines(self.skipped):
             _logger.warning(line)
         entries = nni_entries(self.layers)
-        known = dict.fromkeys([*self.layers, *followers(self.coupling, self.sets)])
+        beside = followers(self.coupling, self.sets)
         if further_layers is not None:
             kept = self._excluded | frozenset(existed_wrappers or ())
-            known.update(dict.fromkeys(further_layers(self.coupling, self.sets, kept)))
-        beside = [name for name in known if name not in self.layers]
-        entries += [{"op_names": [n], "target_names": ["weight", "bias"]} for n in beside]
+            for name in further_layers(self.coupling, self.sets, kept):
+                beside.setdefault(name, ["weight", "bias"])
+        entries += [
+            entry_beside(n, targets) for n, targets in beside.items() if n not in self.layers
+        ]
+        known = dict.fromkeys([*self.layers, *beside])
         check_unmasked(existed_wrappers, list(known))
         compat.register_pruning_types(model, list(known))
         # As they were read: calibration images are gathered once.

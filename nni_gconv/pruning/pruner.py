@@ -289,6 +289,7 @@ class TrainedPruner(TrainingHooks):
     def unwrap_model(self) -> None:
         """Give the model's modules back as they were, with the weights they have now."""
         super().unwrap_model()
+        compat.restore_modules(self._module_wrappers)
         compat.restore_parameter_order(self.bound_model, self._parameter_order)
 
     def wrap_again(self) -> None:

@@ -13,6 +13,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from nni_gconv.speedup.layer_sizes import compare_sizes, layer_sizes
     from nni_gconv.speedup.model_speedup import ModelSpeedup
+    from nni_gconv.speedup.rehearsal import find_obstacle
     from nni_gconv.speedup.report import LayerChange, SpeedupReport
     from nni_gconv.speedup.residual import steps_of, take_out
 
@@ -21,6 +22,7 @@ __all__ = [
     "ModelSpeedup",
     "SpeedupReport",
     "compare_sizes",
+    "find_obstacle",
     "layer_sizes",
     "steps_of",
     "take_out",
@@ -32,6 +34,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "layer_sizes": ["compare_sizes", "layer_sizes"],
         "model_speedup": ["ModelSpeedup"],
+        "rehearsal": ["find_obstacle"],
         "report": ["LayerChange", "SpeedupReport"],
         "residual": ["steps_of", "take_out"],
     },

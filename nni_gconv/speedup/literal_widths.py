@@ -106,7 +106,7 @@ def _culprit(graph: Graph, pinned: Container[Node], running: list[str]) -> Node 
     while walk is not None:
         file = walk.tb_frame.f_code.co_filename
         if not compat.is_torch_file(file) and file != __file__:
-            lines.append((file, walk.tb_lineno))
+            lines.append((file, walk.tb_lineno, walk.tb_frame.f_code.co_name))
         walk = walk.tb_next
     free = [n for n in graph.all_nodes if n.op == "call_function" and n not in pinned]
     inside = [n for n in free if running and graph.owner(n) == running[-1]]
@@ -114,8 +114,12 @@ def _culprit(graph: Graph, pinned: Container[Node], running: list[str]) -> Node 
         for nodes in (inside, free):
             for node in nodes:
                 frames = node.meta.get("frames", ())
-                if place in {(file, line) for file, line, _ in frames}:
+                if place[:2] in {(file, line) for file, line, _ in frames}:
                     return node
+    for file, line, function in reversed(lines):  # a check between operators: the next one reads it
+        for node in free:
+            if any(f == file and n > line and of == function for f, n, of in node.meta["frames"]):
+                return node
     return inside[0] if inside else None
 
 

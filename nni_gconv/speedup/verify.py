@@ -36,9 +36,11 @@ def mask_parameters(
 ) -> None:
     """Give a model masked parameters; a copy that shares the old ones keeps them unmasked."""
     for name, mask in kept.items():
-        old = model.get_parameter(name)
-        masked = old.detach().masked_fill(~mask.to(old.device), 0)
-        made = nn.Parameter(masked, requires_grad=old.requires_grad)
+        path, _, attribute = name.rpartition(".")
+        old = getattr(model.get_submodule(path), attribute)
+        made = old.detach().masked_fill(~mask.to(old.device), 0)
+        if isinstance(old, nn.Parameter):
+            made = nn.Parameter(made, requires_grad=old.requires_grad)
         for alias in aliases[name]:
             path, _, attribute = alias.rpartition(".")
             setattr(model.get_submodule(path), attribute, made)

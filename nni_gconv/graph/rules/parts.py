@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from nni_gconv.graph.channels import Balance, Field, Walker, compress, run_on, varying
 from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.size_origins import Origin
+from nni_gconv.graph.size_origins import Origin, Reads
 from nni_gconv.graph.trace import location
 
 _CHUNKS = frozenset({"chunk", "split", "split_with_sizes"})
@@ -48,6 +48,24 @@ def pin_written(walker: Walker, node: Node, piece: Field) -> None:
         asked = _Asked(walker, node)
         if any(asked.origin(d) == Origin() and not asked.left_open(d) for d in varying(piece)):
             walker.pin(piece, _written(node))
+
+
+def tie_sizes(walker: Walker, node: Node, pieces: list[Field]) -> None:
+    """State that a view's sizes follow the tensors that they were read from, not what it views.
+
+    ``self.q(x).view(b, c, h * w)`` with ``c`` of `x` works if `q` and `x` lose equally many.
+    """
+    if op_name(node) not in _VIEWS or not walker.sizes_agree:
+        return
+    asked = _Asked(walker, node)
+    for dim in range(len(shape_of(node))):
+        others = [(x, d) for x, d in asked.reads(dim) if x is not node.args[0]]
+        if not others:
+            continue
+        read = [f for x, d in others for f in walker.fields(x) if varying(f) == [d]]
+        viewed = [piece for piece in pieces if dim in varying(piece)]
+        reason = f"a size of another tensor is asked for at {location(node)}"
+        walker.agree(read, viewed, reason)
 
 
 def _written(node: Node) -> str:
@@ -139,6 +157,7 @@ class _Asked:
     def __init__(self, walker: Walker, node: Node) -> None:
         call = walker.graph.called.get(node)
         self.origins = None if call is None else call.origins
+        self._reads = () if call is None else call.reads
         unflattens = op_name(node) == "unflatten"
         self.first = int(node.args[1]) % len(shape_of(node.args[0])) if unflattens else 0  # type: ignore[arg-type]
         self._sizes: Any = node.args[2 if unflattens else 1]
@@ -147,6 +166,11 @@ class _Asked:
         """Dimensions from which the size of one of the result follows; None: not known."""
         known = self.origins or ()
         return known[dim - self.first] if 0 <= dim - self.first < len(known) else None
+
+    def reads(self, dim: int) -> Reads:
+        """Values, and of each the dimension, from which the size of one of the result was read."""
+        place = dim - self.first
+        return self._reads[place] if 0 <= place < len(self._reads) else Reads()
 
     def left_open(self, dim: int) -> bool:
         """Tell whether the size was asked to be -1."""

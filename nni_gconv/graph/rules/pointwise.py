@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Field, Fields, Walker, place, varying
+from nni_gconv.graph.channels import (
+    Field,
+    Fields,
+    Walker,
+    place,
+    varying,
+)
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.registry import channel_rule, constant_rule, merge
 from nni_gconv.graph.rules.state import State, Value, channels_of, functional, known, per_channel
@@ -49,7 +55,9 @@ def pointwise(walker: Walker, node: Node) -> Fields:
             if fixed & set(varying(field)):
                 walker.pin(field, f"meets a tensor of fixed width at {location(node)}")
         added = len(operands) > 1 and op_name(node) not in ELEMENTWISE_PRODUCTS
-        if added and walker.parameter(operand):
+        name = walker.parameter(operand)
+        frozen = name in walker.graph.buffers and walker.graph.acts_on_channels(operand)
+        if added and name is not None and not frozen:  # a frozen shift is masked as others are
             for field in fields:
                 walker.pin(field, f"a parameter is added to each channel at {location(node)}")
     return tuple(merged)

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from nni_gconv.graph.channels import Field, Fields, Walker, compress, place, run_on, varying
 from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.rules.parts import deal, fold_split, pin_written
+from nni_gconv.graph.rules.parts import deal, fold_split, pin_written, tie_sizes
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, channels_of, known, moved, per_channel
 from nni_gconv.graph.trace import location
@@ -88,6 +88,8 @@ def move(walker: Walker, node: Node) -> Any:
                 result.append(piece)
             else:  # all channels are one by now: nothing tells any more where they run
                 walker.pin(piece, f"a single channel at {location(node)}")
+    if not several:
+        tie_sizes(walker, node, results[0])
     return [tuple(r) for r in results] if several else tuple(results[0])
 
 

@@ -16,18 +16,28 @@ from nni_gconv.graph import CoupledSet, Coupling, Member
 from nni_gconv.pruning.selection.allocation import Request, removal_steps
 
 
-def followers(coupling: Coupling, sets: Sequence[CoupledSet]) -> list[str]:
-    """Modules whose scale or shift acts on channels of these sets."""
+def followers(coupling: Coupling, sets: Sequence[CoupledSet]) -> dict[str, list[str]]:
+    """Modules whose scale or shift acts on channels of these sets, with what is masked of them."""
     going = coupling.empty()
     for coupled in sets:
         going[coupled.classes] = True
-    names: dict[str, None] = {}
+    names: dict[str, list[str]] = {}
     for axis in coupling.channels.axes.values():
-        module = axis.tensor.rpartition(".")[0]
+        module, _, target = axis.tensor.rpartition(".")
         touched = going[coupling.channels.of(axis.labels)].any() and axis.role in ("bias", "scale")
-        if touched and compat.has_scale_and_shift(coupling.graph.modules[module]):
-            names.setdefault(module)
-    return list(names)
+        owner = coupling.graph.modules[module]
+        if touched and compat.is_maskable(owner, target):
+            both = [t for t in ("weight", "bias") if compat.is_maskable(owner, t)]
+            names.setdefault(module, both)
+            if target not in names[module]:
+                names[module].append(target)
+    return names
+
+
+def entry_beside(name: str, targets: Sequence[str]) -> dict[str, Any]:
+    """Let NNI wrap a module for tensors that follow others, whatever their names."""
+    settings = {target: {"apply_method": "mul"} for target in targets}
+    return {"op_names": [name], "target_names": list(targets), "target_settings": settings}
 
 
 def unit_matrix(weight: Tensor, dim: int, rows: np.ndarray, units: np.ndarray, size: int) -> Tensor:

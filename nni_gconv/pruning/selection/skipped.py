@@ -6,24 +6,25 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
 
-from nni_gconv.config_list import LayerConfig
-from nni_gconv.graph import CoupledSet, Coupling, given_values
+from nni_gconv import compat
+from nni_gconv.graph import CoupledSet, Coupling, Read, foldable, given_values, known_values
 
 
 def find_skipped(
-    coupling: Coupling, layers: Mapping[str, LayerConfig], excluded: Collection[str]
+    coupling: Coupling, layers: Collection[str]
 ) -> tuple[list[CoupledSet], dict[str, str]]:
     """Divide coupled sets into those that may lose channels and those that keep them.
 
     Parameters
     ----------
     coupling : Coupling
-        The traced model.
-    layers : mapping of str to LayerConfig
+        The traced model, its sets with their reasons.
+    layers : collection of str
         The layers that were selected.
-    excluded : collection of str
-        Those that the config_list excludes by name.
 
     Returns
     -------
@@ -32,41 +33,20 @@ def find_skipped(
     skipped : dict of str to str
         Selected layers of the others, each with the reason.
     """
-    reasons = [_reason(coupled, layers, excluded) for coupled in coupling.sets]
-    going = coupling.empty()
-    for coupled, reason in zip(coupling.sets, reasons, strict=True):
-        going[coupled.classes] = reason is None
-    readers = loud(coupling, going)
-    sets: list[CoupledSet] = []
     skipped: dict[str, str] = {}
-    for coupled, known in zip(coupling.sets, reasons, strict=True):
-        reader = next((readers[c] for c in coupled.classes.tolist() if c in readers), None)
-        reason = known
-        if reason is None and reader is not None:
-            reason = f"what follows it turns a masked channel into a constant that {reader} reads"
-        if reason is None:
-            sets.append(coupled)
-            continue
+    for coupled in coupling.sets:
         for name in (m.module for m in coupled.members if m.module in layers):
-            skipped.setdefault(name, reason)
-    return sets, skipped
+            if coupled.reason is not None:
+                skipped.setdefault(name, coupled.reason)
+    return [coupled for coupled in coupling.sets if coupled.reason is None], skipped
 
 
-def _reason(
-    coupled: CoupledSet, layers: Mapping[str, LayerConfig], excluded: Collection[str]
-) -> str | None:
-    outside = [m.module for m in coupled.members if m.module not in layers]
-    if coupled.reason is None and outside:
-        how = "excludes" if outside[0] in excluded else "does not select"
-        return f"its channels are coupled to {outside[0]}, which the config_list {how}"
-    return coupled.reason
-
-
-def loud(coupling: Coupling, going: np.ndarray) -> dict[int, str]:
+def loud(coupling: Coupling, going: np.ndarray, unmasked: Collection[str] = ()) -> dict[int, str]:
     """Find classes that are not silent although all that acts on them is masked.
 
     ``sigmoid(0)`` is 0.5, and a batch norm without scale and shift emits what its mean is: a layer
-    that reads such a channel reads a constant, and the channel cannot be removed.
+    that reads such a channel reads a constant. Where its bias can take that, the channel can be
+    removed all the same.
 
     Parameters
     ----------
@@ -74,26 +54,81 @@ def loud(coupling: Coupling, going: np.ndarray) -> dict[int, str]:
         The traced model.
     going : ndarray of bool, shape (classes,)
         The classes that a pruner may remove.
+    unmasked : collection of str
+        Modules that get no masks.
 
     Returns
     -------
     dict of int to str
         Class -> the layer that would read a constant.
     """
-    kept = {
-        f"{module}.{target}": mask != 0
-        for module, targets in coupling.masks(going).items()
-        for target, mask in targets.items()
-    }
-    given = given_values(coupling.graph, kept)
     found: dict[int, str] = {}
     readers: list[Any] = [*coupling.channels.reads, *coupling.channels.mixes]
-    for read in readers:
-        classes = coupling.channels.of(read.labels).reshape(-1)
-        zero = (given[read.node] == 0).numpy()
-        for number in classes[~zero & going[classes]]:
-            found.setdefault(int(number), coupling.graph.owner(read.node))
+    for part in halves(coupling, going):
+        given = given_values(coupling.graph, silencing_masks(coupling, part, unmasked))
+        for read in readers:
+            classes = coupling.channels.of(read.labels).reshape(-1)
+            quiet = given[read.node] == 0
+            if isinstance(read, Read):
+                quiet = quiet | foldable(coupling.graph, coupling.channels, read, given)
+            for number in classes[~quiet.numpy() & part[classes]]:
+                found.setdefault(int(number), coupling.graph.owner(read.node))
     return found
+
+
+def halves(coupling: Coupling, going: np.ndarray) -> list[np.ndarray]:
+    """Every second channel of each set, and the others.
+
+    With all of them masked much is a constant that is none beside channels that stay.
+    """
+    parts = []
+    for first in range(2):
+        part = coupling.empty()
+        for coupled in coupling.sets:
+            part[coupled.classes[first::2]] = True
+        parts.append(part & going)
+    return parts
+
+
+def silencing_masks(
+    coupling: Coupling, going: np.ndarray, unmasked: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Bool masks by parameter of what a pruner zeroes with some classes; as for :func:`loud`."""
+    return {
+        f"{module}.{target}": mask != 0
+        for module, targets in coupling.masks(going).items()
+        if module not in unmasked
+        for target, mask in targets.items()
+        if compat.is_maskable(coupling.graph.modules[module], target)
+    }
+
+
+def norms_of_others(coupling: Coupling, going: np.ndarray, unmasked: Collection[str]) -> set[str]:
+    """Norms behind what gets no masks: what they read of these classes is not known.
+
+    Parameters and classes as for :func:`loud`.
+    """
+    graph, channels = coupling.graph, coupling.channels
+    found: set[str] = set()
+    while True:
+        values = known_values(graph, silencing_masks(coupling, going, {*unmasked, *found}))
+        before = len(found)
+        for node in graph.all_nodes:
+            owner = graph.owner(node)
+            axis = channels.axes.get((f"{owner}.weight", 0))
+            if axis is None or axis.role != "scale" or not isinstance(node.args[0], Node):
+                continue
+            if not going[channels.of(axis.labels)].any():
+                continue
+            value = values.get(node.args[0])
+            unknown = torch.ones(1, dtype=torch.bool)
+            if isinstance(value, Tensor) and value.dim() > 1:
+                unknown = value.isnan().movedim(1, 0).flatten(1).any(1)
+            loud_there = unknown.expand(axis.labels.numel()).numpy()
+            if (loud_there & going[channels.of(axis.labels)]).any():
+                found.add(owner)
+        if len(found) == before:
+            return found
 
 
 def listed(names: list[str]) -> str:

@@ -241,7 +241,9 @@ class SlimmingPruner(ChannelPruner):
         if self.options.initial_scale is not None:
             for norm in (norm for norms in self._norms.values() for norm in norms):
                 scale = self._scale(norm.module)
-                scale[torch.from_numpy(norm.rows).to(scale.device)] = self.options.initial_scale
+                if isinstance(scale, nn.Parameter):  # a frozen one stays
+                    rows = torch.from_numpy(norm.rows).to(scale.device)
+                    scale[rows] = self.options.initial_scale
         super().begin_training()
 
     def before_step(self) -> None:
@@ -258,8 +260,8 @@ class SlimmingPruner(ChannelPruner):
                 term.shrink(self.step_size(self.optimizer.param_groups[term.group]))
         super().after_step()
 
-    def _scale(self, module: str) -> nn.Parameter:
-        parameter: nn.Parameter = self._target_spaces[module]["weight"].target
+    def _scale(self, module: str) -> Tensor:
+        parameter: Tensor = self._target_spaces[module]["weight"].target
         return parameter
 
     def _strengths(self) -> dict[nn.Parameter, Tensor]:
@@ -270,7 +272,7 @@ class SlimmingPruner(ChannelPruner):
             acting = [(n.module, 0, n.rows) for n in norms]
             for module, dim, rows in acting or [(m.module, m.dim, m.rows) for m in coupled.members]:
                 parameter = self._scale(module)
-                if not parameter.requires_grad:
+                if not isinstance(parameter, nn.Parameter) or not parameter.requires_grad:
                     continue
                 shape = [-1 if d == dim else 1 for d in range(parameter.dim())]
                 blank = parameter.new_zeros(parameter.shape[dim]).view(shape)
@@ -344,7 +346,7 @@ def _norms(coupling: Coupling, sets: Sequence[CoupledSet]) -> dict[int, tuple[_N
     scaled = []
     for axis in coupling.channels.axes.values():
         module, _, target = axis.tensor.rpartition(".")
-        known = compat.has_scale_and_shift(coupling.graph.modules[module])
+        known = compat.is_maskable(coupling.graph.modules[module], target)
         if axis.role == "scale" and target == "weight" and known:
             scaled.append((module, coupling.channels.of(axis.labels).reshape(-1)))
     found = {}
