@@ -8,6 +8,7 @@ from nni_gconv.compat.legacy_config import modern_config
 from nni_gconv.compat.nni_compression import (
     evaluator_input,
     evaluator_optimizer,
+    explain_fusion,
     is_maskable,
     is_wrapped,
     learn_optimizer,
@@ -85,6 +86,7 @@ __all__ = [
     "evaluator_optimizer",
     "experiment_folder",
     "experiment_mapping",
+    "explain_fusion",
     "export_onnx",
     "fake_tensors",
     "flat_parameters",

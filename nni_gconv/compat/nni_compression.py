@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from nni_gconv.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "evaluator_input",
     "evaluator_optimizer",
+    "explain_fusion",
     "is_maskable",
     "is_wrapped",
     "learn_optimizer",
@@ -149,3 +153,32 @@ def take_over_weights(wrappers: Mapping[str, Any]) -> None:
                     space.target.copy_(getattr(wrapper.module, name))
                 elif wrapper._buffers.get(name) is not None:
                     wrapper._buffers[name] = wrapper.module._buffers[name]
+
+
+def explain_fusion() -> None:
+    """Let NNI's quantisers say what to do where they cannot fuse what a pruner of ours holds.
+
+    Norms are wrapped because they are masked with their filters, and NNI fuses no wrapped norm into
+    a convolution.
+    """
+    from nni.compression.base import compressor
+
+    register = compressor.register_wrappers
+    if hasattr(register, "__wrapped__"):
+        return
+
+    @functools.wraps(register)
+    def registering(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return register(*args, **kwargs)
+        except ValueError as error:
+            if "because of module fusion" not in str(error):
+                raise
+            name = str(error).split(" is wrapped")[0].rpartition(" ")[2]
+            raise ConfigError(
+                f"fuse_names: {name} is masked by a pruner and cannot be fused: speed up first, "
+                "then quantise: pruner.compress(), pruner.unwrap_model(), ModelSpeedup(...), and "
+                "a quantiser of the small model"
+            ) from error
+
+    compressor.register_wrappers = registering

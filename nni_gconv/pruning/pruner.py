@@ -107,6 +107,7 @@ class TrainedPruner(TrainingHooks):
         self._parameter_order = compat.parameter_order(model)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         compat.lighten_wrappers(self._module_wrappers)
+        compat.explain_fusion()
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Show the options one by one in ``help()`` and in editors."""

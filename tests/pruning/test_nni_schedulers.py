@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import nni
 import pytest
 import torch
-from nni.compression import TorchEvaluator
 from nni.compression.pruning import AGPPruner, LinearPruner
 from nni.compression.utils import auto_set_denpendency_group_ids
+from nni_evaluator import evaluator
 from pruner_cases import GROUP_PRUNERS, PRUNERS
 from pruning_nets import GroupBlock, conv
 from torch import nn
@@ -19,22 +18,6 @@ from nni_gconv.profiling import count
 X = torch.zeros(2, 3, 8, 8)
 HALF = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
 SCHEDULES = pytest.mark.parametrize("schedule", [LinearPruner, AGPPruner])
-
-
-def evaluator(net, steps_per_epoch=None):
-    """NNI's evaluator as its documentation makes one."""
-
-    def train(model, optimizer, training_step, lr_scheduler, max_steps, max_epochs):
-        for _ in range(max_steps or 2 * max_epochs):
-            optimizer.zero_grad()
-            training_step(torch.randn(4, 3, 8, 8), model).backward()
-            optimizer.step()
-
-    sgd = nni.trace(torch.optim.SGD)(net.parameters(), lr=0.01)
-    made = TorchEvaluator(train, sgd, lambda batch, model: model(batch).square().mean())
-    if steps_per_epoch is not None:
-        made.steps_per_epoch = steps_per_epoch
-    return made
 
 
 def shares(inner, layer="conv3"):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 
-import nni
 import pytest
 import torch
-from nni.compression import TorchEvaluator
 from nni.compression.pruning import (
     FPGMPruner,
     L1NormPruner,
@@ -16,6 +14,7 @@ from nni.compression.pruning import (
     SlimPruner,
     TaylorPruner,
 )
+from nni_evaluator import evaluator
 from pruning_nets import mobile_net
 from speedup_tools import assert_same_outputs, masked, outputs_of, randn, randomise, shrink, size
 from torch import nn
@@ -33,17 +32,6 @@ def two_layers():
         nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
     )  # fmt: skip
-
-
-def evaluator(net):
-    def train(model, optimizer, training_step, lr_scheduler, max_steps, max_epochs):
-        for _ in range(max_steps or max_epochs):
-            optimizer.zero_grad()
-            training_step(torch.randn(4, 3, 8, 8), model).backward()
-            optimizer.step()
-
-    sgd = nni.trace(torch.optim.SGD)(net.parameters(), lr=0.01)
-    return TorchEvaluator(train, sgd, lambda batch, model: model(batch).square().mean())
 
 
 def scale_masks(net, shares, seed=0):
