@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from nni_gconv.compat import link_tensorboard
+from nni_gconv.files import write_text
 from nni_gconv.remote.ssh import Connection, RemoteError
 
 if TYPE_CHECKING:
@@ -27,6 +30,10 @@ LARGE = (
 )  # fmt: skip
 """Files that a trial needs to go on, and a report does not."""
 
+#: How NNI names the environment of a machine that is logged in to; that of this one ends in -env.
+_WORKER = re.compile(r"[A-Za-z0-9_]+-worker[0-9]+")
+#: File in an environment's folder that says which machine it belongs to.
+_OWNER = ".machine"
 _LAST = "result.json"
 _CHUNK = 1 << 18
 _SILENCE_SECONDS = 60.0
@@ -98,9 +105,17 @@ def fetch_machine(
         with contextlib.closing(connection.client.open_sftp()) as sftp:
             sftp.get_channel().settimeout(_SILENCE_SECONDS)  # type: ignore[union-attr]
             for environment in _folders(sftp, root):
+                owner = connection.machine.label
+                foreign = _foreign(folder / "environments" / environment, owner)
+                if foreign:
+                    report.problems.append(f"{owner}: {foreign}; left there")
+                    continue
                 for trial in _folders(sftp, root / environment / "trials"):
                     there = root / environment / "trials" / trial
                     here = folder / "environments" / environment / "trials" / trial
+                    if _elsewhere(here, owner):
+                        report.problems.append(f"{owner}: trial {trial} ran elsewhere; left there")
+                        continue
                     _fetch_tree(sftp, there, here, report, everything)
                     report.trials.add(trial)
                     if (here / "tensorboard").is_dir():
@@ -110,6 +125,36 @@ def fetch_machine(
             f"{connection.machine.label}: lost while bringing files: {error or 'no answer'}"
         ) from None
     return report
+
+
+def _foreign(environment: Path, owner: str) -> str:
+    """Say why a machine must not write to an environment's folder here; "" if it may.
+
+    The names come from that machine, which could be anybody's: neither what was run here nor what
+    another machine left is its to change.
+    """
+    if not _WORKER.fullmatch(environment.name):
+        return f"environment {environment.name!r} is none of a machine elsewhere"
+    if environment.is_symlink() or (environment / "trials").is_symlink():
+        return f"{environment} is a link"
+    known = _owner_of(environment)
+    if known is not None and known != owner:
+        return f"environment {environment.name!r} is of {known}"
+    environment.mkdir(parents=True, exist_ok=True)
+    write_text(environment / _OWNER, owner)
+    return ""
+
+
+def _owner_of(environment: Path) -> str | None:
+    mark = environment / _OWNER
+    return mark.read_text(encoding="utf-8") if mark.is_file() else None
+
+
+def _elsewhere(trial: Path, owner: str) -> bool:
+    """Tell whether a trial of this name ran here or on another machine."""
+    environments = trial.parents[2]
+    found = environments.glob(f"*/trials/{escape(trial.name)}")
+    return any(p != trial and _owner_of(p.parents[1]) != owner for p in found)
 
 
 def _folders(sftp: paramiko.SFTPClient, path: PurePosixPath) -> list[str]:
@@ -158,7 +203,7 @@ def _fetch_file(sftp: paramiko.SFTPClient, there: str, here: Path, report: Fetch
     # The name says of which state it is a part: one of another state is begun anew.
     part = here.with_name(f".{here.name}.{changed}-{size}.part")
     here.parent.mkdir(parents=True, exist_ok=True)
-    for stale in here.parent.glob(f".{_plain_glob(here.name)}.*.part"):
+    for stale in here.parent.glob(f".{escape(here.name)}.*.part"):
         if stale != part:
             stale.unlink()
     with sftp.open(there, "rb") as source, part.open("ab") as target:
@@ -176,7 +221,3 @@ def _fetch_file(sftp: paramiko.SFTPClient, there: str, here: Path, report: Fetch
     part.replace(here)
     report.files += 1
     report.size += size
-
-
-def _plain_glob(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
