@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nni_gconv.installation.machine import managers
 from nni_gconv.installation.software import compare_gpu
 
 ROOT = Path(__file__).parents[1]
@@ -127,3 +128,27 @@ def test_driver_and_torch_are_compared(torch, driver, state, words):
     found = compare_gpu(torch, driver)
     assert (found.state, words in found.text) == (state, True), found
     assert found.remedy or state != "warning"
+
+
+LISTENING = """
+import socket, sys
+server = socket.create_server((sys.argv[2], 0))
+print(server.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("address", "told"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_managers_that_are_open_to_the_network_are_named(address, told):
+    """As `nnictl create` leaves one, and as `nni-gconv create` does."""
+    command = [sys.executable, "-c", LISTENING, "/somewhere/nni_node/main.js", address]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as manager:
+        port = manager.stdout.readline().strip()
+        (found,) = managers()
+        manager.stdin.close()
+    assert (found.what, found.state) == ("nnictl create", "warning")
+    assert "without login" in found.text
+    assert (port in found.text) == told
+    assert found.remedy == "nni-gconv create EXPERIMENT.yml"

@@ -16,6 +16,10 @@ from nni_gconv.installation.finding import Finding
 
 _GIB = 1024**3
 
+_LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+#: The script of NNI's manager, by which its process is known.
+_MANAGER = "nni_node/main.js"
+
 
 def _folders() -> Iterator[Finding]:
     folder = Path.home() / "nni-experiments"
@@ -76,7 +80,7 @@ def _ports() -> Iterator[Finding]:
             yield Finding(
                 "port 8080", "note",
                 "taken: nni-gconv create takes a free port by itself, nnictl create does not",
-                "nnictl create --port 8081 --config EXPERIMENT.yml",
+                "nni-gconv create EXPERIMENT.yml",
             )  # fmt: skip
         else:
             yield Finding("network", "ok", "loopback works, port 8080 is free")
@@ -106,4 +110,30 @@ def _shared_memory() -> Iterator[Finding]:
             )  # fmt: skip
 
 
-MACHINE = (_folders, _ports, _proxy, _shared_memory)
+def managers() -> Iterator[Finding]:
+    """Warn of `nnictl create`, and of managers of it that run just now."""
+    ports = set()
+    with contextlib.suppress(ImportError):
+        ports = set(_open_ports())
+    running = f"; running now, open on port {', '.join(map(str, sorted(ports)))}" if ports else ""
+    yield Finding(
+        "nnictl create", "warning",
+        "opens NNI's manager to every network this machine is in, without login: whoever reaches "
+        f"it can run commands as you; nni-gconv create closes it{running}",
+        "nni-gconv create EXPERIMENT.yml",
+    )  # fmt: skip
+
+
+def _open_ports() -> Iterator[int]:
+    """Ports on which a manager of NNI listens for more than this machine."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if any(word.endswith(_MANAGER) for word in process.cmdline()):
+                for one in process.net_connections("tcp"):
+                    if one.status == psutil.CONN_LISTEN and one.laddr.ip not in _LOOPBACK:
+                        yield one.laddr.port
+
+
+MACHINE = (_folders, _ports, managers, _proxy, _shared_memory)

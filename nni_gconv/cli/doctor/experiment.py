@@ -50,4 +50,5 @@ def doctor_experiment(file: Path, *, as_json: bool) -> int:
         note(f"error: {errors} of {len(findings)} checks failed; the experiment would not run")
         return 2
     note(f"nothing hinders it{f', {warnings} warnings' if warnings else ''}")
+    note(f"start it by nni-gconv create {file}: nnictl create opens NNI's manager to the network")
     return 0
