@@ -16,7 +16,7 @@ from torch import nn
 
 from nni_gconv.checked import Checked, checked
 from nni_gconv.compat import modern_config
-from nni_gconv.errors import ConfigError, check_model, nearest, unknown_name
+from nni_gconv.errors import ConfigError, check_layers, nearest, unknown_name
 
 SELECT_KEYS = (
     "op_types",
@@ -112,7 +112,7 @@ def resolve(
     ConfigError
         A wrong key, value or pattern; the message says which entry.
     """
-    check_model(model)
+    check_layers(model)
     config_list = modern_config(model, config_list)
     if isinstance(config_list, Mapping | str) or not isinstance(config_list, Sequence):
         raise ConfigError(

@@ -59,6 +59,23 @@ def check_model(model: object) -> None:
         raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
+def check_layers(model: object) -> None:
+    """Raise a ConfigError if something is no module, or one whose layers a compiler has taken."""
+    kinds = {base.__name__ for base in type(model).__mro__}
+    exported = "GraphModule" in kinds and "eval" in vars(model)  # which torch.export overrides
+    if exported or "ExportedProgram" in kinds:
+        raise ConfigError(
+            "model: comes from torch.export, which leaves no layers to prune; prune the module it "
+            "was exported from, then export that"
+        )
+    if "ScriptModule" in kinds:
+        raise ConfigError(
+            "model: is a ScriptModule, whose layers cannot be changed; prune the module it was "
+            "made from, then script that"
+        )
+    check_model(model)
+
+
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     """Return the allowed names closest to `name`, best first, at most `count`."""
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)

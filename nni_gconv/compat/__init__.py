@@ -60,6 +60,7 @@ from nni_gconv.compat.torch_edges import (
     fake_tensors,
     flop_formulas,
     is_fake,
+    is_scripted,
     is_torch_file,
     load_exported_program,
     plain_attention,
@@ -67,6 +68,7 @@ from nni_gconv.compat.torch_edges import (
     reason_of,
     run_onnx,
     save_exported_program,
+    type_remedy,
 )
 
 __all__ = [
@@ -93,6 +95,7 @@ __all__ = [
     "flop_formulas",
     "is_fake",
     "is_maskable",
+    "is_scripted",
     "is_torch_file",
     "is_wrapped",
     "launch_path",
@@ -123,6 +126,7 @@ __all__ = [
     "take_over_weights",
     "trained_weight",
     "trial_folder",
+    "type_remedy",
     "write_launch_files",
     "write_resume_file",
 ]

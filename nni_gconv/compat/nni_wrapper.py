@@ -11,6 +11,8 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from nni_gconv.compat.torch_edges import is_scripted
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -48,7 +50,8 @@ def trained_weight(module: nn.Module, name: str = "weight") -> Tensor | None:
 
 def parameter_order(model: nn.Module) -> dict[str, list[str]]:
     """Return the names of each module's parameters in their order."""
-    return {name: list(module._parameters) for name, module in model.named_modules()}
+    # What TorchScript runs keeps its parameters elsewhere, and is never wrapped.
+    return {n: list(m._parameters) for n, m in model.named_modules() if not is_scripted(m)}
 
 
 def restore_parameter_order(model: nn.Module, order: Mapping[str, list[str]]) -> None:
@@ -58,6 +61,8 @@ def restore_parameter_order(model: nn.Module, order: Mapping[str, list[str]]) ->
     comes to stand behind its bias, and the state of an optimizer would go to the wrong ones.
     """
     for name, module in model.named_modules():
+        if name not in order:
+            continue
         known = [key for key in order.get(name, ()) if key in module._parameters]
         for key in [*known, *(key for key in module._parameters if key not in known)]:
             module._parameters[key] = module._parameters.pop(key)

@@ -25,6 +25,7 @@ __all__ = [
     "fake_tensors",
     "flop_formulas",
     "is_fake",
+    "is_scripted",
     "is_torch_file",
     "load_exported_program",
     "plain_attention",
@@ -32,6 +33,7 @@ __all__ = [
     "reason_of",
     "run_onnx",
     "save_exported_program",
+    "type_remedy",
 ]
 
 
@@ -78,6 +80,28 @@ def is_fake(tensor: Tensor) -> bool:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return isinstance(tensor, FakeTensor)
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Tell a module that TorchScript runs: it takes no hooks, and its class has no forward."""
+    import torch
+
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def type_remedy(model: nn.Module, dummy_input: Any) -> str:
+    """Say what to do where an input that failed is of another type than the model; else ""."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    leaves = [x for x in pytree.tree_leaves(dummy_input) if isinstance(x, torch.Tensor)]
+    given = {x.dtype for x in leaves if x.is_floating_point()}
+    wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if len(wanted) != 1 or not given or given == wanted:
+        return ""
+    (kind,) = wanted
+    names, own = (", ".join(sorted(map(str, one))) for one in (given, wanted))
+    return f"; dummy_input is {names}, the model {own}: give dummy_input.to({kind})"
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.fx import Node
 
+from nni_gconv import compat
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.trace import Graph, location
 
@@ -230,6 +231,8 @@ class Walker:
                 self.pin(self.axes[key].labels, "a single channel")
             elif not self.graph.is_saved(tensor):
                 self.pin(self.axes[key].labels, f"{tensor} is a buffer that no file keeps")
+            elif compat.is_scripted(self.graph.modules[key[0].rpartition(".")[0]]):
+                self.pin(self.axes[key].labels, f"{tensor} is in a ScriptModule")
         return self.axes[key].labels
 
     def equal(self, first: Tensor, second: Tensor) -> None:

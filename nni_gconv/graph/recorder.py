@@ -347,6 +347,8 @@ def module_calls(model: nn.Module) -> Iterator[list[str]]:
     running: list[str] = []
     handles = []
     for name, module in model.named_modules():
+        if compat.is_scripted(module):
+            continue
 
         def enter(_: nn.Module, __: Any, name: str = name) -> None:
             running.append(name)

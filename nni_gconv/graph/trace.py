@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv import compat
-from nni_gconv.errors import TraceError
+from nni_gconv.errors import TraceError, check_layers
 from nni_gconv.graph.norms import norms_as_operators
 from nni_gconv.graph.recorder import is_users, op_name, record, shape_of
 from nni_gconv.graph.size_origins import Call, SizeLog, watch_sizes
@@ -174,13 +174,15 @@ def trace(model: nn.Module, dummy_input: Any) -> Graph:
     >>> sorted(graph.tensors.values())
     ['bias', 'weight']
     """
+    check_layers(model)
     args, kwargs = as_inputs(dummy_input)
     aliases = _aliases(model)
     with evaluating(model), norms_as_operators(model):
         try:
             forward = _follow(model, args, kwargs, aliases)
         except Exception as error:
-            raise TraceError(_explain(model, error)) from error
+            said = _explain(model, error) + compat.type_remedy(model, dummy_input)
+            raise TraceError(said) from error
     training: _Forward | None = None
     problem: str | None = None
     if forward.unused:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nni_gconv.compat import type_remedy
 from nni_gconv.errors import ConfigError, check_model
 
 # What a model is given: one tensor, a tuple of positional or a dict of keyword arguments.
@@ -18,11 +19,17 @@ DummyInput = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 def run(model: Callable[..., Any], dummy_input: DummyInput) -> Any:
     """Call a model on a tensor, a tuple of arguments or a dict of keyword arguments."""
-    if isinstance(dummy_input, Mapping):
-        return model(**dummy_input)
-    if isinstance(dummy_input, tuple | list):
-        return model(*dummy_input)
-    return model(dummy_input)
+    try:
+        if isinstance(dummy_input, Mapping):
+            return model(**dummy_input)
+        if isinstance(dummy_input, tuple | list):
+            return model(*dummy_input)
+        return model(dummy_input)
+    except RuntimeError as error:
+        remedy = type_remedy(model, dummy_input) if isinstance(model, nn.Module) else ""
+        if not remedy:
+            raise
+        raise ConfigError(f"{type(model).__name__} does not run{remedy}") from error
 
 
 def device_of(model: nn.Module) -> torch.device:

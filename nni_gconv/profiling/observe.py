@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from nni_gconv import compat
+
 # They move, make or relabel numbers without computing any; matched by their whole name, less the
 # underscore of the in-place form ...
 MOVING = frozenset((
@@ -176,6 +178,8 @@ def recording(
     handles = []
     try:
         for module in records:
+            if compat.is_scripted(module):
+                continue
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after))
         yield records

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nni_gconv import compat
 from nni_gconv.checked import checked
-from nni_gconv.errors import ConfigError, OptionError, check_model
+from nni_gconv.errors import ConfigError, OptionError, check_layers
 from nni_gconv.graph import example_input
 from nni_gconv.pruning.hooks import TrainingHooks
 from nni_gconv.pruning.options import PrunerOptions
@@ -336,7 +336,7 @@ def unwrapped_input(
     counted : bool, default False
         Whether a budget needs an input that was given, not one that was found to fit.
     """
-    check_model(model)
+    check_layers(model)
     if compat.is_wrapped(model):
         raise ConfigError(f"the model is wrapped by another pruner: {remedy}")
     given = options.dummy_input

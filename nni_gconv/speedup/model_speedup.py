@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv import compat
-from nni_gconv.errors import ConfigError, OptionError, SpeedupError, check_model, unknown_name
+from nni_gconv.errors import ConfigError, OptionError, SpeedupError, check_layers, unknown_name
 from nni_gconv.graph import Graph, Masks, Wiring, load_masks, location, read_masks, trace
 from nni_gconv.speedup.cut import Replaced, apply_plan
 from nni_gconv.speedup.literal_widths import written_width
@@ -118,7 +118,7 @@ class ModelSpeedup:
         if constants not in get_args(Constants):
             allowed = ", ".join(sorted(get_args(Constants)))
             raise ConfigError(f"constants: {constants!r} is not allowed (allowed: {allowed})")
-        check_model(model)
+        check_layers(model)
         check_dummy(dummy_input)
         if compat.is_wrapped(model):
             raise SpeedupError("the model is still wrapped by a pruner: call pruner.unwrap_model()")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from nni_gconv import compat
 from nni_gconv.errors import ConfigError, SpeedupError
 from nni_gconv.graph import ChannelMap, ChannelOrder, Graph, as_inputs, varying
 from nni_gconv.modes import evaluating
@@ -105,6 +106,8 @@ def verify_equal(
 def check_dummy(dummy_input: Any) -> None:
     """Refuse example arguments that are no numbers: nothing that is made of them can be checked."""
     for leaf in pytree.tree_leaves(as_inputs(dummy_input)):
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 0:
+            raise ConfigError("dummy_input: the batch is empty; of nothing nothing can be checked")
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any()):
             raise ConfigError("dummy_input: holds NaN; give numbers, zeros will do")
 
@@ -221,7 +224,7 @@ def _record(model: nn.Module, inputs: tuple[tuple, dict], seed: int) -> dict[str
     seen: dict[str, Tensor] = {}
     handles = []
     for name, module in model.named_modules():
-        if any(True for _ in module.children()):
+        if any(True for _ in module.children()) or compat.is_scripted(module):
             continue
 
         def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:

@@ -32,7 +32,7 @@ def find_norm(module: nn.Module) -> ChannelNorm | None:
     """
     if isinstance(module, KeptNorm):
         return module.norm
-    forward = type(module).forward
+    forward = getattr(type(module), "forward", None)  # a ScriptModule's class has none
     weight = "weight" if getattr(module, "weight", None) is not None else None
     bias = "bias" if getattr(module, "bias", None) is not None else None
     if "forward" in vars(module):

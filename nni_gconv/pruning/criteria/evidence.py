@@ -113,7 +113,7 @@ class Passes:
         model = self._model
         parameters = list(model.parameters())
         flags = [p.requires_grad for p in parameters]
-        buffers = {module: dict(module._buffers) for module in model.modules()}
+        buffers = {m: dict(m._buffers) for m in model.modules() if not compat.is_scripted(m)}
         devices = [self._device] if self._device.type == "cuda" else []
         with ExitStack() as stack:
             stack.enter_context(evaluating(model))
