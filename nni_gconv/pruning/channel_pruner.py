@@ -29,7 +29,7 @@ from nni_gconv.graph import CoupledSet, Coupling, Member, trace
 from nni_gconv.pruning.options import ChannelOptions
 from nni_gconv.pruning.pruner import Masks, TrainedPruner, read_options, unwrapped_input
 from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
-from nni_gconv.pruning.selection.budget import check_reachable, fit
+from nni_gconv.pruning.selection.budget import check_cuttable, check_reachable, fit
 from nni_gconv.pruning.selection.cost import CostModel
 from nni_gconv.pruning.selection.coupled_sets import (
     agreed,
@@ -279,6 +279,21 @@ class ChannelPruner(TrainedPruner):
         return masks
 
     # -- NNI's interface --------------------------------------------------------------------------
+
+    def compress(
+        self, max_steps: int | None = None, max_epochs: int | None = None
+    ) -> tuple[nn.Module, Masks]:
+        """Make the masks; as in the base class.
+
+        Raises
+        ------
+        BudgetError
+            What of the masks can be cut does not meet the budget.
+        """
+        model, masks = super().compress(max_steps, max_epochs)
+        if self.budget is not None and self._driven_share() == 1:
+            check_cuttable(self.budget, self.cost, masks)
+        return model, masks
 
     def _collect_data(self) -> dict[str, dict[str, Tensor]]:
         """Weights as they are, without masks: a soft method can change its mind."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from torch.fx import Node
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, OptionError, SpeedupError, check_layers, unknown_name
 from nni_gconv.graph import Graph, Masks, Wiring, load_masks, location, read_masks, trace
+from nni_gconv.profiling import check_met, count, parse_budget
 from nni_gconv.speedup.cut import Replaced, apply_plan
 from nni_gconv.speedup.literal_widths import written_width
 from nni_gconv.speedup.optimizer import rebind
@@ -75,6 +77,9 @@ class ModelSpeedup:
         Seed of the random inputs of the verification.
     graph : Graph, optional
         The model as it has been traced already, its structure unchanged since.
+    budget : dict, optional
+        ``{"macs": 0.5}``, as the pruner was given it: what the small model has to keep within. A
+        latency is not measured here.
     map_location, batch_dim, batch_size, graph_module, garbage_collect_values, logger
         Of NNI's class; not needed here, and taken so that a call of it works as it is.
         ``masks_file`` is ``masks_or_file`` of NNI 2.
@@ -85,6 +90,9 @@ class ModelSpeedup:
         An argument that neither this class nor NNI's has, or that cannot act here.
     TraceError, CheckpointError, SpeedupError
         From :meth:`speedup_model`; each names the line or the layer.
+    BudgetError
+        From :meth:`speedup_model`: the small model costs more than `budget`. The model is left as
+        it was.
 
     Examples
     --------
@@ -112,6 +120,7 @@ class ModelSpeedup:
         constants: Constants = "both",
         seed: int = 0,
         graph: Graph | None = None,
+        budget: Mapping[str, float] | None = None,
         **nni: Any,
     ) -> None:
         masks_or_file = _nni_arguments(masks_or_file, nni)
@@ -129,6 +138,7 @@ class ModelSpeedup:
         self.constants = constants
         self.seed = seed
         self._graph = graph
+        self._budget = {} if budget is None else parse_budget(budget)
         self._masks = (
             load_masks(masks_or_file) if isinstance(masks_or_file, str | Path) else masks_or_file
         )
@@ -147,6 +157,8 @@ class ModelSpeedup:
             self.model, self.dummy_input, dense, masks, followers_too=self.constants != "fold"
         )
         cut, small, ready = self._cut_that_runs(thinned)
+        if self._budget:
+            self._check_budget(small, speedup_notes(cut, thinned.masks))
         difference = None
         if pristine is not None:
             check_finite(small, self.dummy_input, seed=self.seed)
@@ -186,6 +198,10 @@ class ModelSpeedup:
                 return cut, small, ready
             pins[met] = f"a width is written in the forward, met at {location(met)}"
         raise SpeedupError("the forward holds too many literal widths to work around")
+
+    def _check_budget(self, small: nn.Module, notes: Sequence[str]) -> None:
+        after, before = (count(m, self.dummy_input)._asdict() for m in (small, self.model))
+        check_met(self._budget, after, before, notes)
 
     def _verified(self, pristine: nn.Module, dense: Graph, thinned: Thinned, cut: Cut) -> float:
         """Compare masked and small model, both in float64, and return the difference."""

@@ -5,10 +5,14 @@ import threading
 
 import pytest
 import torch
+from speedup_nets import X, conv
+from speedup_tools import randomise, rows_off
 from torch import nn
 
 from nni_gconv import ModelSpeedup
-from nni_gconv.errors import ConfigError, SpeedupError
+from nni_gconv.errors import BudgetError, ConfigError, SpeedupError
+from nni_gconv.speedup import model_speedup
+from nni_gconv.speedup.cut import apply_plan
 from nni_gconv.speedup.residual import sharing_copy
 from nni_gconv.speedup.verify import mask_parameters, precise_copy
 
@@ -52,10 +56,11 @@ def masks():
 @pytest.mark.parametrize(
     ("kind", "shape", "expected"),
     [
-        (Net, (1, 3, 8, 8), [((1, 3, 8, 8), torch.float64)]),
-        (Net, (64, 3, 8, 8), [((2, 3, 8, 8), torch.float64)]),
-        (Five, (5, 3, 8, 8), [((2, 3, 8, 8), torch.float64), ((5, 3, 8, 8), torch.float64)]),
-        (OwnType, (1, 3, 8, 8), [((1, 3, 8, 8), torch.float64), ((1, 3, 8, 8), torch.float32)]),
+        (Net, (1, 3, 8, 8), [(1, 3, 8, 8), (2, 3, 12, 12)]),
+        (Net, (1, 3, 40, 40), [(1, 3, 40, 40), (2, 3, 32, 32)]),
+        (Net, (64, 3, 8, 8), [(2, 3, 8, 8), (1, 3, 12, 12)]),
+        (Five, (5, 3, 8, 8), [(2, 3, 8, 8), (5, 3, 8, 8), (1, 3, 12, 12)]),
+        (OwnType, (1, 3, 8, 8), [(1, 3, 8, 8), torch.float32, (1, 3, 8, 8), (2, 3, 12, 12)]),
     ],
 )
 def test_what_is_run(monkeypatch, kind, shape, expected):
@@ -71,7 +76,12 @@ def test_what_is_run(monkeypatch, kind, shape, expected):
 
     monkeypatch.setattr(model_speedup, "verify_equal", watched)
     ModelSpeedup(kind(), torch.zeros(shape), masks()).speedup_model()
-    assert compared == [expected]
+    types = [torch.float64] * len(expected)
+    if torch.float32 in expected:  # what stands behind it runs in that
+        first = expected.index(torch.float32)
+        types = [torch.float64] * first + [torch.float32] * (len(expected) - first - 1)
+    shapes = [shape for shape in expected if shape is not torch.float32]
+    assert compared == [list(zip(shapes, types, strict=False))]
 
 
 def test_a_forward_that_holds_its_batch():
@@ -268,3 +278,61 @@ def test_a_forward_that_frees_what_it_no_longer_needs(name, left):
     assert small.a.out_channels == left
     assert speedup.report().difference < 1e-12
     assert (left == 8) == (speedup.report().notes == ())
+
+
+class _RightAtTheExample(nn.Module):
+    """A layer that a cut sabotages: another batch, or another size, and it is off."""
+
+    def __init__(self, wrong_at):
+        super().__init__()
+        self.wrong_at, self.off = wrong_at, False
+
+    def forward(self, x):
+        return x + 1 if self.off and self.wrong_at(x) else x
+
+
+@pytest.mark.parametrize(
+    ("wrong_at", "said"),
+    [
+        (lambda x: len(x) != 2, r"at inputs of \(1, 3, 12, 12\)"),
+        (lambda x: x.shape[-1] != 8, r"at inputs of \(1, 3, 12, 12\)"),
+    ],
+)
+def test_a_cut_that_is_wrong_at_another_size_only(monkeypatch, wrong_at, said):
+    net = randomise(nn.Sequential(conv(3, 8), _RightAtTheExample(wrong_at), nn.ReLU(), conv(8, 4)))
+    masks = rows_off(net, "0", [1])
+
+    def sabotaged(model, *args):
+        done = apply_plan(model, *args)
+        model[1].off = True
+        return done
+
+    monkeypatch.setattr(model_speedup, "apply_plan", sabotaged)
+    with pytest.raises(SpeedupError, match=said):
+        ModelSpeedup(net, torch.zeros(2, 3, 8, 8, dtype=X.dtype), masks).speedup_model()
+
+
+def test_a_forward_that_fixes_its_size_is_checked_at_another_batch(monkeypatch):
+    body = _RightAtTheExample(lambda x: len(x) == 2)
+    net = randomise(nn.Sequential(conv(3, 8), body, nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)))
+    masks = rows_off(net, "0", [1])
+    ModelSpeedup(copy.deepcopy(net), torch.zeros(1, 3, 8, 8, dtype=X.dtype), masks).speedup_model()
+
+    def sabotaged(model, *args):
+        done = apply_plan(model, *args)
+        model[1].off = True
+        return done
+
+    monkeypatch.setattr(model_speedup, "apply_plan", sabotaged)
+    with pytest.raises(SpeedupError, match=r"at inputs of \(2, 3, 8, 8\)"):
+        ModelSpeedup(net, torch.zeros(1, 3, 8, 8, dtype=X.dtype), masks).speedup_model()
+
+
+def test_a_budget_that_the_cut_misses_leaves_the_model_as_it_was():
+    net = randomise(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4)))
+    masks = rows_off(net, "0", [1])
+    with pytest.raises(BudgetError, match=r"budget\.params: 0\.8\d\d of dense is left"):
+        ModelSpeedup(net, X, masks, budget={"params": 0.5}).speedup_model()
+    assert net[0].out_channels == 8
+    ModelSpeedup(net, X, masks, budget={"params": 0.9}).speedup_model()
+    assert net[0].out_channels == 7

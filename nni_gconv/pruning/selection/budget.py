@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from nni_gconv.errors import BudgetError
-from nni_gconv.graph import CoupledSet
+from nni_gconv.graph import CoupledSet, Wiring, decide, extend_masks
+from nni_gconv.profiling import check_met
 from nni_gconv.pruning.selection.allocation import Request, fit_budget, fit_measured
 from nni_gconv.pruning.selection.cost import CostModel
 
@@ -86,6 +88,32 @@ def fit(
         )
         _check_latency(budget["latency"], found)
     return _removed(cost, sets, requests, taken)
+
+
+def check_cuttable(
+    budget: Mapping[str, float], cost: CostModel, masks: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Raise a BudgetError if what can be cut of masks does not meet the budget they were made for.
+
+    Parameters
+    ----------
+    budget, cost
+        As for :func:`fit`.
+    masks : mapping
+        ``{module: {target: mask}}``.
+    """
+    graph, channels = cost.coupling.graph, cost.coupling.channels
+    named = {f"{m}.{t}": mask for m, targets in masks.items() for t, mask in targets.items()}
+    kept = {
+        graph.aliases[name][0]: (mask != 0).cpu()
+        for name, mask in named.items()
+        if mask is not None and not bool(mask.all())
+    }
+    wiring = Wiring(graph, kept)
+    kept, _ = extend_masks(graph, channels, kept, wiring)
+    found = decide(graph, channels, kept, wiring, fold=True)
+    left = {m: cost(m, found.removed) for m in _counted(budget)}
+    check_met(budget, left, {m: cost.dense(m) for m in left}, list(found.held))
 
 
 def _counted(budget: Mapping[str, float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from nni_gconv import FPGMPruner, ModelSpeedup, SlimmingPruner
 from nni_gconv.diagnose import diagnose
-from nni_gconv.errors import ConfigError
+from nni_gconv.errors import BudgetError, ConfigError
 from nni_gconv.profiling import count
 from nni_gconv.training.zoo import create_model
 
@@ -152,6 +152,18 @@ def test_a_neck_of_two_levels(size):
     pruner, small = pruned(net, config, dummy, budget={"params": 0.6})
     assert pruner.skipped == {"head": "an output of the model"}
     assert 0.58 < count(small, dummy).params / dense.params <= 0.6
+
+
+def test_masks_that_cannot_be_cut_to_the_budget_are_an_error():
+    class Forgetful(FPGMPruner):
+        def masks_of(self, removed, metrics):
+            masks = super().masks_of(removed, metrics)
+            masks["two"]["weight"][:] = 1
+            return masks
+
+    pruner = Forgetful(Neck(), [{"op_types": ["Conv2d"]}], dummy_input=X, budget={"params": 0.6})
+    with pytest.raises(BudgetError, match=r"budget\.params: 0\.\d+ of dense is left"):
+        pruner.compress()
 
 
 # -- gates -----------------------------------------------------------------------------------------
