@@ -6,12 +6,15 @@
 
 G is the number of groups, F and C the filters and input channels of the dense layer. The prefix
 ``module.`` (that of a model in DataParallel) may stand or not; other keys of an entry are passed
-over. A layer that the model lacks is an error: the original silently left such a layer dense.
+over. A layer that the model lacks is an error, unless its entry asks for nothing (G is 1) or is the
+original's own (it has an ``id``): that silently left such a layer dense, and its published files
+have such entries. Then it is a warning.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from torch import nn
 from nni_gconv.errors import ConfigError, nearest
 from nni_gconv.files import write_json
 from nni_gconv.groupconv.choices import check_count, not_groupable
+
+_logger = logging.getLogger(__name__)
 
 _PREFIX = "module."
 
@@ -67,7 +72,13 @@ def read_group_config(path: str | Path, model: nn.Module) -> dict[str, int]:
     groups: dict[str, int] = {}
     for key, entry in pairs:
         where = f"{path}: {key!r}"
-        name = _name(key, layers, where)
+        try:
+            name = _name(key, layers, where)
+        except ConfigError as error:
+            if not _is_dead(entry):
+                raise
+            _logger.warning("%s; passed over", error)
+            continue
         if name in groups:
             raise ConfigError(f"{where}: the layer {name} has an entry already")
         if not isinstance(entry, _Pairs) or "G" not in dict(entry):
@@ -196,6 +207,12 @@ def _name(key: str, layers: Mapping[str, nn.Module], where: str) -> str:
     close = nearest(key.removeprefix(_PREFIX), bare, count=1)
     hint = f"; did you mean {bare[close[0]]!r}?" if close else ""
     raise ConfigError(f"{where}: the model has no such layer{hint}")
+
+
+def _is_dead(entry: Any) -> bool:
+    """Tell an entry whose layer may be missing: it asks for nothing, or is the original's."""
+    asked = dict(entry) if isinstance(entry, _Pairs) else {}
+    return asked.get("G") == 1 or {"G", "F", "C", "id"} <= set(asked)
 
 
 def _is_conv(module: nn.Module) -> bool:

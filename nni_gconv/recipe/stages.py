@@ -238,7 +238,7 @@ class Trial:
 
     def build(self) -> nn.Module:
         """Build the network to begin with: the recipe's weights, or a small model's file."""
-        weights = self.recipe.model.weights
+        weights = self.recipe.model.weights_file
         if weights is not None and holds_plan(path := Path(weights).expanduser()):
             return load_compact(path, self.architecture).train()
         return self._build(self.recipe.model)

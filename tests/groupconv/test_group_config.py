@@ -139,3 +139,14 @@ def test_names_may_be_taken_apart_at_their_dots():
     assert check_groups({"0": {"1": 4}, "0.0": 2}, model) == {"0.1": 4, "0.0": 2}
     with pytest.raises(ConfigError, match=r"'0\.2'"):
         check_groups({"0": {"2": 4}}, model)
+
+
+@pytest.mark.parametrize("entry", [{"G": 1}, {"G": 2, "F": 512, "C": 256, "id": 99}])
+def test_a_dead_entry_of_the_original_is_a_warning(tmp_path, caplog, entry):
+    """As ``layer4.downsample.0`` of its ``resnet34_A.json``."""
+    path = tmp_path / "resnet34_A.json"
+    path.write_text(json.dumps({"module.0": {"G": 2}, "module.downsample.0": entry}))
+    model = nn.Sequential(nn.Conv2d(4, 8, 3))
+    assert read_group_config(path, model) == {"0": 2}
+    assert "'module.downsample.0': the model has no such layer" in caplog.text
+    assert "passed over" in caplog.text

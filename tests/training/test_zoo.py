@@ -227,6 +227,26 @@ def test_same_seed_same_weights():
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.parametrize(
+    ("depth", "params"),
+    [
+        # https://github.com/kuangliu/pytorch-cifar, whose stem and widths these are.
+        (18, 11_173_962),
+        (34, 21_282_122),
+        (50, 23_520_842),
+        (101, 42_512_970),
+        (152, 58_156_618),
+    ],
+)
+def test_resnets_of_imagenets_widths(depth, params):
+    model = create_model(f"cifar_resnet{depth}")
+    assert sum(p.numel() for p in model.parameters()) == params
+    if depth == 18:
+        found = count(model, cifar())
+        assert found.macs == 555_422_720
+        assert model(cifar(2)).shape == (2, 10)
+
+
 # --- names and options --------------------------------------------------------------------------
 
 
@@ -507,3 +527,57 @@ def test_a_factory_own_error_is_not_hidden(workdir):
 def test_factory_without_input_size(workdir):
     with pytest.raises(ConfigError, match=r"set fixed\.input_size"):
         input_size("zoo_test_nets:fixed")
+
+
+# --- checkpoints of others ----------------------------------------------------------------------
+
+
+def test_masks_beside_weights_are_applied(tmp_path):
+    """As GConv Prune saves them: one number for each kernel, beside the weight it acts on."""
+    model = create_model("resnet8", width=0.5)
+    state = {f"module.{k}": v for k, v in model.state_dict().items()}
+    mask = torch.ones(8, 8)
+    mask[:4, 4:] = mask[4:, :4] = 0
+    state["module.layer1.0.conv1.mask"] = mask
+    state["module.layer1.0.conv2.mask"] = mask[:, :, None, None]
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "c.pth.tar")
+    loaded = load_weights(create_model("resnet8", width=0.5), tmp_path / "c.pth.tar")
+    for name in ("conv1", "conv2"):
+        got = getattr(loaded.layer1[0], name).weight
+        assert torch.equal(got, getattr(model.layer1[0], name).weight * mask[:, :, None, None])
+    assert torch.equal(loaded.conv1.weight, model.conv1.weight)
+
+
+def test_a_mask_of_nothing_is_refused(tmp_path):
+    state = {**create_model("resnet8").state_dict(), "nowhere.mask": torch.ones(3)}
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"not in the model nowhere\.mask"):
+        load_weights(create_model("resnet8"), tmp_path / "w.pt")
+
+
+def test_a_prefix_inside_the_names(tmp_path):
+    """DataParallel around a part, as in the first VGG scripts."""
+    model = create_model("vgg11", width=0.125)
+    state = {k.replace("features.", "features.module."): v for k, v in model.state_dict().items()}
+    assert state.keys() != model.state_dict().keys()
+    torch.save(state, tmp_path / "w.pt")
+    loaded = load_weights(create_model("vgg11", width=0.125), tmp_path / "w.pt")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("classes", [10, 3])
+def test_a_new_head_on_weights_of_other_classes(tmp_path, classes):
+    source = create_model("resnet8", 10)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    settings = {"name": "resnet8", "num_classes": classes}
+    weights = {"file": str(tmp_path / "w.pt"), "head": "new"}
+    made = ModelSettings(**settings, weights=weights).build()
+    assert torch.equal(made.layer3[0].conv2.weight, source.layer3[0].conv2.weight)
+    assert made.linear.weight.shape == (classes, 64)
+    if classes == 10:
+        assert not torch.equal(made.linear.weight, source.linear.weight)
+    else:
+        with pytest.raises(CheckpointError, match=r"other shapes linear\.weight"):
+            ModelSettings(**settings, weights=str(tmp_path / "w.pt")).build()
+    with pytest.raises(ValidationError):
+        ModelSettings(**settings, weights={"file": "w.pt", "head": "old"})

@@ -7,13 +7,14 @@
 """
 
 # Each family registers its names as it is imported.
-from . import condensenet, densenet, preresnet, resnet, vgg
+from . import cifar_resnet, condensenet, densenet, preresnet, resnet, vgg
 from .factory import ModelSettings, create_model, input_size
 from .registry import list_models, register_model
 from .weights import load_weights, read_state_dict
 
 __all__ = [
     "ModelSettings",
+    "cifar_resnet",
     "condensenet",
     "create_model",
     "densenet",

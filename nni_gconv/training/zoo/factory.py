@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
@@ -19,6 +19,17 @@ from .weights import load_weights
 TORCHVISION = "torchvision:"
 IMAGENET_INPUT = (3, 224, 224)
 INCEPTION_INPUT = (3, 299, 299)
+
+
+class WeightsFile(BaseModel):
+    """``model.weights`` written out: a file, and what becomes of its last layer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str = Field(description="As the short form of weights")
+    head: Literal["keep", "new"] = Field(
+        "keep", description="new: the last layer begins anew, for other classes than the file's"
+    )
 
 
 class ModelSettings(BaseModel):
@@ -38,9 +49,10 @@ class ModelSettings(BaseModel):
     num_classes: int | None = Field(
         default=None, ge=1, description="Length of the output; null: the constructor's own default"
     )
-    weights: str | None = Field(
+    weights: str | WeightsFile | None = Field(
         default=None,
-        description="A .safetensors or torch state dict file, or a name of torchvision's weights",
+        description="A .safetensors or torch state dict file, or a name of torchvision's weights; "
+        "{file: ..., head: new} for a network of other classes",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -60,7 +72,15 @@ class ModelSettings(BaseModel):
         """Build the model; `defaults` are arguments that `options` and the settings override."""
         given = {} if self.num_classes is None else {"num_classes": self.num_classes}
         arguments = {**defaults, **self.options, **given}
-        return create_model(self.name, weights=self.weights, **arguments)
+        weights = self.weights
+        if isinstance(weights, WeightsFile):
+            return create_model(self.name, weights=weights.file, head=weights.head, **arguments)
+        return create_model(self.name, weights=weights, **arguments)
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file, or the name, of either form of `weights`."""
+        return self.weights.file if isinstance(self.weights, WeightsFile) else self.weights
 
 
 def create_model(
@@ -68,6 +88,7 @@ def create_model(
     num_classes: int | None = None,
     weights: str | None = None,
     *,
+    head: Literal["keep", "new"] = "keep",
     group_config: str | Path | Mapping[str, int] | None = None,
     group_form: str = "grouped",
     **options: Any,
@@ -86,6 +107,8 @@ def create_model(
     weights : str, optional
         A ``.safetensors`` file or a torch state dict, see :func:`load_weights`; for torchvision
         also the name of published weights, such as ``"DEFAULT"``.
+    head : {"keep", "new"}, default "keep"
+        ``"new"``: the last layer begins anew, see :func:`load_weights`.
     group_config : path or mapping of str to int, optional
         Group counts of convolutions, which are split once the model is built and its weights are
         loaded; see :func:`nni_gconv.training.zoo.grouped.with_groups`.
@@ -113,7 +136,10 @@ def create_model(
     >>> sum(p.numel() for p in model.parameters())
     275572
     """
-    model = _create_dense(name, num_classes, weights, **options)
+    if head == "new" and weights is not None and Path(weights).expanduser().is_file():
+        model = load_weights(_create_dense(name, num_classes, None, **options), weights, head=head)
+    else:  # torchvision's published weights leave a head of another size as it is
+        model = _create_dense(name, num_classes, weights, **options)
     return model if group_config is None else with_groups(model, group_config, group_form)
 
 

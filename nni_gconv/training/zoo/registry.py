@@ -123,8 +123,10 @@ def lookup(name: str) -> ModelEntry:
 
     # resnet50 is 0.9 alike to resnet20 and yet means something else.
     if name in torchvision.models.list_models():
+        small = f"cifar_{name}"
+        more = f" or {small!r}, of small images" if small in _MODELS else ""
         raise ConfigError(
-            f"model.name: {name!r} is not a CIFAR model; did you mean 'torchvision:{name}'?"
+            f"model.name: {name!r} is not a CIFAR model; did you mean 'torchvision:{name}'{more}?"
         )
     if ":" not in name and "." in name:
         raise ConfigError(

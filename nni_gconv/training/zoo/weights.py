@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -69,7 +69,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(
+    model: nn.Module, path: str | Path, *, head: Literal["keep", "new"] = "keep"
+) -> nn.Module:
     """Load a file of weights into a model that has exactly these tensors.
 
     Parameters
@@ -77,7 +79,11 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     model : torch.nn.Module
         Changed in place, and only if everything fits.
     path : str or Path
-        See :func:`read_state_dict` for what is read.
+        See :func:`read_state_dict` for what is read. Weights with a ``mask`` beside them, as GConv
+        Prune saves them, are masked; a ``module.`` that DataParallel left inside a name is cut.
+    head : {"keep", "new"}, default "keep"
+        ``"new"``: the last layer keeps the weights that it has, whatever the file's; so does any
+        that differs from the file's in its number of outputs alone, such as heads for training.
 
     Returns
     -------
@@ -98,10 +104,56 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     >>> load_weights(nn.Linear(3, 2), name)
     Linear(in_features=3, out_features=2, bias=True)
     """
-    state = read_state_dict(path)
+    own = model.state_dict()
+    state = _masked(_renamed(read_state_dict(path), own), own)
+    if head == "new":
+        kept = _heads(model, state)
+        state = {k: v for k, v in state.items() if k.rpartition(".")[0] not in kept}
+        state |= {k: v for k, v in own.items() if k.rpartition(".")[0] in kept}
     check_fit(model, state, str(path))
     model.load_state_dict(state, strict=False)
     return model
+
+
+def _renamed(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Cut the ``module.`` inside names that the model has without it."""
+    short = {key: ".".join(p for p in key.split(".") if p != "module") for key in state}
+    return {short[k] if k not in own and short[k] in own else k: v for k, v in state.items()}
+
+
+def _masked(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Apply masks that the model knows nothing of to the weights beside them."""
+    found = dict(state)
+    for key, mask in state.items():
+        module, _, name = key.rpartition(".")
+        weight = found.get(f"{module}.weight".lstrip("."))
+        if name != "mask" or key in own or weight is None:
+            continue
+        kernels = [1] * (weight.dim() - mask.dim())
+        if mask.dim() == weight.dim() or weight.shape[: mask.dim()] == mask.shape:
+            applied = mask.reshape(*mask.shape, *kernels).to(weight.dtype)
+            found[f"{module}.weight".lstrip(".")] = weight * applied
+            del found[key]
+    return found
+
+
+def _heads(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
+    """Names of the last layer and of those that have another number of outputs than the file's."""
+    layers = [
+        (name, module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    ]
+    heads = {name for name, _ in layers[-1:]}
+    for name, weight in layers:
+        there = state.get(f"{name}.weight".lstrip("."))
+        if (
+            there is not None
+            and there.shape != weight.shape
+            and there.shape[1:] == weight.shape[1:]
+        ):
+            heads.add(name)
+    return heads
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
