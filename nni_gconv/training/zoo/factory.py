@@ -26,7 +26,10 @@ class WeightsFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    file: str = Field(description="As the short form of weights")
+    file: str = Field(
+        description="A .safetensors or torch state dict file, or a name of torchvision's weights; "
+        "weights: FILE is the short form"
+    )
     head: Literal["keep", "new"] = Field(
         "keep", description="new: the last layer begins anew, for other classes than the file's"
     )
