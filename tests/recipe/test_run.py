@@ -491,3 +491,18 @@ def test_what_torchrun_cannot_do_is_said_by_every_process(tmp_path):
     done = in_a_process(tiny(train=train), tmp_path / "two", processes=2)
     assert done.code != 0
     assert "train.share: cannot be used under torchrun" in done.said
+
+
+def test_keys_of_nni_2_run_with_a_note(tmp_path, caplog):
+    """As in Python; the recipe that is kept says what was written."""
+    old = [{"op_types": ["default"], "sparsity": 0.5}, {"op_types": ["Linear"], "exclude": True}]
+    new = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
+    found = [
+        run(
+            tiny(finetune=None, prune={"method": "fpgm", "config_list": entries}),
+            tmp_path / name,
+        ).metrics["params"]
+        for name, entries in (("old", old), ("new", new))
+    ]
+    assert found[0] == found[1]
+    assert any("sparsity of NNI 2 is read as sparse_ratio" in line for line in caplog.messages)

@@ -7,10 +7,13 @@ import copy
 import pytest
 import torch
 from nni.compression.pruning import (
+    AGPPruner,
     FPGMPruner,
     L1NormPruner,
     L2NormPruner,
     LevelPruner,
+    LinearPruner,
+    MovementPruner,
     SlimPruner,
     TaylorPruner,
 )
@@ -163,6 +166,30 @@ def test_masks_of_every_pruner_of_nni(kind, types):
     speedup.speedup_model()
     widths = [net[i].out_channels for i in (0, 3)]
     assert widths == ([16, 32] if kind is LevelPruner else [8, 16])  # it masks single weights
+    assert speedup.report().difference < 1e-9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net, config: MovementPruner(net, config, evaluator(net), 1, 3),
+        lambda net, config: AGPPruner(L1NormPruner(net, config), 1, 4, evaluator(net)),
+        lambda net, config: LinearPruner(FPGMPruner(net, config), 1, 4, evaluator(net)),
+        lambda net, config: AGPPruner(
+            TaylorPruner(net, config, evaluator(net), training_steps=1), 1, 4
+        ),
+    ],
+    ids=["movement", "agp", "linear", "agp of taylor"],
+)
+def test_masks_that_nni_makes_while_it_trains(make):
+    torch.manual_seed(0)
+    net = randomise(two_layers()).float()
+    pruner = make(net, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}])
+    _, masks = pruner.compress(4, None)
+    pruner.unwrap_model()
+    speedup = ModelSpeedup(net, X.float(), masks)
+    speedup.speedup_model()
+    assert [net[i].out_channels for i in (0, 3)] == [8, 16]
     assert speedup.report().difference < 1e-9
 
 
