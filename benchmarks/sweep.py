@@ -17,6 +17,7 @@ import copy
 import csv
 import json
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def child(name: str) -> dict[str, Any]:
     model, dummy = build(name)
     params = sum(p.numel() for p in model.parameters())
     row: dict[str, Any] = {"model": name, "params": params}
-    row["reasons"] = main_reasons(model, Coupling.trace(model, dummy))
+    row["reasons"] = main_reasons(Coupling.trace(model, dummy))
     masks = half_masks(model, dummy)
     enliven(model, dummy, masks)
     small = copy.deepcopy(model)
@@ -58,13 +59,13 @@ def child(name: str) -> dict[str, Any]:
     return row
 
 
-def main_reasons(model: Any, coupling: Any) -> str:
+def main_reasons(coupling: Any) -> str:
     """Say why layers stay, the two reasons first that hold most parameters."""
     held: Counter[str] = Counter()
     for coupled in coupling.sets:
         if coupled.reason and coupled.reason != "an output of the model":
             for member in coupled.members:
-                weight = model.get_parameter(member.parameter)
+                weight = coupling.graph.lookup(member.parameter)
                 held[coupled.reason] += (
                     weight.numel() // weight.shape[member.dim] * len(member.rows)
                 )
@@ -76,13 +77,11 @@ def run(name: str, seconds: float, gigabytes: float) -> dict[str, Any]:
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
 
     command = [sys.executable, __file__, "--child", name]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=limit
-        )
-    except subprocess.TimeoutExpired:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+    if done.returncode == -signal.SIGXCPU:
         return {"model": name, "error": f"over {seconds:g} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
     if lines:
@@ -155,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", help="comma-separated names; default: all that --each lists")
     parser.add_argument("--each", type=int, default=1, help="networks of each family")
-    parser.add_argument("--seconds", type=float, default=300, help="limit of one network")
+    parser.add_argument("--seconds", type=float, default=200, help="limit of CPU time of each")
     parser.add_argument("--gigabytes", type=float, default=12, help="limit of address space")
     parser.add_argument("--cache", type=Path, default=Path("sweep.csv"))
     parser.add_argument("--out", type=Path, help="Markdown file whose text is replaced")

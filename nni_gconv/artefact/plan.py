@@ -64,11 +64,13 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
             norms[name] = {**asdict(module.norm), "dims": list(module.norm.dims)}
         tensors = {n: list(t.shape) for n, t in _own_tensors(module).items()}
         attributes = {a: _plain(getattr(module, a)) for a in _width_attributes(module)}
-        if tensors or attributes:
+        unsaved = {n: list(b.shape) for n, b in _unsaved(module).items()}
+        if tensors or attributes or unsaved:
             modules[name] = {
                 "type": type(module).__name__,
                 "attrs": attributes,
                 "tensors": tensors,
+                **({"unsaved": unsaved} if unsaved else {}),
             }
     plan = {"format": FORMAT, "model": type(model).__name__, "modules": modules}
     more = {"gathers": gathers, "blocks": blocks, "norms": norms}
@@ -80,6 +82,12 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
         n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set
     }
     return {n: t for n, t in {**module._parameters, **persistent}.items() if t is not None}
+
+
+def _unsaved(module: nn.Module) -> dict[str, Tensor]:
+    """Return buffers that no file holds; what was cut of them is the same for each channel."""
+    names = module._non_persistent_buffers_set
+    return {n: b for n, b in module._buffers.items() if n in names and b is not None}
 
 
 def _width_attributes(module: nn.Module) -> tuple[str, ...]:
@@ -163,6 +171,8 @@ def rebuild(
     tied: list[tuple[Tensor, Tensor]] = []
     for name, layer in plan["modules"].items():
         changed = _reshape(modules[name], layer, tied)
+        for buffer, shape in layer.get("unsaved", {}).items():
+            _narrow(modules[name], buffer, shape)
         if changed and initialise and hasattr(modules[name], "reset_parameters"):
             modules[name].reset_parameters()  # type: ignore[operator]
     return model
@@ -183,6 +193,13 @@ def _thin(module: nn.Module | None, entry: Mapping[str, Any], where: str) -> Non
     ):
         raise CheckpointError(f"{where} is of another architecture: here is no such norm")
     thin_norm(module, norm)  # type: ignore[arg-type]
+
+
+def _narrow(module: nn.Module, name: str, shape: list[int]) -> None:
+    old = module._buffers.get(name)
+    if old is None or old.dim() != len(shape) or any(a > b for a, b in zip(shape, old.shape)):  # noqa: B905
+        return  # another size of the input, say: it was no channel that went
+    module._buffers[name] = old[tuple(map(slice, shape))].clone()
 
 
 def _reshape(

@@ -57,13 +57,27 @@ class Read:
     groups: int
     transposed: bool
 
+    @property
+    def key(self) -> Node:
+        """Under which constants tell what is given to it."""
+        return self.node
+
 
 @dataclass(frozen=True)
 class Mix:
-    """An operator that mixes channels, in which those that are zero count for nothing."""
+    """An operator that mixes channels, in which those that are zero count for nothing.
+
+    ``place`` tells the dimensions apart of an operator that mixes along several.
+    """
 
     node: Node
     labels: Tensor
+    place: Any = 0
+
+    @property
+    def key(self) -> tuple[Node, Any]:
+        """Under which constants tell what is given to it."""
+        return self.node, self.place
 
 
 @dataclass(frozen=True)
@@ -229,11 +243,16 @@ class Walker:
             self.axes[key] = Axis(key[0], dim, role, self.fresh(size))
             if size == 1:
                 self.pin(self.axes[key].labels, "a single channel")
-            elif not self.graph.is_saved(tensor):
+            elif not self.graph.is_saved(tensor) and not self._is_repeated(tensor, dim):
                 self.pin(self.axes[key].labels, f"{tensor} is a buffer that no file keeps")
             elif compat.is_scripted(self.graph.modules[key[0].rpartition(".")[0]]):
                 self.pin(self.axes[key].labels, f"{tensor} is in a ScriptModule")
         return self.axes[key].labels
+
+    def _is_repeated(self, tensor: str, dim: int) -> bool:
+        """Tell whether a tensor holds the same for each channel; a file can leave that out."""
+        value = self.graph.lookup(tensor)
+        return bool((value == value.narrow(dim, 0, 1)).all())
 
     def equal(self, first: Tensor, second: Tensor) -> None:
         """State that two label arrays, broadcast against each other, are the same channels."""

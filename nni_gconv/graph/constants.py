@@ -41,7 +41,7 @@ def known_values(graph: Graph, kept: Mapping[str, Tensor]) -> dict[Node, Any]:
 
 def given_values(
     graph: Graph, kept: Mapping[str, Tensor], wiring: Wiring | None = None
-) -> dict[Node, Tensor]:
+) -> dict[Any, Tensor]:
     """Find what is known of each channel that a layer reads, at the moment it reads.
 
     Parameters
@@ -55,7 +55,8 @@ def given_values(
     Returns
     -------
     dict of Node to Tensor
-        Convolution or linear node -> float64, shape (input channels,); NaN where unknown.
+        Convolution or linear node, or ``key`` of what mixes channels -> float64, shape (input
+        channels,); NaN where unknown.
     """
     return _run(graph, kept, wiring).given
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Decision:
 
     removed: np.ndarray
     held: dict[str, int]
-    given: dict[Node, Tensor]
+    given: dict[Any, Tensor]
 
 
 def extend_masks(
@@ -157,7 +158,7 @@ def decide(
         for mix in channels.mixes:
             of = channels.of(mix.labels)
             read[of] = True
-            alive[of[(given[mix.node] != 0).numpy()]] = True
+            alive[of[(given[mix.key] != 0).numpy()]] = True
         candidates = ~alive & (read | asked) & with_rows
         settled, held = _settle(channels, candidates, removed)
         if np.array_equal(settled, removed):
@@ -212,9 +213,12 @@ def _settle(
             counts = np.bincount(parts, weights=~removed[of]).astype(int)
             for part in np.flatnonzero(counts < counts.max()):
                 # The last channels that would go stay, as zeros, so that parts are equally wide.
+                missing = counts.max() - int((~removed[of[parts == part]]).sum())
+                if missing <= 0:  # came back with channels of another part
+                    continue
                 gone = of[(parts == part) & removed[of] & ~before[of]]
                 classes, times = np.unique(gone, return_counts=True)
-                filled = np.cumsum(times[::-1]) >= counts.max() - counts[part]
+                filled = np.cumsum(times[::-1]) >= missing
                 back = classes[::-1][: int(filled.argmax()) + 1]
                 removed[back] = False
                 key = f"{balance.where}: channels stay so that groups are equally wide"

@@ -27,7 +27,8 @@ from nni_gconv import ModelSpeedup
 BLOCKS = (
     "conv norm residual concat depthwise grouped gate shared tied pool pad_a transposed output "
     "valid prelu inplace split halves pixels permute scale constant shuffle unit stage group_norm "
-    "transposed_groups side_by_side glu attention silent pick over_channels next"
+    "transposed_groups side_by_side glu attention silent pick over_channels next "
+    "kernels dots total blur"
 ).split()
 ENDS = ("flatten", "mean", "linear", "map")
 ACTIVATIONS = (F.relu, torch.sigmoid, F.gelu, torch.tanh, F.hardswish, torch.relu_)
@@ -181,6 +182,14 @@ class RandomNet(nn.Module):
                 add("up", nn.Linear(wide, 2 * wide))
                 add("down", nn.Linear(2 * wide, wide))
             return wide
+        if block in ("kernels", "dots"):
+            for name in "ab" if block == "kernels" else "abc":
+                add(name, self._conv(channels, wide, 1))
+            add("d", self._conv(wide, channels, 1))
+            return channels
+        if block == "blur":
+            add("blur", Blur(channels))
+            return channels
         if block == "pick":
             add("a", self._conv(channels, wide, kernel))
             picked = int(self.rng.integers(2, wide + 3))
@@ -293,12 +302,36 @@ class RandomNet(nn.Module):
             return act(get("pick")(get("a")(x)))
         if block == "over_channels":
             return act(get("norm")(get("a")(x)))
+        if block == "kernels":
+            parts = torch.stack([get("a")(x), act(get("b")(x))], 1)
+            return get("d")((parts * parts.mean((3, 4), keepdim=True).softmax(1)).sum(1))
+        if block == "dots":
+            q, k, v = (get(name)(x).flatten(2) for name in "abc")
+            weights = (q.transpose(1, 2) @ k).softmax(-1)
+            y = torch.einsum("bij,bcj->bci", weights, act(v))
+            return x + get("d")(y.unflatten(2, x.shape[2:]))
+        if block == "total":
+            x = F.relu(x)
+            return x / (1 + x.sum(1, keepdim=True) + x.norm(dim=1, keepdim=True) + x.amax(1, True))
+        if block == "blur":
+            return get("blur")(x)
         if block == "next":
             x = get("a")(x)
             y = get("norm")(get("dw")(x)).permute(0, 2, 3, 1)
             return x + get("down")(F.gelu(get("up")(y))).permute(0, 3, 1, 2)
         x = torch.where(x > 0.1, x, 0.0)  # silent
         return act(x.masked_fill(x > 1.5, 0.0))
+
+
+class Blur(nn.Module):
+    """A filter for each channel that nothing learns."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("filt", torch.rand(1, 1, 3, 3).expand(channels, 1, 3, 3).clone())
+
+    def forward(self, x):
+        return F.conv2d(x, self.filt, padding=1, groups=x.shape[1])
 
 
 class OverLast(nn.Module):

@@ -1,7 +1,8 @@
 """What each operator does to channels and to constants: one operator family a file, both rules.
 
-`layers` (convolutions, linear), `norms`, `pointwise`, `reductions`, `pooling`, `reshape` (what only
-moves data) with `parts` (equal parts), `concat`, `indexing`, `factories`. `registry` is the table
+`layers` (convolutions, linear), `norms`, `pointwise`, `reductions`, `contractions` (matrix
+products), `pooling`, `reshape` (what only moves data) with `parts` (equal parts), `concat`,
+`indexing`, `factories`. `registry` is the table
 of rules and begins it; `state` is what constant rules write to, `storage` says which values share
 memory. A new operator is a rule of each kind in the file of its family.
 
@@ -16,6 +17,7 @@ from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import op_name
 from nni_gconv.graph.rules import (
     concat,  # noqa: F401 - each registers its rules
+    contractions,  # noqa: F401
     factories,  # noqa: F401
     layers,  # noqa: F401
     norms,  # noqa: F401

@@ -1,4 +1,4 @@
-"""Concatenation and padding."""
+"""Concatenation, stacks and padding."""
 
 from __future__ import annotations
 
@@ -14,12 +14,28 @@ from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, known, moved, squash
 from nni_gconv.graph.trace import location
 
+#: Concatenations, and of those that take no dimension the one that they mean.
+_CATS: dict[str, int | None] = {
+    **dict.fromkeys(("cat", "concat", "concatenate")),
+    "hstack": 1,
+    "vstack": 0,
+    "dstack": 2,
+}
 
-@channel_rule("cat")
+
+def _parts(node: Node) -> tuple[list[Any], int]:
+    """Return what is concatenated and along which dimension."""
+    meant = _CATS[op_name(node)]
+    dim = argument(node, 1, "dim", 0) if meant is None else meant
+    return list(node.args[0]), int(dim) % len(shape_of(node))  # type: ignore[arg-type]
+
+
+@channel_rule(*_CATS)
 def concatenate(walker: Walker, node: Node) -> Fields:
     """Along the channels the labels are concatenated; along others the inputs are tied."""
-    parts: list[Any] = list(node.args[0])  # type: ignore[arg-type]
-    dim = int(argument(node, 1, "dim", 0)) % len(shape_of(node))
+    parts, dim = _parts(node)
+    if any(len(shape_of(part)) != len(shape_of(node)) for part in parts):
+        return walker.opaque(node)
     reason = f"channels mixed with space at {location(node)}"
     split = [walker.channel(part, dim, reason) for part in parts]
     merged: list[Field] = []
@@ -42,28 +58,51 @@ def concatenate(walker: Walker, node: Node) -> Fields:
     return (place(torch.cat(labels), len(shape_of(node)), dim), *merged)
 
 
-@constant_rule("cat")
+@constant_rule(*_CATS)
 def concatenate_constants(state: State, node: Node) -> Value:
     """Concatenate what is known of each part, along channels as along space."""
-    parts: list[Any] = list(node.args[0])  # type: ignore[arg-type]
+    parts, dim = _parts(node)
+    return _joined(state, node, dim, [(state.get(p), shape_of(p)[dim]) for p in parts])
+
+
+def _joined(state: State, node: Node, dim: int, parts: list[tuple[Value, int]]) -> Value:
+    """Put what is known of parts, each so long, one behind the other."""
     rank = len(shape_of(node))
-    dim = int(argument(node, 1, "dim", 0)) % rank
-    if all(state.get(part) is None for part in parts):
+    if all(value is None for value, _ in parts):
         return None
     unknown = torch.full([1] * rank, torch.nan, dtype=torch.float64)
-    values = [unknown if (value := state.get(part)) is None else value for part in parts]
+    values = [unknown if value is None else value for value, _ in parts]
     shape = [max(value.shape[d] for value in values) for d in range(rank)]
-    return known(
-        squash(
-            torch.cat(
-                [
-                    value.expand(*shape[:dim], shape_of(part)[dim], *shape[dim + 1 :])
-                    for part, value in zip(parts, values, strict=True)
-                ],
-                dim,
-            )
-        )
-    )
+    long = [
+        value.expand(*shape[:dim], length, *shape[dim + 1 :])
+        for value, (_, length) in zip(values, parts, strict=True)
+    ]
+    return known(squash(torch.cat(long, dim)))
+
+
+@channel_rule("stack")
+def stack(walker: Walker, node: Node) -> Fields:
+    """Tensors side by side along a new dimension: what meets at one place is tied."""
+    parts: list[Any] = list(node.args[0])  # type: ignore[arg-type]
+    dim = int(argument(node, 1, "dim", 0)) % len(shape_of(node))
+    stacked = [[field.unsqueeze(dim) for field in walker.fields(part)] for part in parts]
+    merged: list[Field] = []
+    for field in (f for fields in stacked for f in fields):
+        merge(walker, merged, field)
+    for field in merged:
+        along = set(varying(field))
+        if not all(any(along & set(varying(f)) for f in fields) for fields in stacked):
+            walker.pin(field, f"stacked with a tensor of fixed width at {location(node)}")
+    return tuple(merged)
+
+
+@constant_rule("stack")
+def stack_constants(state: State, node: Node) -> Value:
+    """Stack what is known of each part."""
+    parts: list[Any] = list(node.args[0])  # type: ignore[arg-type]
+    dim = int(argument(node, 1, "dim", 0)) % len(shape_of(node))
+    values = [state.get(part) for part in parts]
+    return _joined(state, node, dim, [(None if v is None else v.unsqueeze(dim), 1) for v in values])
 
 
 # -- padding ---------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ def convolution(walker: Walker, node: Node) -> Fields:
     filters, per_group = shape_of(weight)[:2]
     rank, dim = len(shape_of(x)), len(shape_of(x)) - len(shape_of(weight)) + 1
     own = walker.channel_alone(x, dim, node)
-    rows = walker.axis(name, 0, "row")
+    # What is no parameter (a blur's filter) follows its channels and is not masked itself.
+    rows = walker.axis(name, 0, "stat" if name in walker.graph.buffers else "row")
     if groups == 1:
         columns = walker.axis(name, 1, "column")
         if own is None:

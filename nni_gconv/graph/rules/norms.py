@@ -126,7 +126,7 @@ def norm_over_channels(walker: Walker, node: Node) -> Fields:
 def norm_over_channels_constants(state: State, node: Node) -> Value:
     """A masked scale leaves the shift; without a mean to subtract zero stays zero."""
     x, dim = node.args[0], int(node.args[3][0])  # type: ignore[arg-type, index]
-    given = state.given[node] = channels_of(state, x, dim)
+    given = state.given[node, 0] = channels_of(state, x, dim)
     rank, rows = len(shape_of(x)), []
     for argument_ in node.args[1:3]:
         parameter = state.parameter(argument_)

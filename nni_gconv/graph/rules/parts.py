@@ -18,7 +18,7 @@ from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.size_origins import Origin, Reads
 from nni_gconv.graph.trace import location
 
-_CHUNKS = frozenset({"chunk", "split", "split_with_sizes"})
+_CHUNKS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk"})
 _VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten"})
 
 

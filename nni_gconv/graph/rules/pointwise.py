@@ -111,6 +111,40 @@ def pointwise_constants(state: State, node: Node) -> Value:
     return known(torch.where(zero, 0.0, result))
 
 
+# -- what is never negative -----------------------------------------------------------------------
+
+_NOT_NEGATIVE = frozenset(
+    "relu relu6 sigmoid hardsigmoid softmax _softmax softplus abs square exp norm "
+    "linalg_vector_norm".split()
+)
+#: Not negative where all that they are given is not.
+_KEEPS_SIGN = frozenset(
+    "mul add div sqrt mean sum amax amin max min cat stack view reshape flatten unflatten squeeze "
+    "unsqueeze permute transpose select slice narrow expand expand_as contiguous clone dropout "
+    "getitem chunk split split_with_sizes max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d "
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d "
+    "upsample_nearest2d upsample_bilinear2d".split()
+)
+
+
+def never_negative(value: Any, depth: int = 12) -> bool:
+    """Tell whether a value cannot be negative, from the operators that made it."""
+    if not isinstance(value, Node):
+        return isinstance(value, int | float) and value >= 0
+    if value.op != "call_function" or not depth:
+        return False
+    name = op_name(value)
+    if name == "clamp" and len(value.args) > 1:
+        return isinstance(value.args[1], int | float) and value.args[1] >= 0
+    given = _tensor_arguments(value)
+    numbers = [a for a in value.args[1:] if isinstance(a, int | float)]
+    if name in ("mul", "add", "div") and any(n < 0 for n in numbers):
+        return False
+    return name in _NOT_NEGATIVE or (
+        name in _KEEPS_SIGN and all(never_negative(x, depth - 1) for x in given)
+    )
+
+
 # -- either of two values --------------------------------------------------------------------------
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Walker, varying
+from nni_gconv.graph.channels import Fields, Walker, varying
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
-from nni_gconv.graph.rules.state import State, known, uniform
+from nni_gconv.graph.rules.state import State, Value, known, uniform
 from nni_gconv.graph.trace import location
 
+_SAMPLERS = {"grid_sampler": 2, "max_unpool2d": 2, "max_unpool3d": 3}
 #: Operator -> how many trailing dimensions it works on.
 _POOLS = {
     **{f"{kind}_pool{k}d": k for k in (1, 2, 3) for kind in ("max", "avg")},
@@ -39,6 +40,32 @@ def pool(walker: Walker, node: Node) -> Any:
     kept = tuple(f for f in fields if all(d < first for d in varying(f)))
     value = node.meta.get("val")
     return [kept for _ in value] if isinstance(value, list | tuple) else kept
+
+
+@channel_rule(*_SAMPLERS)
+def sample(walker: Walker, node: Node) -> Fields:
+    """Each channel by itself, at places that all share (a grid) or that are its own (unpooling)."""
+    x, places = node.args[:2]
+    fields = walker.fields(x)
+    for field in (*fields, *(walker.fields(places) if "grid" in op_name(node) else ())):
+        if any(d >= 2 for d in varying(field)):
+            walker.pin(field, f"{op_name(node)} over channels at {location(node)}")
+    kept = [f for f in fields if all(d < 2 for d in varying(f))]
+    if "unpool" in op_name(node):
+        own, other = (walker.channel(a, 1, f"{location(node)}")[0] for a in (x, places))
+        if own is not None and other is not None:
+            walker.equal(own, other)
+    return tuple(kept)
+
+
+@constant_rule(*_SAMPLERS)
+def sample_constants(state: State, node: Node) -> Value:
+    """Zero stays zero; other constants meet zeros at the border and between places."""
+    value = state.get(node.args[0])
+    if value is None:
+        return None
+    value = uniform(value, range(2, value.dim()))
+    return known(torch.where(value == 0, value, torch.nan))
 
 
 @constant_rule(*_POOLS)

@@ -2,55 +2,123 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Fields, Walker, varying
+from nni_gconv.graph.channels import Fields, Mix, Walker, varying
 from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph.rules.pointwise import never_negative, pointwise, pointwise_constants
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, constants_unknown
-from nni_gconv.graph.rules.state import State, Value, known, uniform
+from nni_gconv.graph.rules.state import State, Value, channels_of, known, uniform
 from nni_gconv.graph.trace import location
 
+#: Reductions that zeros do not change; the largest value only where none is negative.
+_NEUTRAL = frozenset({"sum", "norm", "linalg_vector_norm"})
+_LARGEST = frozenset({"amax", "max"})
 
-@channel_rule("mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm")
-def reduce(walker: Walker, node: Node) -> Fields:
+
+@channel_rule("mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "var_mean",
+              "std_mean")  # fmt: skip
+def reduce(walker: Walker, node: Node) -> Any:
     """Fields along the reduced dimensions are mixed; the others go through."""
+    gone, rank = _reduced(node), len(shape_of(node.args[0]))
+    value = node.meta.get("val")
+    several = isinstance(value, list | tuple)
+    keepdim = len(value[0].shape if several else shape_of(node)) == rank  # type: ignore[index]
+    kept = []
+    for field in walker.fields(node.args[0]):
+        along = varying(field)
+        if not gone & set(along):
+            kept.append(field if keepdim else field.squeeze(tuple(gone)))
+        elif len(along) == 1 and _counts_no_zeros(node):
+            walker.mixes.append(Mix(node, field.reshape(-1), along[0]))
+        else:
+            walker.pin(field, f"{op_name(node)} over channels at {location(node)}")
+    return [tuple(kept) for _ in value] if several else tuple(kept)  # type: ignore[union-attr]
+
+
+def _reduced(node: Node) -> set[int]:
+    """Return the dimensions that a reduction does away with."""
     rank = len(shape_of(node.args[0]))
-    dims = argument(node, 1, "dim")
-    if op_name(node) in ("norm", "linalg_vector_norm"):
-        dims = argument(node, 2, "dim")
+    at = 2 if op_name(node) in ("norm", "linalg_vector_norm") else 1
+    dims = argument(node, at, "dim")
     if isinstance(dims, bool):  # var(x, unbiased) and std(x, unbiased): over everything
         dims = None
     if isinstance(dims, int):
         dims = [dims]
-    gone = {d % rank for d in dims} if dims else set(range(rank))
-    keepdim = len(shape_of(node)) == rank
-    kept = []
-    for field in walker.fields(node.args[0]):
-        if gone & set(varying(field)):
-            walker.pin(field, f"{op_name(node)} over channels at {location(node)}")
-        else:
-            kept.append(field if keepdim else field.squeeze(tuple(gone)))
-    return tuple(kept)
+    return {d % rank for d in dims} if dims else set(range(rank))
 
 
-@constant_rule("mean", "sum", "amax", "amin")
+def _counts_no_zeros(node: Node) -> bool:
+    """Tell whether numbers that are zero make no difference to a reduction."""
+    name = op_name(node)
+    if name in ("norm", "linalg_vector_norm"):
+        order = argument(node, 1, "ord", 2)
+        return order is None or (isinstance(order, int | float) and order > 0)
+    return name == "sum" or (name in _LARGEST and never_negative(node.args[0]))
+
+
+@channel_rule("max", "min")
+def extremes(walker: Walker, node: Node) -> Any:
+    """The larger of two tensors, or the largest number along a dimension, with its place."""
+    if len(node.args) > 1 and isinstance(node.args[1], Node):
+        return pointwise(walker, node)
+    if not isinstance(node.meta.get("val"), list | tuple):
+        return reduce(walker, node)
+    placed = any(u.args[1] == 1 and u.users for u in node.users if op_name(u) == "getitem")
+    if placed:  # places of channels are others in a smaller model
+        dim = next(iter(_reduced(node)))
+        for field in walker.fields(node.args[0]):
+            if dim in varying(field):
+                walker.pin(field, f"places of channels taken at {location(node)}")
+    return reduce(walker, node)
+
+
+@constant_rule("mean", "sum", "amax", "amin", "norm", "linalg_vector_norm")
 def reduce_constants(state: State, node: Node) -> Value:
     """The mean of a constant is that constant, if it is one along all that is reduced."""
-    value = state.get(node.args[0])
-    dims = argument(node, 1, "dim")
-    if value is None or not dims:
+    value, gone = _given(state, node), tuple(_reduced(node))
+    if value is None:
         return None
-    dims = [dims] if isinstance(dims, int) else list(dims)
-    rank = len(shape_of(node.args[0]))
-    gone = tuple(d % rank for d in dims)
     value = uniform(value, gone)
-    if op_name(node) == "sum":
+    if op_name(node) not in ("mean", "amax", "amin"):
         value = torch.where(value == 0, value, torch.nan)
-    return known(value if len(shape_of(node)) == rank else value.squeeze(gone))
+    same = len(shape_of(node)) == len(shape_of(node.args[0]))
+    return known(value if same else value.squeeze(gone))
 
 
-constants_unknown("var", "std", "norm", "linalg_vector_norm")
+@constant_rule("max", "min")
+def extremes_constants(state: State, node: Node) -> Any:
+    """As the operator of which it is a form."""
+    if len(node.args) > 1 and isinstance(node.args[1], Node):
+        return pointwise_constants(state, node)
+    value, gone = _given(state, node), tuple(_reduced(node))
+    results = node.meta.get("val")
+    several = isinstance(results, list | tuple)
+    if value is None:
+        return [None, None] if several else None
+    value = uniform(value, gone)
+    rank = len(results[0].shape if several else shape_of(node))  # type: ignore[index]
+    value = known(value if rank == value.dim() else value.squeeze(gone))
+    return [value, None] if several else value
+
+
+def _given(state: State, node: Node) -> Value:
+    """Return what is known of what is reduced, and note it for each place of a channel."""
+    x = node.args[0]
+    for dim in _reduced(node):
+        state.given[node, dim] = channels_of(state, x, dim)
+    return state.get(x)
+
+
+@constant_rule("var", "std", "var_mean", "std_mean")
+def spread_constants(state: State, node: Node) -> Any:
+    """Nothing is known of a variance: over channels it counts the constants too."""
+    _given(state, node)
+    results = node.meta.get("val")
+    return [None for _ in results] if isinstance(results, list | tuple) else None
 
 
 @channel_rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "sort", "topk")

@@ -27,13 +27,17 @@ PASSES = frozenset(
 #: Operators that only move data: run on the labels themselves.
 _MOVES = frozenset(
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t numpy_T "
-    "swapaxes movedim expand select slice narrow split split_with_sizes chunk unbind repeat "
-    "flip roll".split()
+    "swapaxes swapdims movedim moveaxis expand broadcast_to select slice narrow split "
+    "split_with_sizes unsafe_split unsafe_chunk chunk tensor_split unbind repeat tile "
+    "repeat_interleave flip roll".split()
 )
 #: Operators that pick positions along one dimension: where that argument stands.
 _SELECTS = {
     **dict.fromkeys(("select", "slice", "narrow", "unbind"), (1, "dim")),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), (2, "dim")),
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"),
+        (2, "dim"),
+    ),
 }
 
 

@@ -31,7 +31,8 @@ class State:
         self.kept = kept
         self.wiring = wiring or Wiring(graph, kept)
         self.values: dict[Any, Any] = {}
-        self.given: dict[Node, Tensor] = {}
+        #: What each reading layer, and each place of what mixes channels, is given.
+        self.given: dict[Any, Tensor] = {}
         self.added: dict[Node, tuple[Value, ...]] = {}
         #: Value -> the one whose memory it shares, and the one that is the very same tensor.
         self.storage: dict[Any, Any] = {}

@@ -68,7 +68,7 @@ def loud(coupling: Coupling, going: np.ndarray, unmasked: Collection[str] = ()) 
         given = given_values(coupling.graph, silencing_masks(coupling, part, unmasked))
         for read in readers:
             classes = coupling.channels.of(read.labels).reshape(-1)
-            quiet = given[read.node] == 0
+            quiet = given[read.key] == 0
             if isinstance(read, Read):
                 quiet = quiet | foldable(coupling.graph, coupling.channels, read, given)
             for number in classes[~quiet.numpy() & part[classes]]:
