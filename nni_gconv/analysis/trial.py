@@ -23,7 +23,10 @@ from nni_gconv.training.distributed import Distributed
 
 #: What a recipe says of the dense network.
 _DENSE = ("name", "seed", "device", "threads", "model", "data", "train")
-_ENTRY_KEYS = (*SELECT_KEYS, *CHANNEL_KEYS, "internal_metric_block", "dependency_group_id", "align")
+_ENTRY_KEYS = (
+    *SELECT_KEYS, *compat.LEGACY_SELECT_KEYS, *CHANNEL_KEYS,
+    "internal_metric_block", "dependency_group_id", "align",
+)  # fmt: skip
 
 
 def trial_sensitivity(

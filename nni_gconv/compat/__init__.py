@@ -4,7 +4,7 @@ Nothing else in the package works around a version of torch or NNI; when one of 
 are the files to look at. Neither torch nor NNI is imported before it is needed.
 """
 
-from nni_gconv.compat.legacy_config import modern_config
+from nni_gconv.compat.legacy_config import LEGACY_SELECT_KEYS, modern_config
 from nni_gconv.compat.nni_compression import (
     evaluator_input,
     evaluator_optimizer,
@@ -74,6 +74,7 @@ from nni_gconv.compat.torch_edges import (
 __all__ = [
     "EXPERIMENT_MARK",
     "HOST_KEYS",
+    "LEGACY_SELECT_KEYS",
     "DriverGpus",
     "algorithm_class",
     "builtin_class",

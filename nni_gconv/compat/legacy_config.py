@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ _RENAMED = {
     "total_sparsity": "sparse_ratio",
     "max_sparsity_per_layer": "max_sparse_ratio",
 }
+#: Keys of NNI 2 that say which layers an entry is about, beside those that NNI 3 has too.
+LEGACY_SELECT_KEYS = ("exclude", "op_partial_names")
 _SELECT = ("op_types", "op_names", "op_names_re")
 
 
@@ -67,7 +70,9 @@ def _renamed(
     origin: dict[str, str] = {}
     for key, value in entry.items():
         name, meant = _RENAMED.get(key, key), value
-        if key == "op_partial_names" and isinstance(value, list | tuple):
+        if key == "op_partial_names":
+            if not isinstance(value, list | tuple):
+                raise ConfigError(f"{where}.{key}: expected a list of strings, got {value!r}")
             name, meant = "op_names_re", [f".*{part}.*" for part in value]
         elif key == "op_types" and isinstance(value, list | tuple) and "default" in value:
             meant = [kind for kind in value if kind != "default"]
@@ -99,6 +104,15 @@ def _selected(model: nn.Module, entry: Mapping[str, Any], where: str) -> list[st
 
     known = {name for name, _ in model.named_modules(remove_duplicate=False)}
     asked = {key: value for key, value in entry.items() if key in _SELECT}
+    for key, value in asked.items():
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise ConfigError(f"{where}.{key}: expected a list of strings, got {value!r}")
+    for pattern in asked.get("op_names_re", ()):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            said = f"{where}.op_names_re: {pattern!r} is not a regular expression ({error})"
+            raise ConfigError(said) from error
     missing = [name for name in asked.get("op_names", ()) if name not in known]
     names = {} if missing else select_modules_by_config(model, asked)[0]
     if not names:

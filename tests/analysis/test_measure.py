@@ -10,14 +10,17 @@ import sensitivity_process
 import torch
 import yaml
 from processes import run
+from tiny_recipes import tiny
 from torch import nn
 from torch.nn import functional as F
 
 from nni_gconv import ModelSpeedup, sensitivity
+from nni_gconv.analysis.trial import _selection
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.profiling.costs import count
 from nni_gconv.pruning.registry import create_pruner
 from nni_gconv.pruning.settings import PruneSettings
+from nni_gconv.recipe.load import parse_recipe
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.zoo import create_model
 
@@ -191,6 +194,21 @@ def test_the_selection_and_limits_of_a_config_list_hold(batch):
         f"layer{i}.0.conv1": found.curves[i - 1].ratio(found.dense.accuracy, 0.001)
         for i in (1, 2, 3)
     }
+
+
+def test_a_config_list_of_nni_2_selects_what_it_says(batch):
+    old = [
+        {"op_partial_names": ["conv1"], "sparsity": 0.5},
+        {"op_names": ["conv1"], "exclude": True},
+    ]
+    found = sensitivity(network(), EXAMPLE, [batch], old, ratios=[0.5])
+    assert set(found.ratios()) == {f"layer{i}.0.conv1" for i in (1, 2, 3)}
+
+
+def test_a_recipe_of_nni_2_selects_what_it_says():
+    stem = {"op_names": ["conv1"], "exclude": True}
+    prune = {"method": "fpgm", "config_list": [{"op_types": ["Conv2d"], "sparsity": 0.5}, stem]}
+    assert _selection(parse_recipe(tiny(prune=prune))) == [{"op_types": ["Conv2d"]}, stem]
 
 
 def test_by_default_linear_layers_are_looked_at_too(batch):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nni.compression.distillation import (
+    Adaptive1dLayerwiseDistiller,
+    DynamicLayerwiseDistiller,
+)
 from nni.compression.quantization import LsqQuantizer, PtqQuantizer, QATQuantizer
 from nni_evaluator import evaluator
 from torch import nn
@@ -83,6 +87,23 @@ def test_other_errors_of_nni_stay_its_own():
     with pytest.raises(ValueError, match="can't be fused") as caught:
         QATQuantizer.from_compressor(pruner, int8(fuse_names=[("conv2", "bn1")]))
     assert not isinstance(caught.value, ConfigError)
+
+
+@pytest.mark.parametrize("kind", [DynamicLayerwiseDistiller, Adaptive1dLayerwiseDistiller])
+def test_distil_prune_and_quantise_in_one_training(kind):
+    """NNI's own test of fused compressors, with our pruner in the middle."""
+    net, teacher = Net(), Net()
+    match = {"op_names": ["conv2"], "lambda": 0.1, "apply_method": "mse"}
+    distiller = kind(net, [match], evaluator(net), teacher, lambda batch, model: model(batch))
+    if kind is Adaptive1dLayerwiseDistiller:
+        distiller.track_forward(torch.randn(2, 3, 8, 8))
+    pruner = FPGMPruner.from_compressor(distiller, HALF, dummy_input=X)
+    quantizer = LsqQuantizer.from_compressor(pruner, int8())
+    quantizer.compress(4, None)
+    masks = pruner.get_masks()
+    assert float(masks["conv1"]["weight"].mean()) == 0.5
+    quantizer.unwrap_model()
+    assert ModelSpeedup(net, X, masks).speedup_model().conv1.out_channels == 8
 
 
 @QUANTIZERS
