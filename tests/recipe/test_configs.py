@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from nni_gconv.profiling import count
+from nni_gconv.pruning.methods.fpgm import FPGMPruner
 from nni_gconv.pruning.methods.gconv.pruner import GroupConvPruner
 from nni_gconv.recipe import run_recipe
 from nni_gconv.recipe.load import load_recipe
+from nni_gconv.speedup import ModelSpeedup
 from nni_gconv.training.zoo.grouped import with_groups
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -57,6 +59,21 @@ def test_published_sizes(name):
     params, macs = PUBLISHED[name]
     assert found.params / 1e6 == pytest.approx(params, abs=0.006)
     assert found.macs / 1e6 == pytest.approx(macs, rel=0.01)
+
+
+@pytest.mark.parametrize(("depth", "drop"), [(20, 0.540), (32, 0.532), (56, 0.526), (110, 0.523)])
+def test_fpgm_cuts_the_macs_of_the_papers_row(depth, drop):
+    """As many fewer as the paper's table says, which counts convolutions."""
+    image = torch.zeros(1, 3, 32, 32)
+    for path in sorted(CONFIGS.glob(f"fpgm/cifar10-resnet{depth}-*.yml")):
+        recipe = load_recipe(path, {})
+        model = recipe.model.model_copy(update={"weights": None}).build(num_classes=10)
+        dense, prune = count(model, image), recipe.prune
+        pruner = FPGMPruner(model, list(prune.config_list), dummy_input=image, budget=prune.budget)
+        masks = pruner.compress()[1]
+        pruner.unwrap_model()
+        small = ModelSpeedup(model, image, masks, verify=False).speedup_model()
+        assert 1 - count(small, image).macs / dense.macs == pytest.approx(drop, abs=0.005)
 
 
 #: What the references train with: files, stage, epochs, batch size, optimizer, schedule.
