@@ -88,8 +88,9 @@ def resolve(
 ) -> tuple[dict[str, LayerConfig], frozenset[str]]:
     """Find what each layer is asked, with NNI's rule of selection.
 
-    A layer is selected when ``op_names`` or ``op_names_re`` match it (if given) and its type is in
-    ``op_types`` (if given) and no ``exclude_*`` matches. Later entries override earlier ones.
+    A layer is selected when ``op_names`` or ``op_names_re`` match it (if given) and its type, or
+    one it derives from, is in ``op_types`` (if given) and no ``exclude_*`` matches. Later entries
+    override earlier ones.
 
     Parameters
     ----------
@@ -173,7 +174,7 @@ def _check_keys(entry: Mapping[str, Any], where: str, extra_keys: Collection[str
 def _select(
     modules: Mapping[str, nn.Module], entry: Mapping[str, Any], where: str
 ) -> tuple[list[str], set[str]]:
-    types = {type(m).__name__ for m in modules.values()}
+    types = {kind for m in modules.values() for kind in _kinds(m)}
     names: set[str] = set()
     for pattern in entry.get("op_names", ()):
         _must_match(pattern, {pattern} & set(modules), modules, f"{where}.op_names", "module")
@@ -189,7 +190,7 @@ def _select(
     for name in entry.get("exclude_op_names", ()):
         _must_match(name, {name} & set(modules), modules, f"{where}.exclude_op_names", "module")
     wanted = set(entry.get("op_types", ()))
-    by_type = {n for n, m in modules.items() if type(m).__name__ in wanted}
+    by_type = {n for n, m in modules.items() if wanted & _kinds(m)}
     if entry.get("op_names") or entry.get("op_names_re"):
         chosen = names & by_type if wanted else names
     else:
@@ -209,7 +210,16 @@ def _excluded(modules: Mapping[str, nn.Module], entry: Mapping[str, Any], where:
     for pattern in entry.get("exclude_op_names_re", ()):
         out |= _matching(modules, pattern, f"{where}.exclude_op_names_re")
     kinds = set(entry.get("exclude_op_types", ()))
-    return out | {n for n, m in modules.items() if type(m).__name__ in kinds}
+    return out | {n for n, m in modules.items() if kinds & _kinds(m)}
+
+
+def _kinds(module: nn.Module) -> set[str]:
+    """Names of a module's class and of the layers it derives from, as ``Conv2d`` of Conv2dSame."""
+    return {
+        kind.__name__
+        for kind in type(module).__mro__
+        if kind is type(module) or issubclass(kind, (*_LAYERS, *_TRANSPOSED))
+    }
 
 
 def _matching(modules: Mapping[str, nn.Module], pattern: str, where: str) -> set[str]:

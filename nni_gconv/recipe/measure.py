@@ -83,12 +83,15 @@ def measure_models(
     -------
     dict
         ``metrics``, ``dense``, ``test`` and ``latency`` of a
-        :class:`~nni_gconv.recipe.result.TrialResult`; the same in every process.
+        :class:`~nni_gconv.recipe.result.TrialResult`; the same in every process. Without the dense
+        network's accuracies where nothing has trained it.
     """
     after, before = costs
     given = loaders, example.device, distributed, num_classes
     found: Accuracies = {"val": {}, "test": {}}
-    for one in (accuracies("dense", dense, *given), *between, accuracies("", small, *given)):
+    # Of one that has learned nothing it would only be something to look good against.
+    first = [accuracies("dense", dense, *given)] if recipe.dense_is_trained else []
+    for one in (*first, *between, accuracies("", small, *given)):
         for part, numbers in one.items():
             found[part].update(numbers)
     metrics: dict[str, float] = {

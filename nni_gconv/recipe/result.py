@@ -16,8 +16,9 @@ class TrialResult:
     Attributes
     ----------
     metrics : dict of str to float
-        Flat numbers, as reported to NNI: ``default``; ``accuracy_dense``, ``accuracy_masked``
-        (with masks), ``accuracy_small`` (after reconstruction and speedup, before any fine-tuning)
+        Flat numbers, as reported to NNI: ``default``; ``accuracy_dense`` (not of a recipe that
+        trains no dense network and loads none), ``accuracy_masked`` (with masks),
+        ``accuracy_small`` (after reconstruction and speedup, before any fine-tuning)
         and ``accuracy`` (at the end), fractions of 1 on the validation images, with ``top5...``
         beside each where there are more than 5 classes; ``params``, ``params_ratio``, ``macs``,
         ``macs_ratio`` and, if measured, ``latency_ms`` and ``latency_ratio``; ratios are small over

@@ -131,9 +131,18 @@ class Recipe(BaseModel):
                 )
         self._check_distill()
         timed = [name for name in self.objective or {} if name.startswith("latency")]
+        against = [name for name in self.objective or {} if name.endswith("_dense")]
+        if against and not self.dense_is_trained:
+            raise ValueError(f"objective.{against[0]}: the dense network is not trained")
         if timed and self.report.latency is None:
             raise ValueError(f"objective.{timed[0]}: not measured, since report.latency is null")
         return self
+
+    @property
+    def dense_is_trained(self) -> bool:
+        """Whether the dense network has learned anything: else its accuracy is no measure."""
+        learns = self.train is not None and self.train.epochs > 0
+        return learns or self.model.weights is not None
 
     def _check_distill(self) -> None:
         """What teaches is the dense network: there has to be one that has learned something."""
@@ -143,7 +152,7 @@ class Recipe(BaseModel):
             )
         for name, stage in (("sparsify", self.sparsify), ("finetune", self.finetune)):
             taught = stage is not None and stage.distill is not None
-            if taught and self.train is None and self.model.weights is None:
+            if taught and not self.dense_is_trained:
                 raise ValueError(
                     f"{name}.distill: the dense network is not trained: give model.weights or a "
                     "train section"

@@ -19,6 +19,7 @@ from nni_gconv.artefact import load_compact, read_plan
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.profiling import count
 from nni_gconv.recipe import TrialResult, run_recipe
+from nni_gconv.report import collect
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.zoo import create_model
@@ -506,3 +507,15 @@ def test_keys_of_nni_2_run_with_a_note(tmp_path, caplog):
     ]
     assert found[0] == found[1]
     assert any("sparsity of NNI 2 is read as sparse_ratio" in line for line in caplog.messages)
+
+
+def test_a_dense_network_that_nothing_has_trained_is_no_measure(tmp_path):
+    recipe = tiny(train=None, sparsify={"epochs": 1}, finetune=None)
+    result = run(recipe, tmp_path)
+    for numbers in (result.metrics, result.test):
+        assert "accuracy" in numbers
+        assert not [name for name in numbers if name.endswith("_dense")]
+    (row,) = collect([tmp_path])
+    assert (row.accuracy_dense, row.delta) == (None, None)
+    with pytest.raises(ConfigError, match="the dense network is not trained"):
+        run({**recipe, "objective": {"accuracy": 1, "accuracy_dense": -1}}, tmp_path / "other")

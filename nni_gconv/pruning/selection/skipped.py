@@ -38,7 +38,19 @@ def find_skipped(
         for name in (m.module for m in coupled.members if m.module in layers):
             if coupled.reason is not None:
                 skipped.setdefault(name, coupled.reason)
+    known = {m.module for coupled in coupling.sets for m in coupled.members}
+    for name in layers:
+        if not known & set(_names(coupling, name)):
+            unused = f"{name}.weight" in coupling.graph.unused
+            why = "computes its weight" if not unused else "is not used by the forward"
+            skipped.setdefault(name, f"it {why}")
     return [coupled for coupled in coupling.sets if coupled.reason is None], skipped
+
+
+def _names(coupling: Coupling, name: str) -> list[str]:
+    """Names of the layers that have the weight of a layer; its own."""
+    shared = coupling.graph.aliases.get(f"{name}.weight", (f"{name}.weight",))
+    return [weight.removesuffix(".weight") for weight in shared]
 
 
 def loud(coupling: Coupling, going: np.ndarray, unmasked: Collection[str] = ()) -> dict[int, str]:

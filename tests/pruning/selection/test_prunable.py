@@ -166,6 +166,59 @@ def test_masks_that_cannot_be_cut_to_the_budget_are_an_error():
         pruner.compress()
 
 
+# -- layers of a class of one's own ----------------------------------------------------------------
+
+
+class Same(nn.Conv2d):
+    """Padded as it goes, as timm's Conv2dSame."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is computed, as timm's StdConv2d."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def test_op_types_are_of_subclasses_too():
+    net = nn.Sequential(Same(3, 8, 3), nn.ReLU(), Same(8, 6, 3), nn.ReLU(), conv(6, 4))
+    pruner, small = pruned(net, CONVS)
+    assert pruner.skipped == {"4": "an output of the model"}
+    assert (small[0].out_channels, small[2].out_channels) == (4, 3)
+    with pytest.raises(ConfigError, match="select no module"):
+        FPGMPruner(net, [{**CONVS[0], "exclude_op_types": ["Conv2d"]}], dummy_input=X)
+    only = [{"op_types": ["Conv2d"], "exclude_op_types": ["Same"], "sparse_ratio": 0.5}]
+    with pytest.raises(ConfigError, match="4: an output of the model"):
+        FPGMPruner(net, only, dummy_input=X)
+
+
+def test_what_is_selected_and_kept_is_listed_with_its_reason():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = conv(3, 8), Standardised(8, 8, 3, padding=1), conv(8, 4)
+            self.spare, self.first = conv(3, 8), conv(3, 3)
+
+        def forward(self, x):
+            return self.head(self.b(self.a(self.first(x).relu()).relu()).relu())
+
+    skipped = FPGMPruner(Net(), CONVS, dummy_input=X).skipped
+    assert skipped["spare"] == "it is not used by the forward"
+    assert set(skipped) >= {"b", "spare", "head"}
+
+
+@pytest.mark.slow
+def test_a_video_network_of_subclasses():
+    net = torchvision.models.video.r3d_18()
+    config = [{"op_types": ["Conv3d"], "sparse_ratio": 0.5}]
+    dummy = torch.zeros(1, 3, 4, 32, 32)
+    assert FPGMPruner(net, config, dummy_input=dummy).skipped == {}
+
+
 # -- gates -----------------------------------------------------------------------------------------
 
 
