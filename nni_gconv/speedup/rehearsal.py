@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
-from nni_gconv.graph import ChannelOrder, Coupling, Decision, Segments
+from nni_gconv.graph import ChannelOrder, Coupling, Decision, Graph, Segments, shape_of
 from nni_gconv.speedup.cut import apply_plan
 from nni_gconv.speedup.literal_widths import written_width
 from nni_gconv.speedup.plan import make_plan
@@ -31,7 +32,7 @@ def find_obstacle(
     model : nn.Module
         The dense model; left as it was found.
     dummy_input : Tensor, tuple or dict
-        What it was traced with.
+        Example arguments, if with another batch than it was traced with.
     coupling : Coupling
         The traced model.
     removed : ndarray of bool, shape (classes,)
@@ -51,10 +52,24 @@ def find_obstacle(
     """
     graph, channels = coupling.graph, coupling.channels
     order = ChannelOrder(Segments(channels, removed), removed)
-    given = {read.node: torch.zeros(read.labels.numel()) for read in channels.reads}
-    plan = make_plan(graph, channels, {}, Decision(removed, {}, given), order)
+    zeros = {read.node: torch.zeros(read.labels.numel()) for read in channels.reads}
+    plan = make_plan(graph, channels, {}, Decision(removed, {}, zeros), order)
     small = sharing_copy(model)
     apply_plan(small, graph, plan, {})
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices):
-        return written_width(small, dummy_input, graph, channels, removed, pinned)
+        given = _as_traced(dummy_input, graph)
+        return written_width(small, given, graph, channels, removed, pinned)
+
+
+def _as_traced(dummy_input: Any, graph: Graph) -> tuple[Any, ...] | dict[str, Any]:
+    """Return arguments of the shapes that a model was traced with; of another batch, it may be."""
+    leaves, structure = pytree.tree_flatten(dummy_input)
+    nodes = iter(graph.inputs)
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            shape = shape_of(next(nodes))
+            if shape and shape != tuple(leaf.shape):
+                leaves[place] = leaf.new_zeros(shape)
+    made: tuple[Any, ...] | dict[str, Any] = pytree.tree_unflatten(leaves, structure)
+    return made
