@@ -50,6 +50,12 @@ INNER = {
     "L1, inner": ("magnitude", {"norm": "l1", "ranking": "uniform"}),
     "second order, inner, by error": ("second_order", {"allocation": "error"}),
 }
+#: How every 3x3 convolution behind the first is split.
+GROUPS: dict[str, dict[str, Any]] = {
+    "by error": {"criterion": "error"},
+    "by norms": {"sharing": "none"},
+    "by norms, shared": {"sharing": "blocks"},
+}
 PEERS = ("L2", "Taylor", "Hessian")
 STYLES = ("local", "global", "isomorphic")
 _console = Console(stderr=True)
@@ -206,11 +212,11 @@ def jobs(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, Calla
                 name = f"Torch-Pruning {criterion}, {style}"
                 yield f"{name} | {macs}", lambda a=criterion, b=style, c=macs: bench.peer(a, b, c)
     for groups in options.groups:
-        for sharing in ("none", "blocks"):
+        for name, more in GROUPS.items():
             yield (
-                f"{groups} groups, sharing {sharing} | groups",
-                lambda g=groups, s=sharing: bench.prune(
-                    "gconv", [{"op_names": bench.grouped(), "num_groups": g}], sharing=s
+                f"{groups} groups, {name} | groups",
+                lambda g=groups, m=more: bench.prune(
+                    "gconv", [{"op_names": bench.grouped(), "num_groups": g}], **m
                 ),
             )
 

@@ -1,8 +1,9 @@
 """Group convolutions: what a layer allows, files of group counts, and layers made with them.
 
-Begin with `choices` (the counts a layer allows), `partition` (which channels share a group) and
-`search` (how many groups each layer gets). `gather` holds the permutations that are left around a
-group convolution. Knows of profiling and config_list; not of pruners.
+Begin with `choices` (the counts a layer allows), `partition` (which channels share a group; by
+measured output error: `output_error`) and `search` (how many groups each layer gets). `gather`
+holds the permutations that are left around a group convolution. Knows of profiling and config_list;
+not of pruners.
 """
 
 from typing import TYPE_CHECKING
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     )
     from nni_gconv.groupconv.gather import gathers_of, unwrapped, wrap_gathers
     from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
+    from nni_gconv.groupconv.output_error import OutputError, partition_by_error
 
 __all__ = [
     "CONVOLUTIONS",
+    "OutputError",
     "check_count",
     "check_groups",
     "conv_like",
@@ -34,6 +37,7 @@ __all__ = [
     "group_choices",
     "groups_for_max_size",
     "not_groupable",
+    "partition_by_error",
     "read_group_config",
     "replace_layers",
     "unwrapped",
@@ -50,5 +54,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "config": ["check_groups", "read_group_config", "write_entries", "write_group_config"],
         "gather": ["gathers_of", "unwrapped", "wrap_gathers"],
         "layers": ["CONVOLUTIONS", "conv_like", "replace_layers"],
+        "output_error": ["OutputError", "partition_by_error"],
     },
 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         solve_tables,
         solve_timed,
     )
+    from nni_gconv.groupconv.search.error_tables import error_tables
     from nni_gconv.groupconv.search.knapsack import (
         ChoiceProblem,
         Solution,
@@ -49,6 +50,7 @@ __all__ = [
     "check_reachable",
     "cost_tables",
     "counts",
+    "error_tables",
     "group_requests",
     "grouped_copy",
     "kernel_scores",
@@ -67,6 +69,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "budget": ["Score", "check_reachable", "counts", "solve_tables", "solve_timed"],
+        "error_tables": ["error_tables"],
         "knapsack": ["ChoiceProblem", "Solution", "solve_close", "solve_exact", "solve_max_cost"],
         "requests": ["GroupRequest", "group_requests"],
         "search": ["GroupSearch", "search_groups"],

@@ -22,9 +22,9 @@ from nni_gconv.groupconv.search.timing import grouped_copy
 from nni_gconv.profiling import Counts, batch_of, compare_latency
 
 Strategy = Literal["exact", "max_cost"]
-Score = Literal["relative", "absolute", "geometric"]
+Score = Literal["relative", "absolute", "geometric", "error"]
 STRATEGIES = {"exact": solve_exact, "max_cost": solve_max_cost}
-SCORES = ("relative", "absolute", "geometric")
+SCORES = ("relative", "absolute", "geometric", "error")
 #: Solutions that are timed until one is within a budget of latency.
 _ATTEMPTS = 6
 #: A network that takes this share of a budget of latency makes good use of it.
@@ -218,7 +218,7 @@ def _values(tables: GroupTables, score: Score) -> list[list[float]]:
         return [[kept / total for kept in table.retained] for table in tables.layers]
     number = len(tables.layers)
     shares = [[t.fraction(i) for i in range(len(t.choices))] for t in tables.layers]
-    if score == "relative":
+    if score in ("relative", "error"):
         return [[share / number for share in layer] for layer in shares]
     return [[math.log(max(share, _SMALLEST)) / number for share in layer] for layer in shares]
 

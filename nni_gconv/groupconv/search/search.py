@@ -33,6 +33,7 @@ from nni_gconv.groupconv.search.budget import (
     solve_tables,
     solve_timed,
 )
+from nni_gconv.groupconv.search.error_tables import error_tables
 from nni_gconv.groupconv.search.tables import (
     ChoiceRules,
     LayerTable,
@@ -176,6 +177,7 @@ def search_groups(  # noqa: PLR0913 - one argument an option
     criterion: str | Mapping[str, Any] = "l2",
     strategy: Strategy = "exact",
     score: Score = "relative",
+    covariances: Mapping[str, Any] | None = None,
     min_factor: int = 1,
     max_groups: int = 64,
     depthwise: bool = False,
@@ -206,12 +208,17 @@ def search_groups(  # noqa: PLR0913 - one argument an option
         Integer program, or the paper's local search from the largest group counts (its error
         mended: of all steps within the budget the one that retains most is taken). The latter
         knows no budget of latency.
-    score : {"relative", "absolute", "geometric"}, default "relative"
+    score : {"relative", "absolute", "geometric", "error"}, default "relative"
         Mean of the layers' retained shares, in which every layer counts alike; retained share of
         the sum of all scores; or geometric mean of the layers' shares. Under the first two, few
         layers get many groups and the others stay dense, since a layer's second halving loses half
         as much as its first and saves half as much. The third spreads groups over all layers: each
-        halving costs the same there.
+        halving costs the same there. The last needs `covariances` and is not of kernels: mean of
+        the shares of the layers' outputs that groups can still say once their weights are refitted,
+        so that the sum of relative output errors is least.
+    covariances : mapping of str to array (C * taps, C * taps), optional
+        For ``"error"``: covariance of what each layer reads, columns as in the flattened weight,
+        such as :func:`nni_gconv.pruning.calibration.layer_covariances` measures.
     min_factor : int, default 1
         Each group keeps at least so many filters and so many input channels.
     max_groups : int, default 64
@@ -260,6 +267,11 @@ def search_groups(  # noqa: PLR0913 - one argument an option
             raise ConfigError(unknown_name(what, value, allowed))
     if isinstance(fill, bool) or not isinstance(fill, int | float) or not 0 <= fill <= 1:
         raise ConfigError(f"fill: {fill!r} is not allowed (a number from 0 to 1)")
+    if (score == "error") != (covariances is not None):
+        raise ConfigError(
+            "score: 'error' needs covariances= of what the layers read, and no other score looks "
+            "at them"
+        )
     timed = "latency" in limits
     if timed and strategy != "exact":
         raise ConfigError(f"strategy {strategy!r}: knows budgets of params and macs; use 'exact'")
@@ -267,7 +279,11 @@ def search_groups(  # noqa: PLR0913 - one argument an option
     rules = ChoiceRules(max_groups, min_factor, depthwise)
     costs = cost_tables(model, dummy_input, config_list, rules, timer=timer, gathers=gathers)
     check_reachable(costs, limits)
-    tables = score_tables(costs, model, criterion, restarts=restarts, seed=seed, progress=progress)
+    effort: dict[str, Any] = {"restarts": restarts, "seed": seed, "progress": progress}
+    if covariances is None:
+        tables = score_tables(costs, model, criterion, **effort)
+    else:
+        tables = error_tables(costs, model, covariances, criterion, **effort)
     ratio = None
     if timed:
         solution, ratio = solve_timed(

@@ -10,7 +10,10 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from nni_gconv.pruning.calibration.images import Calibration
+    from nni_gconv.pruning.calibration.moments import layer_covariances
 
-__all__ = ["Calibration"]
+__all__ = ["Calibration", "layer_covariances"]
 
-__getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={"images": ["Calibration"]})
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__, submod_attrs={"images": ["Calibration"], "moments": ["layer_covariances"]}
+)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,57 @@ def read_moments(model: nn.Module, calibration: Calibration, *, seed: int = 0) -
                 "or at how the images are normalised"
             )
     return found
+
+
+def layer_covariances(
+    model: nn.Module, calibration: Any, names: Iterable[str], *, seed: int = 0
+) -> dict[str, Tensor]:
+    """Covariance of what convolutions of one group and linear layers read, by module.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The unwrapped model; left as it was found.
+    calibration : Calibration, Tensor or iterable of batches
+        Images of the training split.
+    names : iterable of str
+        Modules.
+    seed : int
+        Which places are looked at.
+
+    Returns
+    -------
+    dict of str to Tensor of float64, shape (C * taps, C * taps)
+        Columns as in the flattened weight. Layers that cannot be seen are left out.
+
+    Raises
+    ------
+    DataError
+        The images cannot be used, or a layer reads numbers that are not finite.
+
+    Examples
+    --------
+    >>> from nni_gconv.groupconv.search import search_groups
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    >>> images = torch.randn(32, 4, 8, 8)
+    >>> seen = layer_covariances(net, images, ["0", "2"])
+    >>> convs = [{"op_types": ["Conv2d"]}]
+    >>> found = search_groups(
+    ...     net, images[:1], convs, {"macs": 0.6}, score="error", covariances=seen
+    ... )
+    >>> found.macs <= 0.6 * found.dense.macs
+    True
+    """
+    moments = read_moments(model, Calibration.of(calibration), seed=seed)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first = {id(p): name for name, p in model.named_parameters()}
+    keys = {name: first.get(id(modules[name].weight)) for name in names}
+    return {
+        name: moments[key][0]
+        for name, key in keys.items()
+        if key in moments and len(moments[key]) == 1
+    }
 
 
 def _layers(graph: Graph) -> dict[Node, str]:

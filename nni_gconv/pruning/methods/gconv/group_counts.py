@@ -14,7 +14,6 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv import check_groups, groups_for_max_size, read_group_config
 from nni_gconv.groupconv.search import (
     GroupRequest,
-    GroupSearch,
     Score,
     search_groups,
     slower_than_dense,
@@ -22,6 +21,7 @@ from nni_gconv.groupconv.search import (
 from nni_gconv.profiling import count as costs_of
 from nni_gconv.profiling import parse_budget
 from nni_gconv.pruning.group_sides import LiveLayer, Sharing, Side
+from nni_gconv.pruning.methods.gconv.criterion import static_criterion
 from nni_gconv.pruning.selection.near_limit import CLOSE
 from nni_gconv.speedup import ModelSpeedup
 from nni_gconv.training.distributed import from_main_process
@@ -44,11 +44,6 @@ def named(where: str, counts: Mapping[str, int]) -> dict[str, int]:
     return dict(counts)
 
 
-def static_criterion(criterion: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
-    """Return the criterion, or what stands for it before there are gradients."""
-    return "l2" if criterion == "taylor" else criterion
-
-
 def asked_counts(
     model: nn.Module,
     dummy_input: Any,
@@ -57,6 +52,7 @@ def asked_counts(
     requests: Mapping[str, GroupRequest],
     options: Any,
     masks: Mapping[str, Mapping[str, Tensor]],
+    covariances: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Group count of each layer as it is asked for, from one of three places.
 
@@ -66,6 +62,8 @@ def asked_counts(
         As for :func:`searched_counts`.
     options : GroupConvPruner.Options
         With a ``budget``, a ``group_config`` or neither: then the config_list says how many.
+    covariances : mapping of str to Tensor, optional
+        As for :func:`searched_counts`.
 
     Returns
     -------
@@ -85,8 +83,9 @@ def asked_counts(
         return requested_counts(layers, requests)
     criterion = static_criterion(options.criterion)
     found = searched_counts(
-        model, dummy_input, config_list, layers, requests, options.budget, masks, criterion
-    )
+        model, dummy_input, config_list, layers, requests, options.budget, masks, criterion,
+        covariances,
+    )  # fmt: skip
     return found, {}
 
 
@@ -99,6 +98,7 @@ def searched_counts(
     budget: Mapping[str, float],
     masks: Mapping[str, Mapping[str, Tensor]],
     criterion: str | Mapping[str, Any],
+    covariances: Mapping[str, Tensor] | None = None,
 ) -> dict[str, int]:
     """Search the group counts that keep the most score inside a budget, masks that hold counted.
 
@@ -116,18 +116,23 @@ def searched_counts(
         Those that hold already; may be empty.
     criterion
         As in :func:`nni_gconv.search_groups`.
+    covariances : mapping of str to Tensor, optional
+        Of what masks leave of the layers; counts are then searched by output error.
     """
+    score: Score = _SCORE if covariances is None else "error"
+    options = {"score": score, "fill": CLOSE, "covariances": covariances}
     if masks:
-        search = _search_beside(model, dummy_input, layers, requests, budget, masks, criterion)
-    else:
-        search = search_groups(
-            model, dummy_input, config_list, budget, criterion=criterion, score=_SCORE, fill=CLOSE
+        network, entries, limits, criterion = _beside(
+            model, dummy_input, layers, requests, budget, masks, criterion
         )
+    else:
+        network, entries, limits = model, config_list, budget
+    search = search_groups(network, dummy_input, entries, limits, criterion=criterion, **options)  # type: ignore[arg-type]
     # Processes may begin with other weights; those of the main one are what is trained.
     return named("budget", dict(from_main_process(dict(search))))
 
 
-def _search_beside(
+def _beside(
     model: nn.Module,
     dummy_input: Any,
     layers: Mapping[str, LiveLayer],
@@ -135,8 +140,8 @@ def _search_beside(
     budget: Mapping[str, float],
     masks: Mapping[str, Mapping[str, Tensor]],
     criterion: str | Mapping[str, Any],
-) -> GroupSearch:
-    """Search the network that masks leave; fractions are those of the dense one.
+) -> tuple[nn.Module, list[dict[str, Any]], Mapping[str, float], str | Mapping[str, Any]]:
+    """Find what to search where masks hold: the network they leave, counts in place of shares.
 
     Parameters
     ----------
@@ -174,9 +179,7 @@ def _search_beside(
         alive = {n: np.ix_(x.rows, x.columns) for n, x in layers.items() if n in criterion}
         criterion = {n: np.asarray(criterion[n])[index] for n, index in alive.items()}
     counts = {m: limit * dense[m] if limit <= 1 else limit for m, limit in limits.items()}
-    return search_groups(
-        small, dummy_input, entries, counts, criterion=criterion, score=_SCORE, fill=CLOSE
-    )
+    return small, entries, counts, criterion
 
 
 def slower_layers(

@@ -16,18 +16,18 @@ share how they split them, so that most permutations cost nothing in the convert
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Coupling
+from nni_gconv.groupconv import partition_by_error
 from nni_gconv.groupconv.partition import (
     PATTERNS,
     Partition,
@@ -41,27 +41,17 @@ from nni_gconv.groupconv.search import group_requests, kernel_scores
 from nni_gconv.pruning.group_pruner import GroupPruner
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
 from nni_gconv.pruning.l1_penalty import shrink_outside_
+from nni_gconv.pruning.methods.gconv.by_error import by_error, live_covariances, output_errors
+from nni_gconv.pruning.methods.gconv.criterion import Criterion, static_criterion
 from nni_gconv.pruning.methods.gconv.group_counts import (
     asked_counts,
     fitting_counts,
     slower_layers,
-    static_criterion,
 )
 from nni_gconv.pruning.options import PrunerOptions
 from nni_gconv.pruning.pruner import Masks, read_options, unwrapped_input
 from nni_gconv.pruning.selection.earlier_masks import earlier_masks
 from nni_gconv.training.distributed import from_main_process
-
-
-def _criterion(value: Any) -> Any:
-    """Accept a word, or scores of one's own by layer."""
-    if not isinstance(value, Mapping) and value not in CRITERIA:
-        raise ConfigError(unknown_name("criterion", value, CRITERIA, "criterion"))
-    return value
-
-
-CRITERIA = ("l2", "l1", "taylor")
-Criterion = Annotated[Any, BeforeValidator(_criterion)]
 
 
 class GroupConvPruner(GroupPruner):
@@ -94,10 +84,14 @@ class GroupConvPruner(GroupPruner):
         that keep the most score inside it, among those within 1 % of it where there are any.
     group_config : mapping, str or Path, optional
         Layer -> G, or a JSON file of it (see :mod:`nni_gconv.groupconv.config`).
-    criterion : {"l2", "l1", "taylor"} or mapping of str to array (F, C), default "l2"
+    criterion : {"l2", "l1", "taylor", "error"} or mapping of str to array (F, C), default "l2"
         Score of a kernel: a norm; the first-order change of the loss, ``|dL/dW * W|`` summed over
         the kernel and over the steps of the first epoch (needs an evaluator; a budget's group
         counts are searched by the L2 norm before); or scores of your own for each layer.
+        ``"error"`` needs `calibration` and scores no kernel alone: layers are split such that the
+        least of their output is lost once their weights are refitted
+        (:mod:`nni_gconv.groupconv.output_error`), and a budget is searched by that too. It is for
+        ``sharing="none"`` and method ``"assignment"``, and makes sense with `reconstruct`.
     method : {"assignment", "grps", "sort", "same", "shuffle", "random"}, default "assignment"
         How channels are split: see :func:`nni_gconv.partition`. ``"shuffle"`` (the fixed shuffle
         of ShuffleNet) and ``"random"`` look at no weight; they are there for comparison.
@@ -105,7 +99,8 @@ class GroupConvPruner(GroupPruner):
         N_S of ``"grps"``.
     restarts : int, default 8
         Annealing chains of ``"assignment"``; 0 finds nearly as much in a fraction of the time.
-    sharing : {"blocks", "streams", "none"}, default "blocks"
+    sharing : {"blocks", "streams", "none"}, optional
+        Default "blocks"; "none" with criterion ``"error"``.
         Which layers split the channels they meet in alike (of equal G, for ``"assignment"``).
         ``"none"``: none; each layer keeps the most score, and a gather may be left in front of it
         and behind it. ``"streams"``: those that write the same channels, such as a residual
@@ -165,14 +160,20 @@ class GroupConvPruner(GroupPruner):
         """Options of :class:`GroupConvPruner`."""
 
         group_config: Any = Field(None, description="Layer -> G, or a JSON file of it.")
-        criterion: Criterion = Field("l2", description="Score of a kernel: l2, l1 or taylor.")
+        criterion: Criterion = Field(
+            "l2",
+            description="Score of a kernel: l2, l1 or taylor; error: what of a layer's output is "
+            "lost after a refit, on calibration images.",
+        )
         method: Literal["assignment", "grps", "same", "sort", "shuffle", "random"] = Field(
             "assignment", description="How channels are split."
         )
         num_sort_iters: int = Field(10, ge=0, description="N_S of grps.")
         restarts: int = Field(8, ge=0, description="Annealing chains of assignment.")
-        sharing: Sharing = Field(
-            "blocks", description="Which layers split the channels they meet in alike."
+        sharing: Sharing | None = Field(
+            None,
+            description="Which layers split the channels they meet in alike: blocks (the "
+            "default), streams, none (the default with criterion error).",
         )
         shaping: float = Field(
             0.0, ge=0, description="Group lasso outside the groups while it trains."
@@ -212,21 +213,25 @@ class GroupConvPruner(GroupPruner):
             list(requests),
             self._given,
         )
+        self._sharing: Sharing = given.sharing or ("none" if by_error(given) else "blocks")
+        covariances = live_covariances(model, live.layers, given, self._sharing)
         asked, unasked = asked_counts(
-            model, self.dummy_input, config_list, live.layers, requests, given, self._given
-        )
+            model, self.dummy_input, config_list, live.layers, requests, given, self._given,
+            covariances,
+        )  # fmt: skip
         groups, unfit = fitting_counts(live.layers, asked)
         skipped = {**skipped, **unasked, **unfit}
         if given.gate is not None:
-            sides = live.shared(groups, given.sharing)
-            slow = slower_layers(model, self.dummy_input, groups, sides, given.sharing)
+            sides = live.shared(groups, self._sharing)
+            slow = slower_layers(model, self.dummy_input, groups, sides, self._sharing)
             skipped.update(slow)
             groups = {name: g for name, g in groups.items() if name not in slow}
         if not isinstance(given.criterion, str):
             for name in groups:
                 kernel_scores(name, model.get_submodule(name).weight, given.criterion)
         super().__init__(model, live.layers, groups, skipped, evaluator, existed_wrappers, given)
-        self._sides = live.shared(self.groups, given.sharing)
+        self._sides = live.shared(self.groups, self._sharing)
+        self._errors = output_errors(model, live.layers, self.groups, covariances)
         self._sums: dict[str, Tensor] = {}
         self._threshold: dict[str, float] = {}
 
@@ -256,6 +261,12 @@ class GroupConvPruner(GroupPruner):
                 for index, (name, count) in enumerate(counts.items())
             }
         scores = {name: self._score(name) for name in counts}
+        if self._errors:
+            effort = {"restarts": self.options.restarts, "seed": self.options.seed}
+            return {
+                name: partition_by_error(self._errors[name], count, scores[name], **effort)
+                for name, count in counts.items()
+            }
         if self.options.method != "assignment":
             found = partition_many(
                 list(scores.values()),
