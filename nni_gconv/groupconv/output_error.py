@@ -22,9 +22,12 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.partition import Partition, partition
-from nni_gconv.groupconv.partition.assignment import balanced_assignment
-from nni_gconv.groupconv.partition.result import numbered_by_column
+from nni_gconv.groupconv.partition import (
+    Partition,
+    balanced_assignment,
+    numbered_by_column,
+    partition,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -8,13 +8,14 @@ order), `sides` and `joint` (layers that share sides), `nested` (groups that are
 again), `patterns` (splits that look at no score), `picture`.
 """
 
+from nni_gconv.groupconv.partition.assignment import balanced_assignment
 from nni_gconv.groupconv.partition.bounds import upper_bound
 from nni_gconv.groupconv.partition.criterion import kernel_norms, l1, l2, taylor
 from nni_gconv.groupconv.partition.joint import partition_joint
 from nni_gconv.groupconv.partition.nested import NestedPartition, arrange, nested_counts
 from nni_gconv.groupconv.partition.patterns import PATTERNS, fixed_pattern
 from nni_gconv.groupconv.partition.picture import block_pixels
-from nni_gconv.groupconv.partition.result import Partition
+from nni_gconv.groupconv.partition.result import Partition, numbered_by_column
 from nni_gconv.groupconv.partition.solve import (
     METHODS,
     Method,
@@ -30,6 +31,7 @@ __all__ = [
     "NestedPartition",
     "Partition",
     "arrange",
+    "balanced_assignment",
     "block_pixels",
     "checked_count",
     "fixed_pattern",
@@ -37,6 +39,7 @@ __all__ = [
     "l1",
     "l2",
     "nested_counts",
+    "numbered_by_column",
     "partition",
     "partition_joint",
     "partition_many",

@@ -261,8 +261,8 @@ class GroupConvPruner(GroupPruner):
                 for index, (name, count) in enumerate(counts.items())
             }
         scores = {name: self._score(name) for name in counts}
+        effort = {"restarts": self.options.restarts, "seed": self.options.seed}
         if self._errors:
-            effort = {"restarts": self.options.restarts, "seed": self.options.seed}
             return {
                 name: partition_by_error(self._errors[name], count, scores[name], **effort)
                 for name, count in counts.items()
@@ -284,8 +284,7 @@ class GroupConvPruner(GroupPruner):
                 rows,
                 columns,
                 count,
-                restarts=self.options.restarts if restarts is None else restarts,
-                seed=self.options.seed,
+                **(effort if restarts is None else {**effort, "restarts": restarts}),
             )
             split.update(zip(mine, parts, strict=True))
         return {name: split[name] for name in counts}
