@@ -114,7 +114,7 @@ def resolve(
         A wrong key, value or pattern; the message says which entry.
     """
     check_layers(model)
-    config_list = modern_config(model, config_list)
+    config_list = modern(model, config_list)
     if isinstance(config_list, Mapping | str) or not isinstance(config_list, Sequence):
         raise ConfigError(
             f"config_list: expected a list of entries, got {type(config_list).__name__}"
@@ -141,6 +141,17 @@ def resolve(
             found[name] = replace(found.get(name, LayerConfig()), **_overriding(settings))
     _check_groups(found)
     return {n: found[n] for n in modules if n in found}, frozenset(excluded - set(found))
+
+
+def modern(model: nn.Module, config_list: Any) -> Any:
+    """Write the keys of NNI 2 in a config_list as those of NNI 3, see `compat.modern_config`."""
+    modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
+
+    def select(entry: Mapping[str, Any], where: str) -> list[str]:
+        _check_keys(entry, where, ())
+        return _select(modules, entry, where)[0]
+
+    return modern_config(model, config_list, select)
 
 
 def _check_groups(layers: Mapping[str, LayerConfig]) -> None:

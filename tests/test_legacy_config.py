@@ -12,7 +12,7 @@ from pruning_nets import conv
 from torch import nn
 
 from nni_gconv import FPGMPruner, GroupConvPruner
-from nni_gconv.compat import modern_config
+from nni_gconv.config_list import modern
 from nni_gconv.errors import ConfigError
 
 X = torch.zeros(1, 3, 8, 8)
@@ -58,6 +58,11 @@ PAIRS = {
         [{"op_types": ["Conv2d"], "sparsity": 0.5},
          {"op_types": ["Conv2d"], "op_names": ["2", "9"], "exclude": True}],
         [{"op_types": ["Conv2d"], "sparse_ratio": 0.5, "exclude_op_names": ["2"]}],
+    ),
+    "exclude of a type, subclasses too": (
+        [{"op_types": ["default"], "sparsity": 0.5}, LAST,
+         {"op_types": ["Conv2d"], "exclude": True}],
+        [{"op_names": ["9"], "sparse_ratio": 0.5}],
     ),
     "op_partial_names": (
         [{"op_partial_names": ["2"], "sparsity": 0.5}],
@@ -120,7 +125,7 @@ def test_it_is_said_once(caplog):
         ([{"op_types": ["Conv2d"], "quant_types": ["weight"], "quant_bits": 8}], "a quantiser's"),
         (
             [{"op_types": ["Conv2d"], "sparsity": 0.5}, {"op_names": ["conv9"], "exclude": True}],
-            r"config_list\[1\]: its patterns together exclude no module",
+            r"config_list\[1\].op_names: 'conv9' matches no module",
         ),
         ([{"op_types": ["Conv2d"], "sparsity": 1.5}], "sparse_ratio: 1.5 is not allowed"),
         ([{"op_types": ["Conv2d"], "exclude": True}], "the list is empty"),
@@ -143,8 +148,8 @@ def test_what_contradicts_itself_is_one_line(config, message):
 
 def test_new_lists_are_left_alone():
     config = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5, "exclude_op_names": ["0"]}]
-    assert modern_config(net(), config) is config
-    assert modern_config(net(), "nonsense") == "nonsense"
+    assert modern(net(), config) is config
+    assert modern(net(), "nonsense") == "nonsense"
 
 
 def test_the_list_given_is_not_changed():

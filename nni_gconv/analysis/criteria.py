@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from nni_gconv import compat
+from nni_gconv.config_list import modern
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.pruning.channel_pruner import ChannelPruner
 from nni_gconv.pruning.options import Rule
@@ -58,7 +58,7 @@ def ranked_by(
         raise ConfigError("options.coupling: under union there is no single order (mean or max)")
     model = copy.deepcopy(model)  # a pruner wraps the layers of its model
     if config_list is not None:
-        config_list = compat.modern_config(model, config_list)
+        config_list = modern(model, config_list)
     entries = _without_goals([_every_layer(model)] if config_list is None else config_list)
     method = CRITERIA[criterion]
     if method == "random":

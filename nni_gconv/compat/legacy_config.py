@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nni_gconv.errors import ConfigError
@@ -25,13 +24,24 @@ LEGACY_SELECT_KEYS = ("exclude", "op_partial_names")
 _SELECT = ("op_types", "op_names", "op_names_re")
 
 
-def modern_config(model: nn.Module, config_list: Any) -> Any:
+def modern_config(
+    model: nn.Module, config_list: Any, select: Callable[[Mapping[str, Any], str], Iterable[str]]
+) -> Any:
     """Write a config_list of NNI 2 with the keys of NNI 3; others come back as they are.
 
     ``sparsity``, ``sparsity_per_layer`` and ``max_sparsity_per_layer`` are ratios;
     ``total_sparsity`` is one that the layers of its entry reach together; ``op_partial_names`` are
     patterns; an entry with ``exclude`` takes its layers out of all others; ``op_types: [default]``
     are all layers that can be pruned. Each is noted in the log.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model the names belong to.
+    config_list : list of dict
+        As it was given.
+    select : callable
+        Names of the layers that an entry selects; also told where the entry stands.
 
     Raises
     ------
@@ -55,7 +65,7 @@ def modern_config(model: nn.Module, config_list: Any) -> Any:
         return config_list
     for note in notes:
         _logger.warning(note)
-    excluded = [name for where, entry in excluding for name in _selected(model, entry, where)]
+    excluded = [name for where, entry in excluding for name in select(_selection(entry), where)]
     for entry in kept if excluded else ():
         entry["exclude_op_names"] = [*entry.get("exclude_op_names", ()), *excluded]
     return kept
@@ -98,23 +108,5 @@ def _default_types(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(type(layer).__name__ for layer in layers))
 
 
-def _selected(model: nn.Module, entry: Mapping[str, Any], where: str) -> list[str]:
-    """Name the layers that an entry selects, as NNI does: names of the given types."""
-    from nni.compression.base.config import select_modules_by_config
-
-    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    asked = {key: value for key, value in entry.items() if key in _SELECT}
-    for key, value in asked.items():
-        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise ConfigError(f"{where}.{key}: expected a list of strings, got {value!r}")
-    for pattern in asked.get("op_names_re", ()):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            said = f"{where}.op_names_re: {pattern!r} is not a regular expression ({error})"
-            raise ConfigError(said) from error
-    missing = [name for name in asked.get("op_names", ()) if name not in known]
-    names = {} if missing else select_modules_by_config(model, asked)[0]
-    if not names:
-        raise ConfigError(f"{where}: its patterns together exclude no module")
-    return sorted(names)
+def _selection(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key in _SELECT}

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from nni_gconv.compat import modern_config
-from nni_gconv.config_list import CHANNEL_KEYS, SETTING_KEYS, resolve
+from nni_gconv.config_list import CHANNEL_KEYS, SETTING_KEYS, modern, resolve
 from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.choices import check_count, not_groupable
 
@@ -70,7 +69,7 @@ def group_requests(
     >>> skipped
     {'0': 'its 3 input channels are the colours of an image'}
     """
-    config_list = modern_config(model, config_list)
+    config_list = modern(model, config_list)
     selected, _ = resolve(model, config_list, extra_keys=GROUP_KEYS)
     found = dict.fromkeys(selected, GroupRequest())
     for number, entry in enumerate(config_list):

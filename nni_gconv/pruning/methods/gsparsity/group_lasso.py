@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.compat import modern_config
-from nni_gconv.config_list import resolve
+from nni_gconv.config_list import modern, resolve
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Coupling, Member, op_name
 from nni_gconv.pruning.selection.cost import CostModel
@@ -63,7 +62,7 @@ def layer_gains(
     >>> layer_gains(net, entries, 0.05)[0]
     {'0': 0.05, '1': 0.1}
     """
-    config_list = modern_config(model, config_list)
+    config_list = modern(model, config_list)
     selected, _ = resolve(model, config_list, extra_keys=(GAIN_KEY,))
     gains = dict.fromkeys(selected, not_negative(default, "gain"))
     for number, entry in enumerate(config_list):
