@@ -8,8 +8,6 @@ from nni.algorithms.hpo.bohb_advisor import BOHB as _BOHB
 
 from nni_gconv.compat.mended_tuners import StringIds
 
-__all__ = ["BOHB"]
-
 
 class BOHB(StringIds, _BOHB):
     """NNI's BOHB.

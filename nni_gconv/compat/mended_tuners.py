@@ -21,8 +21,6 @@ from nni.algorithms.hpo.hyperband_advisor import Hyperband as _Hyperband
 from nni.algorithms.hpo.tpe_tuner import TpeTuner
 from nni.runtime.tuner_command_channel import CommandType
 
-__all__ = ["TPE", "Evolution", "Hyperband", "StringIds"]
-
 _BUDGET = "TRIAL_BUDGET"
 
 

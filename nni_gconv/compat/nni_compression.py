@@ -12,19 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-__all__ = [
-    "evaluator_input",
-    "evaluator_optimizer",
-    "explain_fusion",
-    "is_maskable",
-    "is_wrapped",
-    "learn_optimizer",
-    "let_lightning_stop",
-    "register_pruning_types",
-    "split_parameter_groups",
-    "take_over_weights",
-]
-
 
 def is_wrapped(model: nn.Module) -> bool:
     """Tell whether an NNI compressor still holds the model's modules in its wrappers."""

@@ -22,24 +22,6 @@ from typing import Any
 
 from nni_gconv.errors import ConfigError
 
-__all__ = [
-    "EXPERIMENT_MARK",
-    "HOST_KEYS",
-    "algorithm_class",
-    "dispatcher_exception",
-    "dispatcher_folder",
-    "experiment_mapping",
-    "launch_path",
-    "link_tensorboard",
-    "load_experiment_config",
-    "nni_algorithms",
-    "quiet_nni",
-    "start_manager",
-    "write_launch_files",
-    "write_resume_file",
-]
-
-
 EXPERIMENT_MARK = "NNI_GCONV_EXPERIMENT"
 """Variable that every process of an experiment we started carries: its NNI experiment id."""
 

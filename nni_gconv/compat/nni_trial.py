@@ -13,18 +13,6 @@ from typing import Any
 from nni_gconv.errors import ConfigError
 from nni_gconv.files import write_json
 
-__all__ = [
-    "continue_intermediates",
-    "end_leftovers",
-    "experiment_folder",
-    "flat_parameters",
-    "next_parameters",
-    "report_final",
-    "report_intermediate",
-    "running_under_nni",
-    "trial_folder",
-]
-
 
 def running_under_nni() -> bool:
     """Tell whether NNI's manager started this process.

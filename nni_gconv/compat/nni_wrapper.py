@@ -16,14 +16,6 @@ from nni_gconv.compat.torch_edges import is_scripted
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = [
-    "lighten_wrappers",
-    "parameter_order",
-    "restore_modules",
-    "restore_parameter_order",
-    "trained_weight",
-]
-
 
 def lighten_wrappers(wrappers: Mapping[str, Any]) -> None:
     """Give wrappers a quick forward, equal in what it computes.

@@ -8,8 +8,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-__all__ = ["DriverGpus", "driver_gpus"]
-
 
 @dataclass(frozen=True)
 class DriverGpus:

@@ -18,24 +18,6 @@ from nni_gconv.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = [
-    "check_onnx",
-    "end_process_group",
-    "export_onnx",
-    "fake_tensors",
-    "flop_formulas",
-    "is_fake",
-    "is_scripted",
-    "is_torch_file",
-    "load_exported_program",
-    "plain_attention",
-    "real_tensors",
-    "reason_of",
-    "run_onnx",
-    "save_exported_program",
-    "type_remedy",
-]
-
 
 # Torch itself is imported only where it is needed: who launches experiments does without it.
 _TORCH = importlib.util.find_spec("torch")

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from nni_gconv.experiment.running import RunningExperiment
     from nni_gconv.remote import Machine
 
-__all__ = ["Courier"]
-
 _PAUSE_SECONDS = 5.0
 
 

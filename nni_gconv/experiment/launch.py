@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from nni_gconv.experiment.progress import ExperimentView
 
-__all__ = ["run_experiment", "start"]
-
 _START_SECONDS = 60.0
 
 

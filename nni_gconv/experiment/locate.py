@@ -7,8 +7,6 @@ from pathlib import Path
 
 from nni_gconv.errors import ConfigError, nearest
 
-__all__ = ["find_experiment", "folder_of", "hint_of_id"]
-
 
 def find_experiment(source: str | Path) -> Path:
     """Return the folder of an experiment.

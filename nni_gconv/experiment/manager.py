@@ -11,8 +11,6 @@ from typing import Any
 from nni_gconv.compat.nni_database import parse_metrics, parse_parameters
 from nni_gconv.errors import NniGconvError
 
-__all__ = ["ManagerClient", "ManagerError", "TrialState", "parse_trial"]
-
 FAILED = frozenset({"FAILED", "SYS_CANCELED", "KILLED"})
 ENDED = FAILED | {"SUCCEEDED", "USER_CANCELED", "EARLY_STOPPED"}
 

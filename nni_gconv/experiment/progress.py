@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from nni_gconv.experiment.watch import Outcome
     from nni_gconv.remote import FetchReport, MachineLinks
 
-__all__ = ["ExperimentView", "tunnel_line"]
-
 #: Parameters that are written out on a line of a trial.
 _SHOWN = 6
 

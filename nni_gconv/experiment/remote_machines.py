@@ -21,16 +21,6 @@ from nni_gconv.remote import (
 if TYPE_CHECKING:
     from nni_gconv.experiment.checks.plan import ExperimentPlan
 
-__all__ = [
-    "check_machine_list",
-    "open_links",
-    "platform_of",
-    "remote_notes",
-    "services_of",
-    "where",
-    "with_tunnel_end",
-]
-
 _LOOPBACK = ("127.0.0.1", "localhost")
 
 

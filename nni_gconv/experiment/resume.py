@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from nni_gconv.experiment.progress import ExperimentView
     from nni_gconv.experiment.watch import Outcome
 
-__all__ = ["resume_experiment", "resume_plan"]
-
 
 def resume_experiment(
     experiment: str | Path,

@@ -16,8 +16,6 @@ from nni_gconv.remote import MachineLinks
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["RunningExperiment", "end_processes", "processes_of"]
-
 _STOP_SECONDS = 60.0
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from nni_gconv.errors import ConfigError, unknown_name
 
-__all__ = ["experiment_file", "experiment_names"]
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 

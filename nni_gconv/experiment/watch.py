@@ -23,8 +23,6 @@ from nni_gconv.experiment.remote_machines import services_of
 if TYPE_CHECKING:
     from nni_gconv.experiment.running import RunningExperiment
 
-__all__ = ["Ending", "Outcome", "watch"]
-
 _SILENCE = 60.0  # seconds without an answer of a living manager until it counts as gone
 _SETTLE = 2.0  # seconds that TUNER_NO_MORE_TRIAL must hold with every trial ended
 _MACHINES_SECONDS = 180.0  # without a single machine elsewhere until the experiment is over

@@ -6,7 +6,6 @@ says so, which is written last.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -40,32 +39,6 @@ def choose_output(recipe: Recipe, output: Path | None) -> Path:
         return Path(output).expanduser()
     given = compat.trial_folder()
     return given if given is not None else Path("runs") / (recipe.name or "trial")
-
-
-def shared_folder(recipe: Recipe, distributed: Distributed) -> Path | None:
-    """Name the folder of the dense network that a recipe and its like ask for, if any."""
-    share = None if recipe.train is None else recipe.train.share
-    if share is None:
-        return None
-    if distributed.active:
-        raise ConfigError("train.share: cannot be used under torchrun; train once beforehand")
-    root = compat.experiment_folder() if share == "experiment" else Path(share).expanduser()
-    if root is None:
-        return None
-    content = recipe.model_dump(mode="json")
-    asked = {key: content[key] for key in ("model", "data", "train", "seed")}
-    asked["train"].pop("share")
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    return root / "nni_gconv_dense" / digest
-
-
-def read_shared(file: Path) -> dict[str, Any]:
-    """Read what the training of a shared dense network came to; its files are checked."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{file} is damaged; delete it to train again") from None
-    return opened(file, "train", found)[0]
 
 
 class TrialFolder:

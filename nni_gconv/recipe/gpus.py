@@ -12,8 +12,6 @@ from nni_gconv import compat
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.slots import gpu_slots, gpus_wanted
 
-__all__ = ["run_torchrun", "torchrun_size", "trial_gpus"]
-
 
 @contextlib.contextmanager
 def trial_gpus(recipe: Recipe) -> Iterator[None]:

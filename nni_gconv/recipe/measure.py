@@ -14,8 +14,6 @@ from nni_gconv.training.data import Loaders
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.metrics import evaluate
 
-__all__ = ["accuracies", "measure_models"]
-
 #: Accuracies of a split: ``{"val": {"accuracy_masked": 0.5, "top5_masked": 0.9}, "test": {...}}``.
 Accuracies = dict[str, dict[str, float]]
 

@@ -10,8 +10,6 @@ from nni_gconv.groupconv.partition import block_pixels
 from nni_gconv.pruning.group_pruner import GroupPruner
 from nni_gconv.training.logs.metric_log import MetricLog
 
-__all__ = ["log_blocks"]
-
 
 def log_blocks(log: MetricLog | None, pruner: Any) -> None:
     """Write the kernel norms of each layer a pruner split: as stored, and groups side by side.

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TrialResult"]
-
 
 @dataclass(frozen=True)
 class TrialResult:

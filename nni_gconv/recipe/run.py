@@ -19,8 +19,6 @@ from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.stages import Trial
 from nni_gconv.training.distributed import Distributed
 
-__all__ = ["run_recipe"]
-
 
 def run_recipe(
     recipe: Recipe | Mapping[str, Any] | str | Path,

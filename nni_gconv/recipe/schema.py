@@ -13,8 +13,6 @@ from nni_gconv.training.data import DataSettings
 from nni_gconv.training.settings import FinetuneSettings, TrainSettings
 from nni_gconv.training.zoo import ModelSettings
 
-__all__ = ["ExportSettings", "Recipe", "ReportSettings", "SpeedupSettings", "TrainStage"]
-
 #: What an objective may weigh, and what a trial reports.
 METRICS = (
     "accuracy",

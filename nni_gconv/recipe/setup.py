@@ -9,8 +9,6 @@ from torch import nn
 
 from nni_gconv.errors import ConfigError
 
-__all__ = ["check_runs", "choose_device", "reset_parameters"]
-
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that is there.

@@ -16,18 +16,17 @@ from nni_gconv import compat
 from nni_gconv.artefact import holds_plan, load_compact, save_compact, versions
 from nni_gconv.errors import ConfigError
 from nni_gconv.export import export_model
-from nni_gconv.files import links_in, lock_of, write_json
 from nni_gconv.graph import Graph, load_masks, trace
 from nni_gconv.profiling import Counts, Profile, check_met, profile
 from nni_gconv.pruning import Calibration, PruneSettings, TrainedPruner, create_pruner
 from nni_gconv.pruning.options import Traced
-from nni_gconv.recipe.folder import TrialFolder, read_shared, shared_folder
+from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.measure import Accuracies, accuracies, measure_models
 from nni_gconv.recipe.pictures import log_blocks
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
-from nni_gconv.recipe.seal import sealed, written_since
 from nni_gconv.recipe.setup import check_runs, choose_device, reset_parameters
+from nni_gconv.recipe.shared_dense import read_shared, shared_folder, train_shared
 from nni_gconv.recipe.state_files import load_state, save_masks, save_state
 from nni_gconv.speedup import ModelSpeedup, layer_sizes
 from nni_gconv.training.data import load_data, make_loaders
@@ -39,8 +38,6 @@ from nni_gconv.training.loop import fit
 from nni_gconv.training.seeding import seed_everything
 from nni_gconv.training.settings import TrainSettings
 from nni_gconv.training.zoo import ModelSettings, list_models
-
-__all__ = ["Trial"]
 
 DENSE = "dense.safetensors"
 MASKS = "masks.safetensors"
@@ -144,7 +141,7 @@ class Trial:
                 self.folder.run("train", lambda: self._train_in(self.folder.path, self.log))
             else:
                 done = self.folder.finished("train")
-                self.folder.run("train", lambda: self._train_shared(shared))
+                self.folder.run("train", lambda: train_shared(shared, self._train_in))
                 if done and (shared / "train.json").is_file():
                     read_shared(shared / "train.json")
             load_state(self.model, (shared or self.folder.path) / DENSE, self.device)
@@ -321,22 +318,6 @@ class Trial:
         result = self._fit(stage, "train", path, log)
         save_state(self.model, path / DENSE, self.distributed)
         return {"best_epoch": result.best_epoch, "val_accuracy": result.best_accuracy}
-
-    def _train_shared(self, shared: Path) -> dict[str, Any]:
-        """Train once among all trials that share; the others wait and take the result."""
-        shared.mkdir(parents=True, exist_ok=True)
-        facts = shared / "train.json"
-        if shared.is_symlink():
-            raise ConfigError(f"train.share: {shared} is a link: remove it")
-        with lock_of(shared / ".lock"):
-            links = links_in(shared)
-            if links:
-                raise ConfigError(f"train.share: {links[0]} is a link: remove it")
-            if not facts.is_file():
-                with MetricLog(shared, nni=False) as log:
-                    found = self._train_in(shared, log)
-                    write_json(facts, sealed("train", found, written_since(shared, {})))
-        return {"shared": str(shared), **read_shared(facts)}
 
     def _fit(
         self, settings: TrainSettings, stage: str, path: Path, log: MetricLog | None

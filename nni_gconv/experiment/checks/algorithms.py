@@ -11,8 +11,6 @@ from typing import Any
 
 from nni_gconv.errors import ConfigError, unknown_name
 
-__all__ = ["algorithm_notes", "check_algorithms"]
-
 _PROBE = Path(__file__).with_name("probe.py")
 _PROBE_SECONDS = 120
 #: The process of the tuner has so long to import it and to connect (see _shims/patience.js; 10 s

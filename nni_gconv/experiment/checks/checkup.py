@@ -36,8 +36,6 @@ from nni_gconv.remote import (
 )
 from nni_gconv.slots import machine_slots
 
-__all__ = ["check_experiment", "check_machines", "made_ready"]
-
 _MUCH_CODE = 20 * 1024**2
 
 

@@ -13,8 +13,6 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.slots import GPUS_VARIABLE, Slots, machine_slots
 from nni_gconv.yaml12 import read_yaml
 
-__all__ = ["GpuWish", "give_gpus", "gpu_notes", "gpu_wish"]
-
 
 @dataclass(frozen=True)
 class GpuWish:

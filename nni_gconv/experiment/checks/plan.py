@@ -9,8 +9,6 @@ from typing import Any
 from nni_gconv.experiment.checks.search_space import grid_size, open_keys
 from nni_gconv.remote import Machine, machines_of
 
-__all__ = ["ExperimentPlan", "Resumption"]
-
 
 @dataclass(frozen=True)
 class Resumption:

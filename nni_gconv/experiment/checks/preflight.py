@@ -38,8 +38,6 @@ from nni_gconv.yaml12 import read_yaml
 if TYPE_CHECKING:
     from nni.experiment import ExperimentConfig
 
-__all__ = ["free_port", "preflight"]
-
 _PLATFORMS = ("local", "remote", "openpai", "aml", "dlc", "kubeflow", "frameworkcontroller")
 _OLD_KEYS = ("trainingServicePlatform", "authorName", "trial", "searchSpacePath")
 

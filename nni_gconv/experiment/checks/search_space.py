@@ -9,8 +9,6 @@ from typing import Any
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.tuning import COST_LISTS, check_cost_lists
 
-__all__ = ["check_space", "grid_size", "open_keys"]
-
 _TYPES = (
     "choice", "randint", "uniform", "quniform", "loguniform", "qloguniform",
     "normal", "qnormal", "lognormal", "qlognormal",
