@@ -69,19 +69,20 @@ if TYPE_CHECKING:
     from nni_gconv.groupconv.partition import Partition, partition
     from nni_gconv.groupconv.search import search_groups
     from nni_gconv.profiling import profile
-    from nni_gconv.pruning import Calibration, reconstruct
-    from nni_gconv.pruning.criteria.second_order import SecondOrderPruner
-    from nni_gconv.pruning.methods.fpgm import FPGMPruner
-    from nni_gconv.pruning.methods.gconv.pruner import GroupConvPruner
-    from nni_gconv.pruning.methods.gsparsity.pruner import GSparsityPruner
-    from nni_gconv.pruning.methods.shuffle.pruner import ShufflePruner
-    from nni_gconv.pruning.methods.slimming.pruner import SlimmingPruner
-    from nni_gconv.pruning.registry import register_pruner
-    from nni_gconv.recipe.run import run_recipe
-    from nni_gconv.recipe.schema import Recipe
+    from nni_gconv.pruning import (
+        Calibration,
+        FPGMPruner,
+        GroupConvPruner,
+        GSparsityPruner,
+        SecondOrderPruner,
+        ShufflePruner,
+        SlimmingPruner,
+        reconstruct,
+        register_pruner,
+    )
+    from nni_gconv.recipe import Recipe, run_recipe
     from nni_gconv.speedup import ModelSpeedup
-    from nni_gconv.training.proxsgd import ProxSGD
-    from nni_gconv.training.recalibrate import recalibrate_bn
+    from nni_gconv.training import ProxSGD, recalibrate_bn
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from nni_gconv.graph import CoupledSet, Coupling, trace
-from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
-from nni_gconv.pruning.selection.cost import CostModel
-from nni_gconv.pruning.selection.prunable import judged
+from nni_gconv.pruning import CostModel, Request, judged, removal_steps, take
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ _PLACES = {
 }
 
 if TYPE_CHECKING:
-    from nni_gconv.compat.mended_bohb import BOHB
-    from nni_gconv.compat.mended_tuners import TPE, Evolution, Hyperband
+    from nni_gconv.compat import BOHB, TPE, Evolution, Hyperband
     from nni_gconv.tuning import GridSearch, ParetoTuner
 
 

@@ -13,8 +13,10 @@ import nni_gconv
 
 ROOT = Path(nni_gconv.__file__).parent
 FACES = [
-    "analysis", "artefact", "graph", "groupconv", "groupconv.partition", "groupconv.search",
-    "installation", "profiling", "remote", "report", "speedup", "tuning",
+    "analysis", "artefact", "compat", "experiment", "experiment.checks", "graph", "groupconv",
+    "groupconv.partition", "groupconv.search",
+    "installation", "profiling", "pruning", "recipe", "remote", "report", "speedup", "training",
+    "training.data", "training.logs", "training.zoo", "tuning",
 ]  # fmt: skip
 
 
@@ -72,4 +74,4 @@ def test_a_face_says_what_it_is_and_holds_what_it_names(face):
 
 def test_only_faces_list_names():
     modules = [path for path in ROOT.rglob("*.py") if path.name not in ("__init__.py", "tuner.py")]
-    assert [path for path in modules if "__all__" in path.read_text()] == []
+    assert [path for path in modules if "\n__all__ =" in path.read_text()] == []

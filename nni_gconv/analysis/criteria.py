@@ -10,10 +10,7 @@ from torch import nn
 
 from nni_gconv.config_list import modern
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.pruning.channel_pruner import ChannelPruner
-from nni_gconv.pruning.options import Rule
-from nni_gconv.pruning.registry import create_pruner, find_method
-from nni_gconv.pruning.settings import PruneSettings
+from nni_gconv.pruning import ChannelPruner, PruneSettings, Rule, create_pruner, find_method
 
 #: Criterion -> method of a recipe that removes channels in that order.
 CRITERIA: dict[str, str] = {

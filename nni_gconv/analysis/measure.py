@@ -23,9 +23,7 @@ from nni_gconv.analysis.zeroing import silenced
 from nni_gconv.artefact import weights_digest
 from nni_gconv.config_list import LayerConfig
 from nni_gconv.errors import ConfigError
-from nni_gconv.pruning.channel_pruner import ChannelPruner
-from nni_gconv.pruning.selection.allocation import take
-from nni_gconv.pruning.selection.coupled_sets import taken_channels
+from nni_gconv.pruning import ChannelPruner, take, taken_channels
 from nni_gconv.training.data import Loaders
 
 #: 0, 0.05, ..., 0.95

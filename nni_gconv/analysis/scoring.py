@@ -12,8 +12,8 @@ from nni_gconv.analysis.curves import Score
 from nni_gconv.errors import ConfigError
 from nni_gconv.modes import evaluating
 from nni_gconv.profiling import device_of
+from nni_gconv.training import evaluate as measure
 from nni_gconv.training.data import Loaders
-from nni_gconv.training.metrics import evaluate as measure
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]

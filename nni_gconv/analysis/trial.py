@@ -15,11 +15,8 @@ from nni_gconv.analysis.measure import RATIOS, check_points, sensitivity
 from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.config_list import CHANNEL_KEYS, SELECT_KEYS
 from nni_gconv.errors import ConfigError
-from nni_gconv.recipe.folder import TrialFolder, choose_output
-from nni_gconv.recipe.load import load_recipe
-from nni_gconv.recipe.schema import Recipe
-from nni_gconv.recipe.stages import Trial
-from nni_gconv.training.distributed import Distributed
+from nni_gconv.recipe import Recipe, Trial, TrialFolder, choose_output, load_recipe
+from nni_gconv.training import Distributed
 
 #: What a recipe says of the dense network.
 _DENSE = ("name", "seed", "device", "threads", "model", "data", "train")

@@ -66,9 +66,7 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from nni_gconv.recipe import run_recipe
-    from nni_gconv.recipe.gpus import run_torchrun, torchrun_size
-    from nni_gconv.recipe.load import load_recipe
+    from nni_gconv.recipe import load_recipe, run_recipe, run_torchrun, torchrun_size
     from nni_gconv.slots import gpu_slots
 
     loaded = load_recipe(recipe, overrides)

@@ -1,81 +1,101 @@
 """Rough edges of torch and NNI, each met in one small function.
 
 Nothing else in the package works around a version of torch or NNI; when one of them changes, these
-are the files to look at. Neither torch nor NNI is imported before it is needed.
+are the files to look at. Begin with the file of the edge: `torch_edges`, or `nni_*`. It knows of
+errors and files alone, and imports neither torch nor NNI before they are needed.
 """
 
-from nni_gconv.compat.legacy_config import LEGACY_SELECT_KEYS, modern_config
-from nni_gconv.compat.nni_compression import (
-    evaluator_input,
-    evaluator_optimizer,
-    explain_fusion,
-    is_maskable,
-    is_wrapped,
-    learn_optimizer,
-    let_lightning_stop,
-    register_pruning_types,
-    split_parameter_groups,
-    take_over_weights,
-)
-from nni_gconv.compat.nni_manager import (
-    EXPERIMENT_MARK,
-    HOST_KEYS,
-    algorithm_class,
-    builtin_class,
-    dispatcher_exception,
-    dispatcher_folder,
-    experiment_mapping,
-    launch_path,
-    link_tensorboard,
-    load_experiment_config,
-    nni_algorithms,
-    quiet_nni,
-    start_manager,
-    write_launch_files,
-    write_resume_file,
-)
-from nni_gconv.compat.nni_trial import (
-    continue_intermediates,
-    end_leftovers,
-    experiment_folder,
-    flat_parameters,
-    next_parameters,
-    report_final,
-    report_intermediate,
-    running_under_nni,
-    trial_folder,
-)
-from nni_gconv.compat.nni_wrapper import (
-    lighten_wrappers,
-    parameter_order,
-    restore_modules,
-    restore_parameter_order,
-    trained_weight,
-)
-from nni_gconv.compat.nvml import DriverGpus, driver_gpus
-from nni_gconv.compat.torch_edges import (
-    check_onnx,
-    end_process_group,
-    export_onnx,
-    fake_tensors,
-    flop_formulas,
-    is_fake,
-    is_scripted,
-    is_torch_file,
-    load_exported_program,
-    plain_attention,
-    real_tensors,
-    reason_of,
-    run_onnx,
-    save_exported_program,
-    type_remedy,
-)
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from nni_gconv.compat.legacy_config import LEGACY_SELECT_KEYS, modern_config
+    from nni_gconv.compat.mended_bohb import BOHB
+    from nni_gconv.compat.mended_tuners import TPE, Evolution, Hyperband
+    from nni_gconv.compat.nni_compression import (
+        evaluator_input,
+        evaluator_optimizer,
+        explain_fusion,
+        is_maskable,
+        is_wrapped,
+        learn_optimizer,
+        let_lightning_stop,
+        register_pruning_types,
+        split_parameter_groups,
+        take_over_weights,
+    )
+    from nni_gconv.compat.nni_database import (
+        TrialRecord,
+        parse_metrics,
+        parse_parameters,
+        read_config,
+        read_database,
+        read_tried,
+    )
+    from nni_gconv.compat.nni_manager import (
+        EXPERIMENT_MARK,
+        HOST_KEYS,
+        algorithm_class,
+        builtin_class,
+        dispatcher_exception,
+        dispatcher_folder,
+        experiment_mapping,
+        launch_path,
+        link_tensorboard,
+        load_experiment_config,
+        nni_algorithms,
+        quiet_nni,
+        start_manager,
+        write_launch_files,
+        write_resume_file,
+    )
+    from nni_gconv.compat.nni_trial import (
+        continue_intermediates,
+        end_leftovers,
+        experiment_folder,
+        flat_parameters,
+        next_parameters,
+        report_final,
+        report_intermediate,
+        running_under_nni,
+        trial_folder,
+    )
+    from nni_gconv.compat.nni_wrapper import (
+        lighten_wrappers,
+        parameter_order,
+        restore_modules,
+        restore_parameter_order,
+        trained_weight,
+    )
+    from nni_gconv.compat.nvml import driver_gpus
+    from nni_gconv.compat.torch_edges import (
+        check_onnx,
+        end_process_group,
+        export_onnx,
+        fake_tensors,
+        flop_formulas,
+        is_fake,
+        is_scripted,
+        is_torch_file,
+        load_exported_program,
+        plain_attention,
+        real_tensors,
+        reason_of,
+        run_onnx,
+        save_exported_program,
+        type_remedy,
+    )
 
 __all__ = [
+    "BOHB",
     "EXPERIMENT_MARK",
     "HOST_KEYS",
     "LEGACY_SELECT_KEYS",
-    "DriverGpus",
+    "TPE",
+    "Evolution",
+    "Hyperband",
+    "TrialRecord",
     "algorithm_class",
     "builtin_class",
     "check_onnx",
@@ -110,8 +130,13 @@ __all__ = [
     "next_parameters",
     "nni_algorithms",
     "parameter_order",
+    "parse_metrics",
+    "parse_parameters",
     "plain_attention",
     "quiet_nni",
+    "read_config",
+    "read_database",
+    "read_tried",
     "real_tensors",
     "reason_of",
     "register_pruning_types",
@@ -131,3 +156,85 @@ __all__ = [
     "write_launch_files",
     "write_resume_file",
 ]
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "legacy_config": ["LEGACY_SELECT_KEYS", "modern_config"],
+        "mended_bohb": ["BOHB"],
+        "mended_tuners": ["Evolution", "Hyperband", "TPE"],
+        "nni_compression": [
+            "evaluator_input",
+            "evaluator_optimizer",
+            "explain_fusion",
+            "is_maskable",
+            "is_wrapped",
+            "learn_optimizer",
+            "let_lightning_stop",
+            "register_pruning_types",
+            "split_parameter_groups",
+            "take_over_weights",
+        ],
+        "nni_database": [
+            "TrialRecord",
+            "parse_metrics",
+            "parse_parameters",
+            "read_config",
+            "read_database",
+            "read_tried",
+        ],
+        "nni_manager": [
+            "EXPERIMENT_MARK",
+            "HOST_KEYS",
+            "algorithm_class",
+            "builtin_class",
+            "dispatcher_exception",
+            "dispatcher_folder",
+            "experiment_mapping",
+            "launch_path",
+            "link_tensorboard",
+            "load_experiment_config",
+            "nni_algorithms",
+            "quiet_nni",
+            "start_manager",
+            "write_launch_files",
+            "write_resume_file",
+        ],
+        "nni_trial": [
+            "continue_intermediates",
+            "end_leftovers",
+            "experiment_folder",
+            "flat_parameters",
+            "next_parameters",
+            "report_final",
+            "report_intermediate",
+            "running_under_nni",
+            "trial_folder",
+        ],
+        "nni_wrapper": [
+            "lighten_wrappers",
+            "parameter_order",
+            "restore_modules",
+            "restore_parameter_order",
+            "trained_weight",
+        ],
+        "nvml": ["driver_gpus"],
+        "torch_edges": [
+            "check_onnx",
+            "end_process_group",
+            "export_onnx",
+            "fake_tensors",
+            "flop_formulas",
+            "is_fake",
+            "is_scripted",
+            "is_torch_file",
+            "load_exported_program",
+            "plain_attention",
+            "real_tensors",
+            "reason_of",
+            "run_onnx",
+            "save_exported_program",
+            "type_remedy",
+        ],
+    },
+)

@@ -12,9 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from nni_gconv.experiment.artefact_transfer import Courier
-from nni_gconv.experiment.checks.checkup import made_ready
-from nni_gconv.experiment.checks.plan import ExperimentPlan
-from nni_gconv.experiment.checks.preflight import as_json, preflight
+from nni_gconv.experiment.checks import ExperimentPlan, as_json, made_ready, preflight
 from nni_gconv.experiment.manager import ManagerClient, ManagerError, TrialState
 from nni_gconv.experiment.remote_machines import open_links
 from nni_gconv.experiment.running import RunningExperiment

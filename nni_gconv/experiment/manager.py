@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nni_gconv.compat.nni_database import parse_metrics, parse_parameters
+from nni_gconv.compat import parse_metrics, parse_parameters
 from nni_gconv.errors import NniGconvError
 
 FAILED = frozenset({"FAILED", "SYS_CANCELED", "KILLED"})

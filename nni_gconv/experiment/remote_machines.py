@@ -19,7 +19,7 @@ from nni_gconv.remote import (
 )
 
 if TYPE_CHECKING:
-    from nni_gconv.experiment.checks.plan import ExperimentPlan
+    from nni_gconv.experiment.checks import ExperimentPlan
 
 _LOOPBACK = ("127.0.0.1", "localhost")
 

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nni_gconv.compat.nni_database import read_config, read_database, read_tried
+from nni_gconv.compat import read_config, read_database, read_tried
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment.checks.plan import ExperimentPlan, Resumption
-from nni_gconv.experiment.checks.preflight import preflight
+from nni_gconv.experiment.checks import ExperimentPlan, Resumption, preflight
 from nni_gconv.experiment.launch import run_experiment
 from nni_gconv.experiment.locate import find_experiment
 from nni_gconv.experiment.manager import ENDED, FAILED

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nni_gconv.experiment.checks.plan import ExperimentPlan
+from nni_gconv.experiment.checks import ExperimentPlan
 from nni_gconv.experiment.manager import ManagerClient, ManagerError
 from nni_gconv.remote import MachineLinks
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nni_gconv.compat.nni_database import read_database
+from nni_gconv.compat import read_database
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.manager import ManagerError, TrialState
 from nni_gconv.experiment.remote_machines import services_of

@@ -44,7 +44,8 @@ from nni_gconv.pruning.selection.coupled_sets import (
 from nni_gconv.pruning.selection.earlier_masks import check_given, check_unmasked, earlier_masks
 from nni_gconv.pruning.selection.latency import LatencyModel
 from nni_gconv.pruning.selection.prunable import judged
-from nni_gconv.pruning.selection.skipped import find_skipped, first_reason, listed, skip_lines
+from nni_gconv.pruning.selection.skipped import find_skipped, first_reason, skip_lines
+from nni_gconv.pruning.table import channel_table
 
 _logger = logging.getLogger(__name__)
 
@@ -420,20 +421,7 @@ class ChannelPruner(TrainedPruner):
 
     def table(self) -> Table:
         """Show each set: its layers, how many channels stay, and why a layer was not pruned."""
-        masks = self.get_masks()
-        table = Table("layers", "channels", "kept", "note", title=type(self).__name__)
-        for coupled in self.sets:
-            member = coupled.members[0]
-            mask = masks[member.module]["weight"]
-            kept = coupled.size
-            if mask is not None:
-                alive = mask.movedim(member.dim, 0).flatten(1).any(1).cpu().numpy()[member.rows]
-                kept = len(np.unique(member.units[alive]))
-            names = listed(list(dict.fromkeys(m.module for m in coupled.members)))
-            table.add_row(names, str(coupled.size), str(kept), "")
-        for name, reason in self.skipped.items():
-            table.add_row(name, "", "all", reason)
-        return table
+        return channel_table(type(self).__name__, self.sets, self.get_masks(), self.skipped)
 
 
 def _check_goals(layers: Mapping[str, LayerConfig], budget: Mapping[str, float] | None) -> None:

@@ -28,7 +28,7 @@ from nni_gconv.pruning.options import PrunerOptions
 from nni_gconv.pruning.reconstruction import Reconstruction, reconstruct
 from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.selection.earlier_masks import joined_masks
-from nni_gconv.training.distributed import several_processes
+from nni_gconv.training import several_processes
 
 #: What every pruner takes by position, in NNI's order, in words.
 _NNI_ARGUMENTS = {

@@ -10,20 +10,35 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from nni_gconv.recipe.folder import TrialFolder, choose_output
+    from nni_gconv.recipe.gpus import run_torchrun, torchrun_size
     from nni_gconv.recipe.load import load_recipe
     from nni_gconv.recipe.result import TrialResult
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
+    from nni_gconv.recipe.stages import Trial
 
-__all__ = ["Recipe", "TrialResult", "load_recipe", "run_recipe"]
+__all__ = [
+    "Recipe",
+    "Trial",
+    "TrialFolder",
+    "TrialResult",
+    "choose_output",
+    "load_recipe",
+    "run_recipe",
+    "run_torchrun",
+    "torchrun_size",
+]
 
-# Lazy: reading a recipe loads no torch.
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "folder": ["TrialFolder", "choose_output"],
+        "gpus": ["run_torchrun", "torchrun_size"],
         "load": ["load_recipe"],
         "result": ["TrialResult"],
         "run": ["run_recipe"],
         "schema": ["Recipe"],
+        "stages": ["Trial"],
     },
 )

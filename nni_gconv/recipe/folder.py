@@ -22,7 +22,7 @@ from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.files import links_in, lock_of, sweep, write_json, write_text
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.seal import State, opened, sealed, state_of, written_since
-from nni_gconv.training.distributed import Distributed
+from nni_gconv.training import Distributed
 from nni_gconv.yaml12 import read_yaml, write_yaml
 
 #: Keys that change where and how fast a trial runs, not what it computes.

@@ -10,9 +10,8 @@ from torch import nn
 
 from nni_gconv.profiling import Profile, compare_latency
 from nni_gconv.recipe.schema import Recipe
+from nni_gconv.training import Distributed, evaluate
 from nni_gconv.training.data import Loaders
-from nni_gconv.training.distributed import Distributed
-from nni_gconv.training.metrics import evaluate
 
 #: Accuracies of a split: ``{"val": {"accuracy_masked": 0.5, "top5_masked": 0.9}, "test": {...}}``.
 Accuracies = dict[str, dict[str, float]]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from nni_gconv.groupconv.partition import block_pixels
-from nni_gconv.pruning.group_pruner import GroupPruner
-from nni_gconv.training.logs.metric_log import MetricLog
+from nni_gconv.pruning import GroupPruner
+from nni_gconv.training import MetricLog
 
 
 def log_blocks(log: MetricLog | None, pruner: Any) -> None:

@@ -17,7 +17,7 @@ from nni_gconv.recipe.load import load_recipe
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.stages import Trial
-from nni_gconv.training.distributed import Distributed
+from nni_gconv.training import Distributed
 
 
 def run_recipe(

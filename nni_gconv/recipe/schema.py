@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nni_gconv.profiling import LatencySettings
-from nni_gconv.pruning.settings import PruneSettings
+from nni_gconv.pruning import PruneSettings
+from nni_gconv.training import FinetuneSettings, TrainSettings
 from nni_gconv.training.data import DataSettings
-from nni_gconv.training.settings import FinetuneSettings, TrainSettings
 from nni_gconv.training.zoo import ModelSettings
 
 #: What an objective may weigh, and what a trial reports.

@@ -18,8 +18,7 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.export import export_model
 from nni_gconv.graph import Graph, load_masks, trace
 from nni_gconv.profiling import Counts, Profile, check_met, profile
-from nni_gconv.pruning import Calibration, PruneSettings, TrainedPruner, create_pruner
-from nni_gconv.pruning.options import Traced
+from nni_gconv.pruning import Calibration, PruneSettings, Traced, TrainedPruner, create_pruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.measure import Accuracies, accuracies, measure_models
 from nni_gconv.recipe.pictures import log_blocks
@@ -29,14 +28,16 @@ from nni_gconv.recipe.setup import check_runs, choose_device, reset_parameters
 from nni_gconv.recipe.shared_dense import read_shared, shared_folder, train_shared
 from nni_gconv.recipe.state_files import load_state, save_masks, save_state
 from nni_gconv.speedup import ModelSpeedup, layer_sizes
+from nni_gconv.training import (
+    Distributed,
+    FitResult,
+    MetricLog,
+    TrainSettings,
+    fit,
+    make_evaluator,
+    seed_everything,
+)
 from nni_gconv.training.data import load_data, make_loaders
-from nni_gconv.training.distributed import Distributed
-from nni_gconv.training.engine import FitResult
-from nni_gconv.training.evaluator import make_evaluator
-from nni_gconv.training.logs.metric_log import MetricLog
-from nni_gconv.training.loop import fit
-from nni_gconv.training.seeding import seed_everything
-from nni_gconv.training.settings import TrainSettings
 from nni_gconv.training.zoo import ModelSettings, list_models
 
 DENSE = "dense.safetensors"

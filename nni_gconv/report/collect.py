@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nni_gconv.compat.nni_database import TrialRecord, read_database
-from nni_gconv.experiment.watch import last_lines
+from nni_gconv.compat import TrialRecord, read_database
+from nni_gconv.experiment import last_lines
 from nni_gconv.report.progress import held, progress_of
 from nni_gconv.report.sources import is_experiment, is_run, locate, trial_folders
 

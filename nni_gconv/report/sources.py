@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment.locate import folder_of, hint_of_id
+from nni_gconv.experiment import folder_of, hint_of_id
 
 COMPACT = "compact.safetensors"
 # The second is there before fine-tuning ends; its layers are the same.

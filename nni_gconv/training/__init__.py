@@ -1,7 +1,55 @@
 """Data sets, networks and the training loop.
 
-Begin with :func:`nni_gconv.training.loop.fit`; `data` loads images, `zoo` makes networks, `engine`
-is the loop that `fit` and NNI's evaluator share, `logs` writes metrics. Knows of compat and
-groupconv. Import each name from its own module: this package itself imports nothing, so that
-reading settings stays quick.
+Begin with :func:`fit`; `data` loads images, `zoo` makes networks, `engine` is the loop that `fit`
+and NNI's evaluator share, `logs` writes metrics. Knows of compat and groupconv.
 """
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from nni_gconv.training.distributed import Distributed, from_main_process, several_processes
+    from nni_gconv.training.engine import FitResult
+    from nni_gconv.training.evaluator import make_evaluator
+    from nni_gconv.training.logs import MetricLog
+    from nni_gconv.training.loop import fit
+    from nni_gconv.training.metrics import evaluate
+    from nni_gconv.training.proxsgd import ProxSGD, gain_scale, group_soft_threshold
+    from nni_gconv.training.recalibrate import recalibrate_bn
+    from nni_gconv.training.seeding import seed_everything
+    from nni_gconv.training.settings import FinetuneSettings, TrainSettings
+
+__all__ = [
+    "Distributed",
+    "FinetuneSettings",
+    "FitResult",
+    "MetricLog",
+    "ProxSGD",
+    "TrainSettings",
+    "evaluate",
+    "fit",
+    "from_main_process",
+    "gain_scale",
+    "group_soft_threshold",
+    "make_evaluator",
+    "recalibrate_bn",
+    "seed_everything",
+    "several_processes",
+]
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "distributed": ["Distributed", "from_main_process", "several_processes"],
+        "engine": ["FitResult"],
+        "evaluator": ["make_evaluator"],
+        "logs.metric_log": ["MetricLog"],
+        "loop": ["fit"],
+        "metrics": ["evaluate"],
+        "proxsgd": ["ProxSGD", "gain_scale", "group_soft_threshold"],
+        "recalibrate": ["recalibrate_bn"],
+        "seeding": ["seed_everything"],
+        "settings": ["FinetuneSettings", "TrainSettings"],
+    },
+)

@@ -26,12 +26,10 @@ from nni_gconv.training.checkpoint import (
     load_model_state,
     save_checkpoint,
 )
-from nni_gconv.training.data.loaders import Loaders
+from nni_gconv.training.data import Loaders
 from nni_gconv.training.distill import distillation_loss, teaching, weights_digest
 from nni_gconv.training.distributed import Distributed
-from nni_gconv.training.logs.distributions import log_distributions
-from nni_gconv.training.logs.metric_log import MetricLog, check_numbers
-from nni_gconv.training.logs.progress import EpochProgress
+from nni_gconv.training.logs import EpochProgress, MetricLog, check_numbers, log_distributions
 from nni_gconv.training.metrics import Metrics, autocast, check_amp, evaluate
 from nni_gconv.training.optim import ScheduleLR
 from nni_gconv.training.seeding import derive_seed, seed_everything

@@ -20,7 +20,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 from torch.optim import Optimizer
 
-from nni_gconv.training.data.loaders import Loaders
+from nni_gconv.training.data import Loaders
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.engine import (
     EpochTask,
@@ -30,7 +30,7 @@ from nni_gconv.training.engine import (
     TrainingStep,
     default_training_step,
 )
-from nni_gconv.training.logs.metric_log import MetricLog
+from nni_gconv.training.logs import MetricLog
 from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.optim import Schedule, ScheduleLR, make_optimizer
 from nni_gconv.training.settings import TrainSettings

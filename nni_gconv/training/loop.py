@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nni_gconv.training.data.loaders import Loaders
+from nni_gconv.training.data import Loaders
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.engine import (
     FitResult,
     Loop,
     default_training_step,
 )
-from nni_gconv.training.logs.metric_log import MetricLog
+from nni_gconv.training.logs import MetricLog
 from nni_gconv.training.optim import Schedule, ScheduleLR, make_optimizer
 from nni_gconv.training.settings import TrainSettings
 

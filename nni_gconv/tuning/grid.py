@@ -28,7 +28,7 @@ class GridSearch(GridSearchTuner):
 
     def load_checkpoint(self) -> None:
         """Take all trials of the experiment as tried; NNI calls it when one goes on."""
-        from nni_gconv.compat.nni_database import read_tried
+        from nni_gconv.compat import read_tried
 
         folder = self.get_checkpoint_path()
         if folder is not None:

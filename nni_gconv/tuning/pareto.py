@@ -11,8 +11,7 @@ from typing import Any, Literal
 import nni
 from nni.tuner import Tuner
 
-from nni_gconv.compat import dispatcher_folder
-from nni_gconv.compat.nni_database import read_tried
+from nni_gconv.compat import dispatcher_folder, read_tried
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.files import write_json
 from nni_gconv.tuning.front import pareto

@@ -10,11 +10,8 @@ import torch
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.search import ChoiceRules, GroupTables, cost_tables, score_tables
-from nni_gconv.recipe.folder import TrialFolder
-from nni_gconv.recipe.load import load_recipe
-from nni_gconv.recipe.schema import Recipe
-from nni_gconv.recipe.stages import Trial
-from nni_gconv.training.distributed import Distributed
+from nni_gconv.recipe import Recipe, Trial, TrialFolder, load_recipe
+from nni_gconv.training import Distributed
 
 #: Where the recipe takes a layer's group count from.
 KEY = "prune.options.group_config"

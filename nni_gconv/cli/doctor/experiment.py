@@ -24,7 +24,7 @@ def doctor_experiment(file: Path, *, as_json: bool) -> int:
     int
         Exit code: 0 where nothing hinders the experiment, else 2.
     """
-    from nni_gconv.experiment.checks.checkup import check_experiment
+    from nni_gconv.experiment import check_experiment
     from nni_gconv.remote import ERROR, WARNING, line_of
 
     findings = check_experiment(file)

@@ -91,8 +91,7 @@ def create(
         port, keep_ui, output, concurrency, as_json, not all_interfaces, max_failed, gpus
     )
     if check:
-        from nni_gconv.experiment import preflight
-        from nni_gconv.experiment.checks.checkup import made_ready
+        from nni_gconv.experiment import made_ready, preflight
 
         plan = preflight(
             experiment,

@@ -29,9 +29,9 @@ def fetch(
     `create` does so by itself; this is for experiments of `nnictl create`, and for machines that
     were lost and are back. What is here already is left alone, and what was cut off goes on.
     """
-    from nni_gconv.compat.nni_database import read_config
+    from nni_gconv.compat import read_config
     from nni_gconv.errors import ConfigError
-    from nni_gconv.experiment.locate import find_experiment
+    from nni_gconv.experiment import find_experiment
     from nni_gconv.remote import FetchReport, RemoteError, connect, fetch_machine, machines_of
 
     folder = find_experiment(experiment)

@@ -27,7 +27,7 @@ def quickstart(
     Twelve trials: five methods and NNI's L1 norm, two budgets of MACs, one dense network trained
     for all of them. Ends with a table and a picture; every trial's small network stays on disk.
     """
-    from nni_gconv.experiment.shipped import experiment_file
+    from nni_gconv.experiment import experiment_file
 
     options = LaunchOptions(port, keep_ui, output, concurrency, as_json)
     raise typer.Exit(launch_and_report(experiment_file("quickstart"), options))

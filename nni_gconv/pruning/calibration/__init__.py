@@ -10,10 +10,29 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from nni_gconv.pruning.calibration.images import Calibration
-    from nni_gconv.pruning.calibration.moments import layer_covariances
+    from nni_gconv.pruning.calibration.moments import layer_covariances, read_moments
+    from nni_gconv.pruning.calibration.patches import (
+        Geometry,
+        is_matrix_layer,
+        places_for,
+        read_samples,
+    )
 
-__all__ = ["Calibration", "layer_covariances"]
+__all__ = [
+    "Calibration",
+    "Geometry",
+    "is_matrix_layer",
+    "layer_covariances",
+    "places_for",
+    "read_moments",
+    "read_samples",
+]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
-    __name__, submod_attrs={"images": ["Calibration"], "moments": ["layer_covariances"]}
+    __name__,
+    submod_attrs={
+        "images": ["Calibration"],
+        "moments": ["layer_covariances", "read_moments"],
+        "patches": ["Geometry", "is_matrix_layer", "places_for", "read_samples"],
+    },
 )

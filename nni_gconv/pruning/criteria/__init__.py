@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.criteria.lamp import LampPruner
     from nni_gconv.pruning.criteria.magnitude import MagnitudePruner
     from nni_gconv.pruning.criteria.random import RandomPruner
+    from nni_gconv.pruning.criteria.second_order import SecondOrderPruner
     from nni_gconv.pruning.criteria.taylor import TaylorPruner
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "LampPruner",
     "MagnitudePruner",
     "RandomPruner",
+    "SecondOrderPruner",
     "TaylorPruner",
 ]
 
@@ -48,6 +50,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "lamp": ["LampPruner"],
         "magnitude": ["MagnitudePruner"],
         "random": ["RandomPruner"],
+        "second_order": ["SecondOrderPruner"],
         "taylor": ["TaylorPruner"],
     },
 )

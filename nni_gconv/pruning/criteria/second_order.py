@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import CoupledSet, Read
-from nni_gconv.pruning.calibration.moments import read_moments
+from nni_gconv.pruning.calibration import read_moments
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
 from nni_gconv.pruning.criteria.base import needed_images
 from nni_gconv.pruning.criteria.elimination import Reader, eliminate

@@ -19,7 +19,7 @@ from nni_gconv.pruning.calibration import Calibration
 from nni_gconv.pruning.reconstruction.distance import distance, outputs_of
 from nni_gconv.pruning.reconstruction.settings import ReconstructSettings
 from nni_gconv.pruning.reconstruction.walk import RIDGES, State, Walk, masked_state
-from nni_gconv.training.recalibrate import recalibrate_bn
+from nni_gconv.training import recalibrate_bn
 
 _logger = logging.getLogger(__name__)
 

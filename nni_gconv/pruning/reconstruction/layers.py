@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph import Graph, Values, argument, op_name, shape_of
-from nni_gconv.pruning.calibration.patches import Geometry, is_matrix_layer
+from nni_gconv.pruning.calibration import Geometry, is_matrix_layer
 
 
 @dataclass(frozen=True)

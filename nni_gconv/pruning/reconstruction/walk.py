@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph import Graph, Replay, Values, shape_of
-from nni_gconv.pruning.calibration.patches import places_for, read_samples
+from nni_gconv.pruning.calibration import places_for, read_samples
 from nni_gconv.pruning.reconstruction.layers import Layer, find_layers
 from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
 from nni_gconv.pruning.reconstruction.rectified import (

@@ -8,13 +8,13 @@ Examples
 >>> len(loaders.train)
 20
 
-Names are imported when they are first used: reading a recipe needs the settings alone, not torch.
+Begin with :func:`load_data` and :func:`make_loaders`; `settings` has the recipe's keys. Knows of
+files and images; of no model. Reading a recipe needs the settings alone, not torch.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
 if TYPE_CHECKING:
     from nni_gconv.training.data.arrays import ArrayData
@@ -39,22 +39,15 @@ __all__ = [
     "make_loaders",
 ]
 
-_HOME = {
-    "ArrayData": "arrays",
-    "Augmentation": "augment",
-    "DataBundle": "bundle",
-    "DataName": "settings",
-    "DataSettings": "settings",
-    "FolderData": "folder",
-    "Loader": "loaders",
-    "Loaders": "loaders",
-    "Normalize": "settings",
-    "load_data": "load",
-    "make_loaders": "loaders",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "arrays": ["ArrayData"],
+        "augment": ["Augmentation"],
+        "bundle": ["DataBundle"],
+        "folder": ["FolderData"],
+        "load": ["load_data"],
+        "loaders": ["Loader", "Loaders", "make_loaders"],
+        "settings": ["DataName", "DataSettings", "Normalize"],
+    },
+)

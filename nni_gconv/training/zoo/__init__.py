@@ -1,5 +1,7 @@
 """The networks of the papers, by name; torchvision's and a user's own behind the same call.
 
+Begin with :func:`create_model`. Knows of torch and torchvision; of no training.
+
 >>> from nni_gconv.training.zoo import create_model, list_models
 >>> model = create_model("resnet56", num_classes=10)
 >>> [name for name in list_models() if name.startswith("vgg")]

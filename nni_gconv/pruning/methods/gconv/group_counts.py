@@ -24,7 +24,7 @@ from nni_gconv.pruning.group_sides import LiveLayer, Sharing, Side
 from nni_gconv.pruning.methods.gconv.criterion import static_criterion
 from nni_gconv.pruning.selection.near_limit import CLOSE
 from nni_gconv.speedup import ModelSpeedup
-from nni_gconv.training.distributed import from_main_process
+from nni_gconv.training import from_main_process
 
 #: Equal counts spread over all layers, which can then share how they split.
 _SCORE: Score = "geometric"

@@ -51,7 +51,7 @@ from nni_gconv.pruning.methods.gconv.group_counts import (
 from nni_gconv.pruning.options import PrunerOptions
 from nni_gconv.pruning.pruner import Masks, read_options, unwrapped_input
 from nni_gconv.pruning.selection.earlier_masks import earlier_masks
-from nni_gconv.training.distributed import from_main_process
+from nni_gconv.training import from_main_process
 
 
 class GroupConvPruner(GroupPruner):

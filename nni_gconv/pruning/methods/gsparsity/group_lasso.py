@@ -15,7 +15,7 @@ from nni_gconv.config_list import modern, resolve
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Coupling, Member, op_name
 from nni_gconv.pruning.selection.cost import CostModel
-from nni_gconv.training.proxsgd import gain_scale, group_soft_threshold
+from nni_gconv.training import gain_scale, group_soft_threshold
 
 #: Key of ours in a config_list.
 GAIN_KEY = "gain"

@@ -61,8 +61,7 @@ from nni_gconv.pruning.pruner import Masks, read_options
 from nni_gconv.pruning.selection.allocation import Request
 from nni_gconv.pruning.selection.budget import fit
 from nni_gconv.pruning.selection.scores import filter_norms
-from nni_gconv.training.distributed import from_main_process
-from nni_gconv.training.proxsgd import ProxSGD
+from nni_gconv.training import ProxSGD, from_main_process
 
 _logger = logging.getLogger(__name__)
 

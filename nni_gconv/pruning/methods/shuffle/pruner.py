@@ -50,7 +50,7 @@ from nni_gconv.pruning.methods.shuffle.split_budget import SplitBudget
 from nni_gconv.pruning.options import PrunerOptions
 from nni_gconv.pruning.pruner import Masks, read_options, unwrapped_input
 from nni_gconv.pruning.selection.earlier_masks import earlier_masks
-from nni_gconv.training.distributed import from_main_process
+from nni_gconv.training import from_main_process
 
 #: Times its mean weight that the first strength would take from a layer in the whole training: what
 #: the paper's 2e-6 come to in its 55 epochs of ImageNet.
