@@ -11,11 +11,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 FONTS = Path(tempfile.gettempdir()) / f"nni-gconv-matplotlib-{os.getuid()}"
 os.environ.setdefault("MPLCONFIGDIR", str(FONTS))
 
-#: Folders whose tests wait for managers, servers and browsers; at the end nobody would be left to
-#: compute meanwhile.
+#: Folders whose tests wait for managers, servers and browsers.
 WAITING = ("experiment", "webui")
 
 
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: some of the tests wait."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items):
-    """Begin with what takes longest."""
-    items.sort(key=lambda item: item.path.parent.name not in WAITING)
+    """Begin with the files that wait, each followed by one that computes meanwhile."""
+    place: dict[tuple[bool, Path], int] = {}
+    for item in items:
+        waits = item.path.parent.name in WAITING
+        count = sum(kind == waits for kind, _ in place)
+        place.setdefault((waits, item.path), count)
+    items.sort(key=lambda i: place[i.path.parent.name in WAITING, i.path])
