@@ -16,7 +16,7 @@ from torch import nn
 
 from nni_gconv.checked import Checked, checked
 from nni_gconv.compat import modern_config
-from nni_gconv.errors import ConfigError, check_layers, nearest, unknown_name
+from nni_gconv.errors import ConfigError, check_layers, check_model, nearest, unknown_name
 
 SELECT_KEYS = (
     "op_types",
@@ -145,6 +145,7 @@ def resolve(
 
 def modern(model: nn.Module, config_list: Any) -> Any:
     """Write the keys of NNI 2 in a config_list as those of NNI 3, see `compat.modern_config`."""
+    check_model(model)
     modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
 
     def select(entry: Mapping[str, Any], where: str) -> list[str]:

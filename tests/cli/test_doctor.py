@@ -90,7 +90,7 @@ def test_options_and_input(capfd):
     [
         ("mobilenet_v3_small", "classifier.3 (1000 channels): an output", "features.0.0"),
         ("lraspp_mobilenet_v3_large", "an output of the model", "backbone.0.0"),
-        ("swin_t", "mixes channels, at", "features.1.0.mlp.0"),
+        ("swin_t", "channels mixed at", "features.1.0.mlp.0"),
     ],
 )
 def test_torchvision(capfd, name, kept, free):

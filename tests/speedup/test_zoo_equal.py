@@ -22,6 +22,7 @@ from nni_gconv.training.zoo import create_model, list_models
 ZOO = {
     "resnet20": {"width": 0.5},
     "resnet20b": {"width": 0.5},
+    "cifar_resnet18": {},
     "preresnet11": {"width": 0.5},
     "vgg11": {"width": 0.125},
     "vgg16": {"width": 0.125, "last_pool": "max"},
