@@ -29,6 +29,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from nni_gconv import ModelSpeedup, recalibrate_bn, reconstruct
+from nni_gconv.figure import picture
 from nni_gconv.files import write_json, write_text
 from nni_gconv.profiling import count
 from nni_gconv.pruning import Calibration
@@ -241,6 +242,46 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+#: Rows of the picture: name, column, colour.
+LINES = (
+    ("second order, inner, by error", "reconstructed", "C0"),
+    ("L1, uniform", "reconstructed", "C9"),
+    ("L1, uniform", "bn", "0.6"),
+)
+
+
+def draw(of: dict[str, dict[str, Any]], path: Path, title: str) -> None:
+    """Draw what is left at each budget: ours, L1, the best of the peer's rows, and groups."""
+    named = {"reconstructed": "reconstructed", "bn": "norms estimated anew"}
+    points: dict[str, dict[str, Any]] = {k: r for k, r in of.items() if "cut" in r}
+    with picture(path, 7.0, 4.5) as figure:
+        axes = figure.subplots()
+        axes.axhline(of["dense"]["accuracy"], color="0.3", ls=":", label="dense")
+        for name, column, colour in LINES:
+            rows = [r for k, r in points.items() if k.startswith(f"{name} |") and column in r]
+            found = sorted((r["macs"], r[column]) for r in rows)
+            label = f"{name}, {named[column]}"
+            axes.plot(*zip(*found, strict=True), "o-", color=colour, label=label)
+        peers: dict[str, tuple[float, float]] = {}
+        for key, row in points.items():
+            if key.startswith("Torch-Pruning"):
+                budget = key.rpartition(" | ")[2]
+                best = peers.get(budget, (0.0, 0.0))
+                peers[budget] = max(
+                    best, (row["macs"], max(row["cut"], row["bn"])), key=lambda p: p[1]
+                )
+        if peers:
+            label = "best of Torch-Pruning, with or without norms anew"
+            axes.plot(*zip(*sorted(peers.values()), strict=True), "s--", color="C3", label=label)
+        for key, row in points.items():
+            if "groups, by error" in key:
+                spot = row["macs"], row["reconstructed"]
+                axes.plot(*spot, "D", color="C2")
+                axes.annotate(key.partition(",")[0], spot, (6, -4), textcoords="offset points")
+        axes.set(xlabel="MACs left", ylabel="test accuracy in %, nothing trained", title=title)
+        axes.legend(fontsize=8, loc="lower right")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -254,6 +295,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("oneshot.json"))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--figure", type=Path, help="of the first network")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = json.loads(options.json.read_text()) if options.json.is_file() else {}
@@ -282,6 +324,9 @@ def main() -> None:
             "nothing is trained.\n\n"
         )
         write_text(options.out, begin + table(rows))
+    if options.figure is not None:
+        name = options.networks[0]
+        draw(rows[name], options.figure, f"{name}: how much is left without any training")
     print(table(rows))
 
 
