@@ -16,6 +16,7 @@ import argparse
 import copy
 import csv
 import json
+import re
 import resource
 import signal
 import statistics
@@ -139,10 +140,15 @@ def text(rows: list[dict[str, Any]]) -> str:
             lines += ["", f"{title}:", "", "| network | left | why |", "|---|---|---|"]
             lines += [
                 f"| {r['model']} | {r.get('left', 1):.2f} | "
-                f"{(r.get('error') or r.get('reasons', '')).replace('|', '/')} |"
+                f"{_short(r.get('error') or r.get('reasons', ''))} |"
                 for r in sorted(some, key=lambda r: r["model"])
             ]
     return "\n".join(lines)
+
+
+def _short(reason: str) -> str:
+    """Give a reason without where packages are installed."""
+    return re.sub(r"/\S*/site-packages/", "", reason).replace("|", "/")
 
 
 def _share(rows: list[dict[str, Any]]) -> str:
