@@ -119,6 +119,8 @@ class ChannelPruner(TrainedPruner):
     options: ChannelOptions
     #: What scores are measured in where layers are ranked together; None: each layer's mean score.
     score_unit: float | None = None
+    #: Channels that go with whole blocks, of which not even one has to stay; None: there are none.
+    vanished: np.ndarray | None = None
     #: Whether layers that share channels are scored one by one, not by one :meth:`rank` of all.
     scores_apart = False
 
@@ -293,7 +295,7 @@ class ChannelPruner(TrainedPruner):
         """
         model, masks = super().compress(max_steps, max_epochs)
         if self.budget is not None and self._driven_share() == 1:
-            check_cuttable(self.budget, self.cost, masks)
+            check_cuttable(self.budget, self.cost, masks, self.vanished)
         return model, masks
 
     def _collect_data(self) -> dict[str, dict[str, Tensor]]:

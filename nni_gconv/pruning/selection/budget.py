@@ -91,7 +91,10 @@ def fit(
 
 
 def check_cuttable(
-    budget: Mapping[str, float], cost: CostModel, masks: Mapping[str, Mapping[str, Tensor]]
+    budget: Mapping[str, float],
+    cost: CostModel,
+    masks: Mapping[str, Mapping[str, Tensor]],
+    vanished: np.ndarray | None = None,
 ) -> None:
     """Raise a BudgetError if what can be cut of masks does not meet the budget they were made for.
 
@@ -101,6 +104,8 @@ def check_cuttable(
         As for :func:`fit`.
     masks : mapping
         ``{module: {target: mask}}``.
+    vanished : ndarray of bool, shape (classes,), optional
+        Channels that go with a whole block, all of them.
     """
     graph, channels = cost.coupling.graph, cost.coupling.channels
     named = {f"{m}.{t}": mask for m, targets in masks.items() for t, mask in targets.items()}
@@ -112,7 +117,8 @@ def check_cuttable(
     wiring = Wiring(graph, kept)
     kept, _ = extend_masks(graph, channels, kept, wiring)
     found = decide(graph, channels, kept, wiring, fold=True)
-    left = {m: cost(m, found.removed) for m in _counted(budget)}
+    removed = found.removed if vanished is None else found.removed | vanished
+    left = {m: cost(m, removed) for m in _counted(budget)}
     check_met(budget, left, {m: cost.dense(m) for m in left}, list(found.held))
 
 

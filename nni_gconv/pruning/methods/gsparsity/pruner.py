@@ -245,10 +245,10 @@ class GSparsityPruner(ChannelPruner):
         """Complete what takes a block with it."""
         died = from_main_process(self._died(metrics, removed))
         taken, ends = self._blocks.taken_by(died)
-        removed = removed.copy()
+        self.vanished = self.coupling.empty()
         for index in taken:
-            removed[self.sets[index].classes] = True
-        masks = super().masks_of(removed, metrics)
+            self.vanished[self.sets[index].classes] = True
+        masks = super().masks_of(removed | self.vanished, metrics)
         for name in ends:
             masks[name] = {target: torch.zeros_like(mask) for target, mask in masks[name].items()}
         return masks
