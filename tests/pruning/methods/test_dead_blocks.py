@@ -182,11 +182,13 @@ def test_it_dies_in_training_and_is_silent_from_then_on(tmp_path):
     assert all(p.grad is not None for p in small.parameters())
 
 
-def test_killed_and_resumed_it_ends_the_same(tmp_path):
-    _, masks = train(tmp_path / "whole")
+@pytest.mark.parametrize(("budget", "stop"), [(None, 1), ({"macs": 0.5}, 3)])
+def test_killed_and_resumed_it_ends_the_same(tmp_path, budget, stop):
+    settings = {"budget": budget, "epochs": stop + 2}
+    _, masks = train(tmp_path / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", stop=1)
-    _, again = train(tmp_path / "cut", resume=True, seed=3)
+        train(tmp_path / "cut", stop=stop, **settings)
+    _, again = train(tmp_path / "cut", resume=True, seed=3, **settings)
     assert not masks["2.conv2"]["weight"].any()
     assert all(
         torch.equal(mask, again[module][target])

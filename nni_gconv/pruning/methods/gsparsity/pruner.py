@@ -335,13 +335,16 @@ class GSparsityPruner(ChannelPruner):
         _logger.log(level, "GSparsity: %s", spread)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whether the budget is met; gains are in the optimizer's state."""
-        return {**super().state_dict(), "settled": self.settled}
+        """Return whether the budget is met, and with which blocks; gains are the optimizer's."""
+        vanished = None if self.vanished is None else torch.from_numpy(self.vanished)
+        return {**super().state_dict(), "settled": self.settled, "vanished": vanished}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
         super().load_state_dict(state)
         self.settled = state["settled"]
+        vanished = state.get("vanished")
+        self.vanished = None if vanished is None else vanished.cpu().numpy()
 
     # -- the way to a budget ----------------------------------------------------------------------
 
