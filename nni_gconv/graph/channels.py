@@ -151,6 +151,8 @@ class ChannelMap:
         Norms over channels, which have to count those that go.
     picks : tuple of Pick
         Buffers that hold positions of channels.
+    computed : dict of str to str
+        Layers that run with other weights than their own -> how that comes.
     halvings : tuple of Node
         Operators that cut channels into equal parts (a chunk, a view that makes one dimension
         two), whose sizes the small model has to confirm.
@@ -168,6 +170,7 @@ class ChannelMap:
     norms: tuple[NormWidth, ...]
     norms_over: tuple[NormOver, ...]
     picks: tuple[Pick, ...]
+    computed: dict[str, str]
     halvings: tuple[Node, ...]
     values: dict[Node, Any]
 
@@ -222,6 +225,7 @@ class Walker:
         self.norms: list[NormWidth] = []
         self.norms_over: list[NormOver] = []
         self.picks: list[Pick] = []
+        self.computed: dict[str, str] = {}
         self.halvings: list[Node] = []
         self.pinned_nodes: set[Node] = set()
         self.whole: list[tuple[str, str]] = []
@@ -382,6 +386,7 @@ class Walker:
             norms=tuple(self.norms),
             norms_over=tuple(self.norms_over),
             picks=tuple(self.picks),
+            computed=self.computed,
             halvings=tuple(self.halvings),
             values=self.values,
         )

@@ -97,10 +97,19 @@ def apply_plan(
 
 
 def _replacement(old: Tensor, edit: TensorEdit | None, kept: Tensor | None) -> Replaced:
-    new = cut_tensor(old.detach(), edit, kept).clone(memory_format=torch.preserve_format)
+    new = cut_tensor(old.detach(), edit, kept).clone(memory_format=_format_of(old))
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     return Replaced(old, new, edit, kept)
+
+
+def _format_of(tensor: Tensor) -> torch.memory_format:
+    """Return how a tensor lies in memory, where picking channels would forget it."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = formats.get(tensor.dim())
+    if wanted is None or tensor.is_contiguous():
+        return torch.preserve_format
+    return wanted if tensor.is_contiguous(memory_format=wanted) else torch.preserve_format
 
 
 def _assign(module: nn.Module, attribute: str, tensor: Tensor) -> None:

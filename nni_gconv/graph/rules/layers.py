@@ -23,7 +23,7 @@ def convolution(walker: Walker, node: Node) -> Fields:
     x, weight = node.args[0], node.args[1]
     name = walker.parameter(weight)
     if name is None:
-        return walker.opaque(node)
+        return _with_computed_weight(walker, node)
     groups = int(argument(node, 6, "groups", 1))
     filters, per_group = shape_of(weight)[:2]
     rank, dim = len(shape_of(x)), len(shape_of(x)) - len(shape_of(weight)) + 1
@@ -60,7 +60,7 @@ def transposed_convolution(walker: Walker, node: Node) -> Fields:
     x, weight = node.args[0], node.args[1]
     name = walker.parameter(weight)
     if name is None:
-        return walker.opaque(node)
+        return _with_computed_weight(walker, node)
     groups = int(argument(node, 6, "groups", 1))
     rank, dim = len(shape_of(x)), len(shape_of(x)) - len(shape_of(weight)) + 1
     own = walker.channel_alone(x, dim, node)
@@ -91,7 +91,7 @@ def linear(walker: Walker, node: Node) -> Fields:
     x, weight = node.args[0], node.args[1]
     name = walker.parameter(weight)
     if name is None:
-        return walker.opaque(node)
+        return _with_computed_weight(walker, node)
     rank = len(shape_of(x))
     own, rest = walker.channel(x, -1, f"channels mixed at {location(node)}")
     rows, columns = walker.axis(name, 0, "row"), walker.axis(name, 1, "column")
@@ -102,6 +102,15 @@ def linear(walker: Walker, node: Node) -> Fields:
         walker.reads.append(Read(node, name, own, 1, transposed=False))
     _bias(walker, argument(node, 2, "bias"), rows)
     return (place(rows, rank, rank - 1), *rest)
+
+
+def _with_computed_weight(walker: Walker, node: Node) -> Fields:
+    """Leave a layer whole whose filters are made from other numbers: a norm of weights, say."""
+    owner = walker.graph.owner(node)
+    why = f"at {location(node)}"
+    walker.computed.setdefault(owner, why)
+    walker.pin_inputs(node, f"read by {owner or 'a layer'}, whose weights are computed")
+    return ()
 
 
 def _bias(walker: Walker, bias: Any, rows: Tensor) -> None:

@@ -41,9 +41,7 @@ def find_skipped(
     known = {m.module for coupled in coupling.sets for m in coupled.members}
     for name in layers:
         if not known & set(_names(coupling, name)):
-            unused = f"{name}.weight" in coupling.graph.unused
-            why = "computes its weight" if not unused else "is not used by the forward"
-            skipped.setdefault(name, f"it {why}")
+            skipped.setdefault(name, _unseen(coupling, name))
     return [coupled for coupled in coupling.sets if coupled.reason is None], skipped
 
 
@@ -51,6 +49,16 @@ def _names(coupling: Coupling, name: str) -> list[str]:
     """Names of the layers that have the weight of a layer; its own."""
     shared = coupling.graph.aliases.get(f"{name}.weight", (f"{name}.weight",))
     return [weight.removesuffix(".weight") for weight in shared]
+
+
+def _unseen(coupling: Coupling, name: str) -> str:
+    """Say why a layer makes no channels that could be followed."""
+    modules, computed = coupling.graph.modules, coupling.channels.computed
+    if f"{name}.weight" in coupling.graph.unused:
+        return "it is not used by the forward"
+    where = next((r for n, r in computed.items() if modules.get(n) is modules[name]), None)
+    kind = type(modules[name]).__name__
+    return "it computes its weight" + (f", of a {kind}, {where}" if where else "")
 
 
 def loud(coupling: Coupling, going: np.ndarray, unmasked: Collection[str] = ()) -> dict[int, str]:
