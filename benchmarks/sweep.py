@@ -116,19 +116,21 @@ def text(rows: list[dict[str, Any]]) -> str:
     """Counts, then what is refused, wrong or large, with the reason."""
     outside = [r for r in rows if r.get("error", "").startswith("not tried")]
     rows = [r for r in rows if r not in outside]
-    cut = [r for r in rows if "left" in r]
+    through = [r for r in rows if "left" in r]
+    cut = [r for r in through if r["left"] < 1]
     if not cut:
         return "nothing was cut"
-    wrong = [r for r in cut if not r["difference"] <= 1e-9]
-    large = [r for r in cut if r["left"] > MUCH]
+    wrong = [r for r in through if not r["difference"] <= 1e-9]
+    large = [r for r in through if r["left"] > MUCH]
     refused = [r for r in rows if "left" not in r]
     lines = [
         f"- {len(rows)} networks ({_share(rows)}); {len(outside)} could not be built or run.",
-        f"- {len(cut)} cut ({len(cut) / len(rows):.1%}), {len(cut) - len(wrong)} of them equal to "
-        f"the masked network to 1e-9 (largest difference of these "
-        f"{max((r['difference'] for r in cut if r not in wrong), default=0):.0e}), "
-        f"{len(wrong)} not.",
-        f"- Of the parameters {statistics.median(r['left'] for r in cut):.3f} are left in the "
+        f"- {len(cut)} became smaller ({len(cut) / len(rows):.1%}), {len(through) - len(cut)} lost "
+        f"nothing. Of both {len(through) - len(wrong)} are equal to the masked network to 1e-9 "
+        f"(largest difference of these "
+        f"{max((r['difference'] for r in through if r not in wrong), default=0):.0e}), "
+        f"{len(wrong)} are not.",
+        f"- Of the parameters {statistics.median(r['left'] for r in through):.3f} are left in the "
         f"median; {len(large)} keep more than {MUCH}.",
     ]
     for title, some in (
