@@ -45,6 +45,7 @@ from speedup_models import (
     leaves,
     mask,
     model_names,
+    write_cache,
 )
 
 #: Above so many parameters NNI, which keeps several copies and masks of each, is not started.
@@ -199,15 +200,6 @@ def read_cache(path: Path | None) -> list[dict[str, Any]]:
         ]
 
 
-def write_cache(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     peers = any(row["tool"] in PEERS for row in rows)
     head = ["model", "input", "params", "MACs", "params left", "MACs left", "difference", "s",
@@ -317,7 +309,7 @@ def main() -> None:
         made = run_model(name, tools, args.limit)
         rows = [row for row in rows if row["model"] != name] + made
         if args.cache:
-            write_cache(args.cache, rows)
+            write_cache(args.cache, FIELDS, rows)
         print(table(made).splitlines()[-1], flush=True)
     rows = [row for name in names for row in rows if row["model"] == name]
     text = "\n".join([f"- {line}" for line in summary(rows)]) + "\n\n" + table(rows)

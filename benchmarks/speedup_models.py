@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 #: Image side where 224 would cost minutes, or where the architecture wants another.
@@ -191,3 +194,13 @@ def difference(masked: Any, small: Any, dummy: Any) -> float:
         del masked, other
         got = leaves(small.double().eval()(x))
     return max(relative(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def write_cache(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, the whole file or nothing of it."""
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)

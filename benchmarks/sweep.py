@@ -28,7 +28,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from speedup_models import difference, enliven, half_masks, mask
+from speedup_models import difference, enliven, half_masks, mask, write_cache
 from sweep_models import build, names
 
 FIELDS = ["model", "params", "left", "difference", "seconds", "reasons", "error"]
@@ -103,15 +103,6 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def write(path: Path, rows: dict[str, dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows.values())
-    temporary.replace(path)
-
-
 def text(rows: list[dict[str, Any]]) -> str:
     """Counts, then what is refused, wrong or large, with the reason."""
     outside = [r for r in rows if r.get("error", "").startswith("not tried")]
@@ -176,7 +167,7 @@ def main() -> None:
     for name in wanted:
         if name not in rows:
             rows[name] = run(name, args.seconds, args.gigabytes)
-            write(args.cache, rows)
+            write_cache(args.cache, FIELDS, rows.values())
             print(rows[name], flush=True)
     said = text([rows[name] for name in wanted])
     print(said)

@@ -34,7 +34,7 @@ from nni_gconv.graph.norms import ChannelNorm, KeptNorm, find_norm, thin_norm
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.recorder import module_calls, op_name, shape_of
 from nni_gconv.graph.replay import Replay, Values, state_of
-from nni_gconv.graph.rules import argument, new_indices, write_indices
+from nni_gconv.graph.rules import argument, new_indices, width_written_at, write_indices
 from nni_gconv.graph.segments import ChannelOrder, Segments
 from nni_gconv.graph.size_origins import watch_sizes
 from nni_gconv.graph.trace import Graph, as_inputs, example_input, location, trace
@@ -92,5 +92,6 @@ __all__ = [
     "vanishing",
     "varying",
     "watch_sizes",
+    "width_written_at",
     "write_indices",
 ]

@@ -12,12 +12,14 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from nni_gconv.speedup.layer_sizes import compare_sizes, layer_sizes
+    from nni_gconv.speedup.literal_widths import MOST_WIDTHS
     from nni_gconv.speedup.model_speedup import ModelSpeedup
     from nni_gconv.speedup.rehearsal import find_obstacle
     from nni_gconv.speedup.report import LayerChange, SpeedupReport
     from nni_gconv.speedup.residual import steps_of, take_out
 
 __all__ = [
+    "MOST_WIDTHS",
     "LayerChange",
     "ModelSpeedup",
     "SpeedupReport",
@@ -33,6 +35,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "layer_sizes": ["compare_sizes", "layer_sizes"],
+        "literal_widths": ["MOST_WIDTHS"],
         "model_speedup": ["ModelSpeedup"],
         "rehearsal": ["find_obstacle"],
         "report": ["LayerChange", "SpeedupReport"],

@@ -30,6 +30,9 @@ from nni_gconv.graph import (
 )
 from nni_gconv.modes import evaluating, forward_of_training
 
+#: A forward that holds this many different literal widths is not worth another attempt.
+MOST_WIDTHS = 32
+
 Shapes = tuple[tuple[int, ...], ...]
 
 

@@ -13,10 +13,10 @@ from torch.fx import Node
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, OptionError, SpeedupError, check_layers, unknown_name
-from nni_gconv.graph import Graph, Masks, Wiring, load_masks, location, read_masks, trace
+from nni_gconv.graph import Graph, Masks, Wiring, load_masks, read_masks, trace, width_written_at
 from nni_gconv.profiling import check_met, count, parse_budget
 from nni_gconv.speedup.cut import Replaced, apply_plan
-from nni_gconv.speedup.literal_widths import written_width
+from nni_gconv.speedup.literal_widths import MOST_WIDTHS, written_width
 from nni_gconv.speedup.optimizer import rebind
 from nni_gconv.speedup.plan import Constants, Cut, Plan, plan_cut
 from nni_gconv.speedup.report import SpeedupReport, layer_changes, speedup_notes, weight_shapes
@@ -28,9 +28,6 @@ from nni_gconv.speedup.verify import (
     precise_copy,
     verify_equal,
 )
-
-#: A forward that holds this many different literal widths is not worth another attempt.
-_MAX_RETRIES = 32
 
 #: Arguments of NNI's class that are not needed here, and those that take its own machinery.
 _UNNEEDED = (
@@ -180,7 +177,7 @@ class ModelSpeedup:
         graph, masks = thinned.graph, thinned.masks
         wiring = Wiring(graph, masks)  # of the weights, which no attempt masks further
         pins: dict[Node, str] = {}
-        for _ in range(_MAX_RETRIES):
+        for _ in range(MOST_WIDTHS):
             cut = plan_cut(
                 graph,
                 masks,
@@ -196,7 +193,7 @@ class ModelSpeedup:
             )
             if met is None:
                 return cut, small, ready
-            pins[met] = f"a width is written in the forward, met at {location(met)}"
+            pins[met] = width_written_at(met)
         raise SpeedupError("the forward holds too many literal widths to work around")
 
     def _check_budget(self, small: nn.Module, notes: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from nni_gconv.graph.rules import (
 )
 from nni_gconv.graph.rules.indexing import new_indices, write_indices
 from nni_gconv.graph.rules.layers import has_padding
+from nni_gconv.graph.rules.parts import width_written_at
 from nni_gconv.graph.rules.pointwise import is_pointwise, pointwise, pointwise_constants
 from nni_gconv.graph.rules.registry import (
     CHANNEL_RULES,
@@ -52,6 +53,7 @@ __all__ = [
     "follow_storage",
     "has_padding",
     "new_indices",
+    "width_written_at",
     "write_indices",
     "written_by",
 ]

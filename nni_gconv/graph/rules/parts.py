@@ -32,7 +32,7 @@ def deal(walker: Walker, node: Node, field: Field, pieces: list[Field]) -> bool:
         return False
     origins = _Asked(walker, node).origins
     if op_name(node) != "chunk" and origins is not None and not all(origins):
-        walker.pin(field, _written(node))
+        walker.pin(field, width_written_at(node))
         return True
     labels = torch.cat([piece.reshape(-1) for piece in pieces])
     numbers = torch.arange(len(pieces)).repeat_interleave(pieces[0].numel())
@@ -47,7 +47,7 @@ def pin_written(walker: Walker, node: Node, piece: Field) -> None:
     if op_name(node) in _VIEWS:
         asked = _Asked(walker, node)
         if any(asked.origin(d) == Origin() and not asked.left_open(d) for d in varying(piece)):
-            walker.pin(piece, _written(node))
+            walker.pin(piece, width_written_at(node))
 
 
 def tie_sizes(walker: Walker, node: Node, pieces: list[Field]) -> None:
@@ -68,7 +68,8 @@ def tie_sizes(walker: Walker, node: Node, pieces: list[Field]) -> None:
         walker.agree(read, viewed, reason)
 
 
-def _written(node: Node) -> str:
+def width_written_at(node: Node) -> str:
+    """Say why an operator's channels stay: the forward counts on so many of them."""
     return f"a width is written in the forward, met at {location(node)}"
 
 
@@ -105,7 +106,7 @@ def fold_split(walker: Walker, node: Node, field: Field, piece: Field) -> Field 
         return None
     following = _following(_Asked(walker, node), along, shape_of(node), varying(field)[0])
     if following is None:
-        walker.pin(field, _written(node))
+        walker.pin(field, width_written_at(node))
         following = along[-1]
     folded = piece
     for dim in along:

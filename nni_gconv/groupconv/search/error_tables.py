@@ -51,7 +51,7 @@ def error_tables(
     """
     layers = dict(model.named_modules(remove_duplicate=False))
     scored: list[LayerTable] = []
-    every = sum(len(t.choices) for t in tables.layers)
+    done, every = 0, sum(len(t.choices) for t in tables.layers)
     for table in tables.layers:
         if table.name not in covariances:
             raise ConfigError(f"covariances: none for the layer {table.name!r}")
@@ -63,8 +63,8 @@ def error_tables(
         for count in table.choices:
             found = partition_by_error(error, count, scores, restarts=restarts, seed=seed)
             retained.append(found.retained)
+            done += 1
             if progress is not None:
-                done = len(retained) + sum(len(before.choices) for before in scored)
                 progress(done, every)
         total = float(error.energy.sum())
         scored.append(replace(table, retained=tuple(retained), total=total))

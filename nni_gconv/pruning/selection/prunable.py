@@ -11,13 +11,11 @@ from torch import nn
 from torch.fx import Node
 
 from nni_gconv.errors import SpeedupError
-from nni_gconv.graph import CoupledSet, Coupling, Member, location
+from nni_gconv.graph import CoupledSet, Coupling, Member, width_written_at
 from nni_gconv.pruning.selection.allocation import removal_steps
 from nni_gconv.pruning.selection.skipped import halves, loud, norms_of_others
-from nni_gconv.speedup import find_obstacle
+from nni_gconv.speedup import MOST_WIDTHS, find_obstacle
 
-#: A forward that holds more different literal widths is left whole.
-_MAX_OBSTACLES = 32
 #: Operators to be pinned, each with the reason -> the traced model.
 CouplingOf = Callable[[Mapping[Node, str]], Coupling]
 
@@ -51,7 +49,7 @@ def judged(
         the forward does without them.
     """
     pins: dict[Node, str] = {}
-    for _ in range(_MAX_OBSTACLES):
+    for _ in range(MOST_WIDTHS):
         coupling = _silent(coupling_of(pins), selected, excluded)
         try:
             met = find_obstacle(model, dummy_input, coupling, some_of_each(coupling), pins)
@@ -59,7 +57,7 @@ def judged(
             return _refused(coupling, str(error))
         if met is None:
             return coupling
-        pins[met] = f"a width is written in the forward, met at {location(met)}"
+        pins[met] = width_written_at(met)
     return _refused(coupling, "the forward holds too many literal widths")
 
 

@@ -182,7 +182,7 @@ def test_it_dies_in_training_and_is_silent_from_then_on(tmp_path):
     assert all(p.grad is not None for p in small.parameters())
 
 
-@pytest.mark.parametrize(("budget", "stop"), [(None, 1), ({"macs": 0.5}, 3)])
+@pytest.mark.parametrize(("budget", "stop"), [(None, 1), ({"macs": 0.5}, 4)])
 def test_killed_and_resumed_it_ends_the_same(tmp_path, budget, stop):
     settings = {"budget": budget, "epochs": stop + 2}
     _, masks = train(tmp_path / "whole", **settings)
