@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from torch import nn
 
 from nni_gconv.graph import CoupledSet, Coupling, trace
 from nni_gconv.pruning import CostModel, Request, judged, removal_steps, take
+from nni_gconv.tables import Table
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -23,6 +22,7 @@ from nni_gconv.graph.mask_groups import balances, find_grouped
 from nni_gconv.graph.masks import Wiring, read_masks
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.trace import Graph, example_input, trace
+from nni_gconv.tables import Table
 
 
 @dataclass(frozen=True)

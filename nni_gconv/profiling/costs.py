@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.filesize import decimal
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +27,7 @@ from nni_gconv.profiling.latency import (
     measure_latency,
 )
 from nni_gconv.profiling.observe import ModuleRecord, OperatorObserver, recording
+from nni_gconv.tables import Table, as_html
 
 
 class Counts(NamedTuple):
@@ -128,6 +128,12 @@ class Profile:
         """Return everything as plain values for JSON."""
         return dataclasses.asdict(self)
 
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.table())
+
     def table(self, title: str | None = None) -> Table:
         """Return a row for each layer that costs something; totals below, the rest as caption.
 
@@ -138,9 +144,8 @@ class Profile:
 
         Examples
         --------
-        >>> import rich
         >>> found = profile(nn.Linear(4, 2), torch.zeros(1, 4))
-        >>> rich.print(found.table("Linear"))  # doctest: +SKIP
+        >>> print(found.table("Linear"))  # doctest: +SKIP
         """
         table = Table(title=title, caption="\n".join(self._notes()), show_footer=True)
         table.add_column("layer", footer="total", no_wrap=True)

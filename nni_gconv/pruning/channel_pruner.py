@@ -19,7 +19,6 @@ import torch
 from nni.compression.base.target_space import PruningTargetSpace
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
-from rich.table import Table
 from torch import Tensor, nn
 
 from nni_gconv import compat
@@ -46,6 +45,7 @@ from nni_gconv.pruning.selection.latency import LatencyModel
 from nni_gconv.pruning.selection.prunable import judged
 from nni_gconv.pruning.selection.skipped import find_skipped, first_reason, skip_lines
 from nni_gconv.pruning.table import channel_table
+from nni_gconv.tables import Table
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import numpy as np
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from numpy.typing import NDArray
-from rich.table import Table
 from torch import nn
 
 from nni_gconv import compat
@@ -20,6 +19,7 @@ from nni_gconv.pruning.options import PrunerOptions
 from nni_gconv.pruning.pruner import Masks, TrainedPruner
 from nni_gconv.pruning.selection.earlier_masks import check_unmasked
 from nni_gconv.pruning.selection.skipped import main_reasons, skip_lines
+from nni_gconv.tables import Table
 
 _logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from nni_gconv.graph import CoupledSet
 from nni_gconv.pruning.selection.skipped import listed
+from nni_gconv.tables import Table
 
 
 def channel_table(

@@ -9,7 +9,7 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.report.layers import LayerSize, Network, total_macs, went
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from nni_gconv.tables import Table
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Comparison:
     def table(self) -> Table:
         """Show the layers that have a width, and totals of all; what differs is bold."""
         from rich import box
-        from rich.table import Table
         from rich.text import Text
+
+        from nni_gconv.tables import Table
 
         table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_footer=True)
         found = self.to_dict()

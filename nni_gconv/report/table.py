@@ -13,7 +13,7 @@ from nni_gconv.files import output_file
 from nni_gconv.report.collect import TrialRow, pareto_front
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from nni_gconv.tables import Table
 
 _CSV_FIELDS = (
     "trial", "status", "name", "method", "budget", "accuracy", "accuracy_dense", "delta", "params",
@@ -134,8 +134,9 @@ def rich_table(rows: Sequence[TrialRow], title: str | None = None) -> Table:
     1
     """
     from rich import box
-    from rich.table import Table
     from rich.text import Text
+
+    from nni_gconv.tables import Table
 
     table = Table(title=title, caption=legend(rows), box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for heading, _, number in _columns(rows, narrow=True):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.console import Group
 from torch import Tensor, nn
 
 from nni_gconv.groupconv import gathers_of, unwrapped
 from nni_gconv.speedup.plan import Cut
+from nni_gconv.tables import Table, as_html, as_text
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,28 @@ class SpeedupReport:
     gathers: int
     difference: float | None
 
+    def __str__(self) -> str:
+        """The table, the notes and what verification saw."""
+        return as_text(*self._shown())
+
+    def __rich__(self) -> Group:
+        """The same, for rich."""
+        return Group(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown())
+
+    def _shown(self) -> list[Table | str]:
+        notes = [f"note: {note}" for note in self.notes]
+        seen = (
+            "not verified"
+            if self.difference is None
+            else f"verified in float64: masked and small model differ by {self.difference:.1e}"
+        )
+        return [self.table(), *notes, f"{seen}; gathers: {self.gathers}"]
+
     def table(self) -> Table:
-        """Return the layers as a rich table."""
+        """Return the layers as a table; ``print`` shows it."""
         heads = ("layer", "type", "before", "after", "groups", "removed", "gathers")
         table = Table(*heads, title="speedup")
         for row in self.layers:

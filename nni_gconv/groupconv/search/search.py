@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from torch import nn
 
 from nni_gconv.errors import ConfigError, unknown_name
@@ -43,6 +42,7 @@ from nni_gconv.groupconv.search.tables import (
 )
 from nni_gconv.groupconv.search.timing import LayerTimer
 from nni_gconv.profiling import Counts, parse_budget
+from nni_gconv.tables import Table
 
 #: What rounding may leave between a bound and the choice that meets it.
 _ROUNDING = 1e-9

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from nni_gconv.errors import ConfigError
@@ -22,6 +21,7 @@ from nni_gconv.groupconv.config import check_groups
 from nni_gconv.groupconv.gather import wrap_gathers
 from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
 from nni_gconv.profiling import compare_latency, device_of, measuring, run, to_device
+from nni_gconv.tables import Table
 
 #: Gathers of a layer: none, one in front, one in front and one behind.
 _GATHERS = (0, 1, 2)
