@@ -62,7 +62,9 @@ if TYPE_CHECKING:
         trial_folder,
     )
     from nni_gconv.compat.nni_wrapper import (
+        keep_parameters,
         lighten_wrappers,
+        own_parameters,
         parameter_order,
         restore_modules,
         restore_parameter_order,
@@ -119,6 +121,7 @@ __all__ = [
     "is_scripted",
     "is_torch_file",
     "is_wrapped",
+    "keep_parameters",
     "launch_path",
     "learn_optimizer",
     "let_lightning_stop",
@@ -129,6 +132,7 @@ __all__ = [
     "modern_config",
     "next_parameters",
     "nni_algorithms",
+    "own_parameters",
     "parameter_order",
     "parse_metrics",
     "parse_parameters",
@@ -212,8 +216,10 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "trial_folder",
         ],
         "nni_wrapper": [
+            "keep_parameters",
             "lighten_wrappers",
             "parameter_order",
+            "own_parameters",
             "restore_modules",
             "restore_parameter_order",
             "trained_weight",

@@ -60,10 +60,36 @@ def restore_parameter_order(model: nn.Module, order: Mapping[str, list[str]]) ->
             module._parameters[key] = module._parameters.pop(key)
 
 
-def restore_modules(wrappers: Mapping[str, Any]) -> None:
-    """Give unwrapped modules back what NNI leaves changed: buffers, and the forward of their class.
+def own_parameters(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
+    """Return the parameters of a model's modules by module and name, before they are wrapped."""
+    return {
+        (name, key): parameter
+        for name, module in model.named_modules()
+        if not is_scripted(module)
+        for key, parameter in module._parameters.items()
+        if parameter is not None
+    }
 
-    A masked forward writes over buffers; a forward set by hand tells a norm from others no more.
+
+def keep_parameters(
+    wrappers: Mapping[str, Any], parameters: Mapping[tuple[str, str], nn.Parameter]
+) -> None:
+    """Let wrappers hold the model's own parameters, where NNI's hold copies.
+
+    An optimizer that was made before goes on training the network then.
+    """
+    for name, wrapper in wrappers.items():
+        for target in wrapper.pruning_target_spaces:
+            own = parameters.get((name, target))
+            if own is not None and wrapper._parameters.get(target) is not None:
+                wrapper._parameters[target] = own
+
+
+def restore_modules(wrappers: Mapping[str, Any]) -> None:
+    """Give unwrapped modules back what NNI leaves changed.
+
+    Those are parameters, of which NNI leaves copies; buffers, which a masked forward writes over;
+    and the forward of their class: one set by hand tells a norm from others no more.
     """
     for wrapper in wrappers.values():
         own = vars(wrapper.module).get("forward")
@@ -72,6 +98,8 @@ def restore_modules(wrappers: Mapping[str, Any]) -> None:
         for name in wrapper.pruning_target_spaces:
             if wrapper._buffers.get(name) is not None:
                 wrapper.module._buffers[name] = wrapper._buffers[name]
+            if name in wrapper.module._parameters and wrapper._parameters.get(name) is not None:
+                wrapper.module._parameters[name] = wrapper._parameters[name]
 
 
 def _forward(wrapper: Any, *args: Any, **kwargs: Any) -> Any:

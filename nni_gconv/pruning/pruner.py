@@ -105,7 +105,9 @@ class TrainedPruner(TrainingHooks):
                 "reconstruct: needs calibration= (in a recipe prune.calibration: {images: 1024})"
             )
         self._parameter_order = compat.parameter_order(model)
+        parameters = compat.own_parameters(model)
         super().__init__(model, config_list, evaluator, existed_wrappers)
+        compat.keep_parameters(self._module_wrappers, parameters)
         compat.lighten_wrappers(self._module_wrappers)
         compat.explain_fusion()
 
