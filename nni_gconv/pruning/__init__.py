@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.methods.shuffle.pruner import ShufflePruner
     from nni_gconv.pruning.methods.slimming.pruner import SlimmingPruner
     from nni_gconv.pruning.options import ChannelOptions, PrunerOptions, Rule, Traced
+    from nni_gconv.pruning.plain_loop import EpochLoop, PlainLoop
     from nni_gconv.pruning.pruner import TrainedPruner
     from nni_gconv.pruning.reconstruction import Reconstruction, reconstruct
     from nni_gconv.pruning.registry import create_pruner, find_method, method_names, register_pruner
@@ -45,10 +46,12 @@ __all__ = [
     "ChannelOptions",
     "ChannelPruner",
     "CostModel",
+    "EpochLoop",
     "FPGMPruner",
     "GSparsityPruner",
     "GroupConvPruner",
     "GroupPruner",
+    "PlainLoop",
     "PruneSettings",
     "PrunerOptions",
     "Reconstruction",
@@ -84,6 +87,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "methods.shuffle.pruner": ["ShufflePruner"],
         "methods.slimming.pruner": ["SlimmingPruner"],
         "options": ["ChannelOptions", "PrunerOptions", "Rule", "Traced"],
+        "plain_loop": ["EpochLoop", "PlainLoop"],
         "pruner": ["TrainedPruner"],
         "reconstruction": ["Reconstruction", "reconstruct"],
         "registry": ["create_pruner", "find_method", "method_names", "register_pruner"],

@@ -112,7 +112,8 @@ class ChannelPruner(TrainedPruner):
     ConfigError
         The config_list or an option is wrong.
     BudgetError
-        The budget cannot be reached with the layers selected.
+        The budget cannot be reached with the layers selected; from :meth:`compress`: what of the
+        masks can be cut does not meet it.
     """
 
     Options: type[ChannelOptions] = ChannelOptions
@@ -283,20 +284,10 @@ class ChannelPruner(TrainedPruner):
 
     # -- NNI's interface --------------------------------------------------------------------------
 
-    def compress(
-        self, max_steps: int | None = None, max_epochs: int | None = None
-    ) -> tuple[nn.Module, Masks]:
-        """Make the masks; as in the base class.
-
-        Raises
-        ------
-        BudgetError
-            What of the masks can be cut does not meet the budget.
-        """
-        model, masks = super().compress(max_steps, max_epochs)
+    def _final_masks_made(self) -> None:
+        super()._final_masks_made()
         if self.budget is not None and self._driven_share() == 1:
-            check_cuttable(self.budget, self.cost, masks, self.vanished)
-        return model, masks
+            check_cuttable(self.budget, self.cost, self.get_masks(), self.vanished)
 
     def _collect_data(self) -> dict[str, dict[str, Tensor]]:
         """Weights as they are, without masks: a soft method can change its mind."""

@@ -48,6 +48,8 @@ Clock(steps_per_epoch=10, epochs=2, step=20, epoch=2)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +59,11 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError
+from nni_gconv.pruning.plain_loop import PlainLoop
 
 
 @dataclass
@@ -115,6 +119,7 @@ class TrainingHooks(Pruner):
         #: Steps and epochs that this pruner's own compress() was asked for, while it lasts.
         self._length: tuple[int | None, int | None] | None = None
         self._counts, self._begun = False, False
+        self._gradient_hook: RemovableHandle | None = None
         super().__init__(model, config_list, evaluator, existed_wrappers)
 
     @property
@@ -169,6 +174,97 @@ class TrainingHooks(Pruner):
         self.clock.step, self.clock.epoch = state["step"], state["epoch"]
         self._since, self._renewed = state["since"], state["renewed"]
 
+    # -- a loop of one's own -----------------------------------------------------------------------
+
+    @contextmanager
+    def training(
+        self,
+        optimizer: Optimizer | None = None,
+        *,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> Iterator[PlainLoop]:
+        """Act while a training loop of your own runs in the block; its end makes the masks.
+
+        Parameters
+        ----------
+        optimizer : Optimizer, optional
+            The one whose steps count; it may be made before or after the pruner. Default: the first
+            that takes a step with parameters of the model.
+        epochs, steps_per_epoch : int, optional
+            How long the training is, in steps of that optimizer; for methods and schedules that
+            need it (a ConfigError says so).
+
+        Yields
+        ------
+        PlainLoop
+            Its ``steps`` are those that were taken.
+
+        Raises
+        ------
+        ConfigError
+            The optimizer does not train this model, nothing took a step, or the method has to know
+            how long the training is.
+
+        Examples
+        --------
+        >>> from nni_gconv import SlimmingPruner
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> x = torch.randn(4, 3, 8, 8)
+        >>> pruner = SlimmingPruner(net, [{"op_names": ["0"]}], budget={"macs": 0.5}, dummy_input=x)
+        >>> with pruner.training(optimizer):
+        ...     for _ in range(10):
+        ...         optimizer.zero_grad()
+        ...         net(x).square().mean().backward()
+        ...         optimizer.step()
+        >>> masks = pruner.get_masks()
+        >>> int(masks["0"]["bias"].sum()) < 8
+        True
+        """
+        known = self.evaluator if isinstance(self.evaluator, PlainLoop) else None
+        if steps_per_epoch is None and known is not None:
+            steps_per_epoch = known.steps_per_epoch
+        if self.needs_epochs and (epochs is None or steps_per_epoch is None):
+            raise ConfigError(
+                f"{type(self).__name__}: has to know how long the training is: give epochs= and "
+                "steps_per_epoch=len(train_loader)"
+            )
+        loop = PlainLoop(optimizer, steps_per_epoch=steps_per_epoch)
+        with self.acting_in(loop, epochs):
+            yield loop
+
+    @contextmanager
+    def acting_in(self, loop: PlainLoop, epochs: int | None) -> Iterator[None]:
+        """The same with a loop that was made already.
+
+        Parameters
+        ----------
+        loop : PlainLoop
+            What is known of the training.
+        epochs : int, optional
+            How long it is.
+        """
+        self._length = (None, epochs)
+        loop.bind_model(self.bound_model)
+        try:
+            self._fuse_preprocess(loop)
+            yield
+            if not loop.steps:
+                raise ConfigError(
+                    "training: no optimizer with parameters of the model took a step in the block"
+                )
+            with torch.no_grad():
+                self._fuse_postprocess(loop)
+        finally:
+            loop.unbind_model()
+            self._length = None
+            self._leave_training()
+        self._final_masks_made()
+
+    def _final_masks_made(self) -> None:
+        """What comes after the final masks, trained for or made at once."""
+
     # -- what calls them --------------------------------------------------------------------------
 
     @property
@@ -212,13 +308,19 @@ class TrainingHooks(Pruner):
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         self.finish_training()
+        self._leave_training()
+
+    def _leave_training(self) -> None:
         self.in_training = False
+        if self._gradient_hook is not None:
+            self._gradient_hook.remove()
+            self._gradient_hook = None
 
     def _prepare(self) -> None:
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if not any(id(p) in trained for p in self.bound_model.parameters()):
             raise ConfigError("evaluator: its optimizer has none of this model's parameters")
-        self.optimizer.register_step_pre_hook(self._on_gradients)
+        self._gradient_hook = self.optimizer.register_step_pre_hook(self._on_gradients)
         self.prepare_training()
 
     @torch.no_grad()

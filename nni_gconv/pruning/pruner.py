@@ -255,10 +255,14 @@ class TrainedPruner(TrainingHooks):
             self._single_compress(None, None)
         else:
             super().compress(max_steps, max_epochs)
+        self._final_masks_made()
+        return self.bound_model, self.get_masks()
+
+    def _final_masks_made(self) -> None:
+        super()._final_masks_made()
         if self.when_masked is not None:
             self.when_masked()
         self._reconstruct()
-        return self.bound_model, self.get_masks()
 
     def _reconstruct(self) -> None:
         """Fit the weights that the final masks leave, if that was asked for."""
