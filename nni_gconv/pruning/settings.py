@@ -19,6 +19,11 @@ class CalibrationSettings(BaseModel):
 
     images: int = Field(1024, ge=2, description="Of the training split, as evaluation sees them.")
     batch_size: int = Field(256, ge=1, description="Images in one pass where not all fit.")
+    share: str | None = Field(
+        None,
+        description="'experiment': trials of one NNI experiment that look at the same network and "
+        "images gather statistics once; or a folder, for the same among runs.",
+    )
 
 
 class PruneSettings(BaseModel):

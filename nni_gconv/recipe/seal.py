@@ -18,7 +18,7 @@ from nni_gconv.files import file_digest
 
 #: What no stage leaves: the book-keeping, NNI's and TensorBoard's files (which have sums inside).
 _OTHERS = ("stages.json", "recipe.yml", "result.json", "nni_told.json", "train.json")
-_OTHER_FOLDERS = ("tensorboard", "nni_gconv_dense", "code")
+_OTHER_FOLDERS = ("tensorboard", "nni_gconv_dense", "calibration", "code")
 _GROWING = ".jsonl"
 
 State = dict[str, tuple[int, int, int]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,7 @@ MASKS = "masks.safetensors"
 MASKED = "masked.safetensors"
 SPEEDUP = "speedup.safetensors"
 COMPACT = "compact.safetensors"
+STATISTICS = "calibration"
 
 
 class Trial:
@@ -308,7 +310,23 @@ class Trial:
         asked = settings.calibration
         if asked is None:
             return None
-        return Calibration(self.loaders.plain, images=asked.images, batch_size=asked.batch_size)
+        return Calibration(
+            self.loaders.plain,
+            images=asked.images,
+            batch_size=asked.batch_size,
+            keep_in=self._shared_statistics() or self.folder.path / STATISTICS,
+            progress=not self.quiet,
+        )
+
+    def _shared_statistics(self) -> Path | None:
+        """Name the folder of statistics that this trial shares with others, if it does."""
+        asked = self.recipe.prune and self.recipe.prune.calibration
+        if not asked or asked.share is None:
+            return None
+        if asked.share != "experiment":
+            return Path(asked.share).expanduser()
+        root = compat.experiment_folder()
+        return None if root is None else root / "nni_gconv_statistics"
 
     # -- training the dense network ---------------------------------------------------------------
 
@@ -356,6 +374,8 @@ class Trial:
         save_state(self.model, self.folder.path / MASKED, self.distributed)
         skipped = getattr(pruner, "skipped", {})
         facts = {"mask_density": density, "skipped": skipped, "accuracy": accuracy}
+        if self.distributed.is_main:  # they served a stage that was cut short
+            shutil.rmtree(self.folder.path / STATISTICS, ignore_errors=True)
         if pruner.reconstruction is not None:
             facts["reconstruction"] = asdict(pruner.reconstruction)
         return facts

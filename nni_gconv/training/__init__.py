@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from nni_gconv.training.distributed import Distributed, from_main_process, several_processes
+    from nni_gconv.training.distributed import (
+        Distributed,
+        from_main_process,
+        in_every_process,
+        process_number,
+        several_processes,
+        summed,
+    )
     from nni_gconv.training.engine import FitResult
     from nni_gconv.training.evaluator import make_evaluator
-    from nni_gconv.training.logs import MetricLog
+    from nni_gconv.training.logs import MetricLog, counting
     from nni_gconv.training.loop import fit
     from nni_gconv.training.metrics import evaluate
     from nni_gconv.training.proxsgd import ProxSGD, gain_scale, group_soft_threshold
@@ -27,24 +34,35 @@ __all__ = [
     "MetricLog",
     "ProxSGD",
     "TrainSettings",
+    "counting",
     "evaluate",
     "fit",
     "from_main_process",
     "gain_scale",
     "group_soft_threshold",
+    "in_every_process",
     "make_evaluator",
+    "process_number",
     "recalibrate_bn",
     "seed_everything",
     "several_processes",
+    "summed",
 ]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "distributed": ["Distributed", "from_main_process", "several_processes"],
+        "distributed": [
+            "Distributed",
+            "from_main_process",
+            "in_every_process",
+            "process_number",
+            "several_processes",
+            "summed",
+        ],
         "engine": ["FitResult"],
         "evaluator": ["make_evaluator"],
-        "logs.metric_log": ["MetricLog"],
+        "logs": ["MetricLog", "counting"],
         "loop": ["fit"],
         "metrics": ["evaluate"],
         "proxsgd": ["ProxSGD", "gain_scale", "group_soft_threshold"],

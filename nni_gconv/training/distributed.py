@@ -167,3 +167,23 @@ def from_main_process(value: Any) -> Any:
 def several_processes() -> bool:
     """Tell whether other processes train with this one."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def in_every_process(value: bool) -> bool:
+    """Tell whether something holds in all processes that train together."""
+    return summed(torch.tensor([float(not value)])).item() == 0
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Add a tensor up over the processes that train together; alone, return it."""
+    if not several_processes():
+        return tensor
+    cuda = dist.get_backend() == "nccl"
+    total = tensor.cuda() if cuda else tensor.clone()
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def process_number() -> tuple[int, int]:
+    """Return the number of this process, and how many train together."""
+    return (dist.get_rank(), dist.get_world_size()) if several_processes() else (0, 1)

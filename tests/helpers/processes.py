@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -103,6 +104,17 @@ def start(script: str, *args: object, processes: int = 1) -> Running:
 def run(script: str, *args: object, processes: int = 1) -> Finished:
     """Run a script of this folder to its end."""
     return start(script, *args, processes=processes).finish()
+
+
+def launch_with_torchrun(
+    script: str, directory: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of this folder in two processes of a real torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
+    command += [str(HERE / script), str(directory), *options]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def written_by_ranks(script: str, folder: Path, name: str, processes: int) -> list[dict]:

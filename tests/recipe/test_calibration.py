@@ -9,6 +9,7 @@ from tiny_recipes import tiny
 
 from nni_gconv import Recipe, run_recipe
 from nni_gconv.errors import ConfigError
+from nni_gconv.pruning.calibration import moments
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 
 CALIBRATED = {"budget": {"macs": 0.6}, "calibration": {"images": 64, "batch_size": 32}}
@@ -46,6 +47,35 @@ def test_what_was_done_stands_in_the_trials_folder(calibrated):
     stages = json.loads((folder / "a" / "stages.json").read_text(encoding="utf-8"))
     assert result.stages["prune"]["reconstruction"]["refitted"] in (True, False)
     assert "prune" in json.dumps(stages)
+
+
+def test_trials_share_statistics_and_keep_none_of_their_own(calibrated, tmp_path, monkeypatch):
+    _, folder = calibrated
+    assert not (folder / "a" / "calibration").exists()
+    gathered = []
+    gather = moments._Pass.gather
+    monkeypatch.setattr(moments._Pass, "gather", lambda self: gathered.append(1) or gather(self))
+    share = {"calibration": {**CALIBRATED["calibration"], "share": str(tmp_path / "shared")}}
+    for name, macs in (("one", 0.6), ("two", 0.5)):
+        recipe = Recipe(**one_shot(**share, budget={"macs": macs}))
+        run_recipe(recipe, output=tmp_path / name, quiet=True)
+    assert len(gathered) == 1
+    first, second = (load_file(f / "compact.safetensors") for f in (folder / "a", tmp_path / "one"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_stage_that_is_cut_short_finds_its_statistics_again(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nni_gconv.pruning.criteria.second_order.eliminate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(Recipe(**one_shot()), output=tmp_path / "run", quiet=True)
+    assert len(list((tmp_path / "run" / "calibration").glob("moments-*.safetensors"))) == 1
+    monkeypatch.setattr(moments._Pass, "gather", stopped)
+    run_recipe(Recipe(**one_shot()), output=tmp_path / "run", quiet=True, resume=True)
+    assert not (tmp_path / "run" / "calibration").exists()
 
 
 @pytest.mark.parametrize(

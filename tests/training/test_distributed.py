@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
-from processes import HERE, run
+from processes import launch_with_torchrun, run
 from torch import nn
 from training_nets import same_weights
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.training.distributed import Distributed
-
-
-def launch_with_torchrun(directory, *options):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
-    command += [str(HERE / "fit_process.py"), str(directory), *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def final(directory, rank=0):
@@ -46,7 +31,7 @@ def test_two_processes_equal_one(tmp_path, distill):
     two.mkdir()
     alone = run("fit_process.py", one, "net=plain", "batch=16", f"distill={distill}")
     assert alone.code == 0, alone.said
-    done = launch_with_torchrun(two, "net=plain", "batch=8", f"distill={distill}")
+    done = launch_with_torchrun("fit_process.py", two, "net=plain", "batch=8", f"distill={distill}")
     assert done.returncode == 0, done.stderr
     alone, first, second = final(one), final(two, 0), final(two, 1)
     assert same_weights(first["weights"], second["weights"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ class Calibration:
         At most so many are taken, the first ones.
     batch_size : int, default 256
         Images in one forward or backward pass where not all fit.
+    keep_in : str or Path, optional
+        Folder in which statistics are kept, see :mod:`nni_gconv.pruning.calibration.kept`: who asks
+        for the same of the same network and images reads them there.
+    progress : bool, default True
+        Whether a bar is shown where standard error is a terminal.
 
     Attributes
     ----------
@@ -44,11 +50,18 @@ class Calibration:
     """
 
     def __init__(
-        self, source: Tensor | Iterable[Any], *, images: int = 1024, batch_size: int = 256
+        self,
+        source: Tensor | Iterable[Any],
+        *,
+        images: int = 1024,
+        batch_size: int = 256,
+        keep_in: str | Path | None = None,
+        progress: bool = True,
     ) -> None:
         if images < 2 or batch_size < 1:
             raise DataError("calibration: needs at least 2 images and a batch_size from 1")
-        self.batch_size = batch_size
+        self.batch_size, self.progress = batch_size, progress
+        self.keep_in = None if keep_in is None else Path(keep_in).expanduser()
         inputs, labels = _gather([source] if isinstance(source, Tensor) else source, images)
         self.inputs = inputs
         self.labels = labels

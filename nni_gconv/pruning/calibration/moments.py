@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,61 +16,101 @@ from torch.fx import Node
 from nni_gconv.errors import DataError
 from nni_gconv.graph import Graph, Replay, Values, shape_of, state_of, trace
 from nni_gconv.modes import evaluating
+from nni_gconv.pruning.calibration.gram import gram
 from nni_gconv.pruning.calibration.images import Calibration
+from nni_gconv.pruning.calibration.kept import content_key, gathered_once
 from nni_gconv.pruning.calibration.patches import (
     Geometry,
     is_matrix_layer,
     places_for,
     read_samples,
 )
+from nni_gconv.training import counting, process_number, summed
 
+_logger = logging.getLogger(__name__)
+
+#: Columns of a layer that are looked at together; wider ones are parted in blocks.
+MOST_COLUMNS = 8192
 #: Bytes that the values of one forward may take at a time.
 _MEMORY = 2**30
 
 
 class _Sum:
-    """Sums over places of one layer.
+    """Sums over places of one layer, of every chunk about its own mean.
 
-    About the mean of the first places: what hardly varies about a large mean would drown in the
-    rounding of its squares.
+    What hardly varies about a large mean would drown in the rounding of its squares; and sums about
+    means add up over processes, whoever has seen what.
     """
 
     def __init__(self, node: Node, batches: int) -> None:
-        self._shift: Tensor | None = None
         self.node = node
         self.geometry = Geometry.of(node)
         columns = math.prod(shape_of(node.args[1])[1:])
-        groups = 1 if self.geometry is None else self.geometry.groups
-        self._places = places_for(columns) / batches
-        self._square = torch.zeros(groups, columns, columns, dtype=torch.float64)
-        self._sum = torch.zeros(groups, columns, dtype=torch.float64)
-        self._count = 0
+        blocks = blocks_of(columns) or 1
+        self._blocks, width = blocks, columns // blocks
+        self._groups = 1 if self.geometry is None else self.geometry.groups
+        self._places = places_for(width) / batches
+        self._square = torch.zeros(self._groups * blocks, width, width, dtype=torch.float64)
+        self._means: list[Tensor] = []
+        self._counts: list[int] = []
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the sums."""
+        return 8 * self._square.numel()
 
     def add(self, generator: torch.Generator, values: Sequence[Values]) -> None:
         """Add places of one batch."""
         read, said = values[0][self.node.args[0]], values[0][self.node]  # type: ignore[index]
-        for _, columns, _ in read_samples(read, said, self.geometry, self._places, generator):
-            if self._shift is None:
-                self._shift = columns.mean(1, keepdim=True)
-            columns = columns - self._shift  # noqa: PLW2901 - see the class
-            self._square += (columns.mT @ columns).cpu().double()
-            self._sum += columns.sum(1).cpu().double()
-            self._count += columns.shape[1]
+        for _, found, _ in read_samples(read, said, self.geometry, self._places, generator):
+            count = found.shape[1]
+            columns = found.view(self._groups, count, self._blocks, -1).movedim(2, 1).flatten(0, 1)
+            mean = columns.mean(1, keepdim=True)
+            columns = columns - mean
+            self._square += gram(columns).cpu()
+            self._means.append((mean + columns.mean(1, keepdim=True))[:, 0].cpu().double())
+            self._counts.append(count)
 
     def covariance(self) -> Tensor:
-        """Covariance of the columns: (groups, columns, columns)."""
-        mean = self._sum / self._count
-        return self._square / self._count - mean[:, :, None] * mean[:, None, :]
+        """Covariance of the columns, over all processes: (groups * blocks, width, width)."""
+        counts = torch.tensor(self._counts, dtype=torch.float64)[:, None, None]
+        none = self._square[None, :, 0][:0]  # a process may have seen nothing
+        means = torch.cat([none, *[mean[None] for mean in self._means]])
+        count = summed(counts.sum())
+        mean = summed((counts * means).sum(0)) / count
+        apart = ((means - mean) * counts.sqrt()).movedim(0, 1)
+        return summed(self._square.add_(gram(apart))) / count
+
+
+def blocks_of(columns: int) -> int | None:
+    """Say in how many equal blocks the columns of a layer are looked at: 1 but for wide ones.
+
+    Returns
+    -------
+    int or None
+        None where no number of blocks fits.
+
+    Examples
+    --------
+    >>> [blocks_of(n) for n in (4608, 9216, 25088, 10007)]
+    [1, 2, 4, None]
+    """
+    fits = (n for n in range(1, 65) if columns % n == 0 and columns // n <= MOST_COLUMNS)
+    return next(fits, None)
 
 
 def read_moments(model: nn.Module, calibration: Calibration, *, seed: int = 0) -> dict[str, Tensor]:
     """Gather the moments of all convolutions and linear layers in one pass.
+
+    Processes that train together each take some of the batches, and all get the sums. With
+    ``keep_in`` the result is kept in a file, see :mod:`nni_gconv.pruning.calibration.kept`.
 
     Parameters
     ----------
     model : nn.Module
         The unwrapped model; left as it was found.
     calibration : Calibration
+        The same images in every process.
     seed : int
         Which places are looked at.
 
@@ -76,8 +118,9 @@ def read_moments(model: nn.Module, calibration: Calibration, *, seed: int = 0) -
     -------
     dict of str to Tensor of float64, shape (groups, columns, columns)
         Covariance of the columns of each flattened weight, by the weight's dotted name, the first
-        of its names. Transposed convolutions and
-        weights that are computed in the forward are left out.
+        of its names. Layers of more than 8,192 columns are parted in equal blocks of columns, each
+        of which stands like a group, without what is between them; where no blocks fit a layer is
+        left out, as are transposed convolutions and weights that are computed in the forward.
 
     Raises
     ------
@@ -91,22 +134,9 @@ def read_moments(model: nn.Module, calibration: Calibration, *, seed: int = 0) -
     >>> torch.allclose(found["weight"][0].float(), x.T.cov(correction=0), atol=1e-5)
     True
     """
-    state = state_of(model)
-    device = next(iter(state.values())).device
-    with evaluating(model):
-        one = trace(model, calibration.inputs[:1].to(device))
-        each = min(calibration.batch_size, max(1, _MEMORY // (4 * Replay(one).most_elements())))
-        count = -(-len(calibration) // each)
-        size = len(calibration) // count
-        graph = trace(model, calibration.inputs[:size].to(device))
-    replay, nodes = Replay(graph), _layers(graph)
-    sums = {node: _Sum(node, count) for node in nodes}
-    for number in range(count):
-        batch = calibration.inputs[number * size : (number + 1) * size].to(device)
-        generator = torch.Generator().manual_seed(seed * 7919 + number)
-        at = {node: partial(total.add, generator) for node, total in sums.items()}
-        replay.run([state], [batch], at)
-    found = {nodes[node]: total.covariance() for node, total in sums.items()}
+    job = _Pass.of(model, calibration, seed)
+    key = job.key() if calibration.keep_in else ""
+    found = gathered_once(calibration.keep_in, key, job.gather)
     for name, covariance in found.items():
         if not bool(covariance.isfinite().all()):
             raise DataError(
@@ -114,6 +144,70 @@ def read_moments(model: nn.Module, calibration: Calibration, *, seed: int = 0) -
                 "or at how the images are normalised"
             )
     return found
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass over calibration images, in equal batches that the graph was traced with."""
+
+    graph: Graph
+    state: Mapping[str, Tensor]
+    calibration: Calibration
+    size: int
+    seed: int
+
+    @classmethod
+    def of(cls, model: nn.Module, calibration: Calibration, seed: int) -> _Pass:
+        """Choose batches whose values fit in memory."""
+        state = state_of(model)
+        device = next(iter(state.values())).device
+        with evaluating(model):
+            one = trace(model, calibration.inputs[:1].to(device))
+            most = max(1, _MEMORY // (4 * Replay(one).most_elements()))
+            count = -(-len(calibration) // min(calibration.batch_size, most))
+            size = len(calibration) // count
+            graph = trace(model, calibration.inputs[:size].to(device))
+        return cls(graph, state, calibration, size, seed)
+
+    def key(self) -> str:
+        """Digest of all that the sums depend on."""
+        operators = [f"{n} {n.target} {n.args} {n.kwargs}" for n in self.graph.nodes]
+        tensors = {f"constant {n}": t for n, t in self.graph.constants.items()}
+        device = next(iter(self.state.values())).device
+        words = [*operators, str(self.graph.tensors), f"{self.size} {self.seed} {device.type}"]
+        return content_key(
+            words, {**self.state, **tensors, "calibration images": self.calibration.inputs}
+        )
+
+    def gather(self) -> dict[str, Tensor]:
+        """Run the batches that are this process's, and add up over all processes."""
+        replay, images = Replay(self.graph), self.calibration.inputs
+        count, nodes = len(images) // self.size, _layers(self.graph)
+        sums = {node: _Sum(node, count) for node in nodes}
+        self._say(nodes, sums, 4 * replay.most_elements())
+        device = next(iter(self.state.values())).device
+        rank, processes = process_number()
+        mine = range(rank, count, processes)
+        with counting("calibration", len(mine), enabled=self.calibration.progress) as done:
+            for number in mine:
+                batch = images[number * self.size : (number + 1) * self.size].to(device)
+                generator = torch.Generator().manual_seed(self.seed * 7919 + number)
+                at = {node: partial(total.add, generator) for node, total in sums.items()}
+                replay.run([self.state], [batch], at)
+                done()
+        return {nodes[node]: total.covariance() for node, total in sums.items()}
+
+    def _say(self, nodes: Mapping[Node, str], sums: Mapping[Node, _Sum], values: int) -> None:
+        """Say before how much memory this takes."""
+        most = max(sums, key=lambda node: sums[node].bytes, default=None)
+        if most is not None:
+            _logger.info(
+                "calibration: %d images in batches of %d; sums of %d layers take %.2f GiB (%s the "
+                "most, %.2f), values of the network at most %.2f",
+                len(self.calibration), self.size, len(sums),
+                sum(s.bytes for s in sums.values()) / 2**30,
+                nodes[most], sums[most].bytes / 2**30, values / 2**30,
+            )  # fmt: skip
 
 
 def layer_covariances(
@@ -174,6 +268,8 @@ def _layers(graph: Graph) -> dict[Node, str]:
             weight = node.args[1]
             if isinstance(weight, Node) and weight.name in graph.tensors:
                 name = graph.tensors[weight.name]
-                if name not in found.values():  # of a shared layer, its first call
+                if blocks_of(math.prod(shape_of(weight)[1:])) is None:
+                    _logger.warning("calibration: %s has too many columns: left out", name)
+                elif name not in found.values():  # of a shared layer, its first call
                     found[node] = name
     return found

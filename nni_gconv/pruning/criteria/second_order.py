@@ -173,22 +173,22 @@ class SecondOrderPruner(ChannelPruner):
 def _of_groups(
     coupled: CoupledSet, classes: np.ndarray, read: Read, weight: Tensor, covariances: Tensor
 ) -> list[Reader]:
-    """One reader for each group of a layer that reads channels of a set."""
+    """One reader for each group, or block of columns, of a layer that reads channels of a set."""
     weight = weight.cpu().double()
-    groups = len(covariances)
+    groups, width = read.groups, covariances.shape[-1]
     per_group, taps = weight.shape[1], int(np.prod(weight.shape[2:]))
     of = {number: unit for unit, number in enumerate(coupled.classes.tolist())}
     found = []
-    for group in range(groups):
-        own = classes[group * per_group : (group + 1) * per_group].tolist()
+    for number, covariance in enumerate(covariances):
+        group, begin = divmod(number * width, per_group * taps)
         columns: list[list[int]] = [[] for _ in range(coupled.size)]
-        for position, number in enumerate(own):
-            if number in of:
-                columns[of[number]] += range(position * taps, (position + 1) * taps)
+        for column in range(width):
+            unit = of.get(int(classes[group * per_group + (begin + column) // taps]))
+            if unit is not None:
+                columns[unit].append(column)
         if not any(columns):
             continue
-        rows = weight.flatten(1).chunk(groups)[group]
-        covariance = covariances[group]
+        rows = weight.flatten(1).chunk(groups)[group][:, begin : begin + width]
         energy = float((rows @ covariance * rows).sum())
         found.append(Reader(columns, covariance, rows.T @ rows, energy))
     return found

@@ -207,6 +207,7 @@ class _Job:
                 batches,
                 ridges=RIDGES if ridge is None else (ridge,),
                 seed=self.seed,
+                progress=self.calibration.progress,
             )
             state = walk.refit(self.dense, self.kept)
         self.left = walk.left

@@ -9,7 +9,7 @@ other summand lacks as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -30,6 +30,7 @@ from nni_gconv.pruning.reconstruction.rectified import (
     places_held,
     rectified_steps,
 )
+from nni_gconv.training import counting
 
 #: Tensors of one network by dotted name.
 State = dict[str, Tensor]
@@ -61,6 +62,8 @@ class Walk:
         each layer best is seen on every second image; where none does, the layer stays as it is.
     rounds : int
     seed : int
+    progress : bool
+        Whether a bar counts the layers on a terminal.
     """
 
     graph: Graph
@@ -68,6 +71,7 @@ class Walk:
     ridges: Sequence[float] = RIDGES
     rounds: int = 8
     seed: int = 0
+    progress: bool = False
     left: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -85,28 +89,39 @@ class Walk:
             Masks by parameter name; a parameter without one is whole.
         """
         pruned = masked_state(dense, kept)
-        for layers in self._rounds():
-            sums = [_Sums(layer, len(self.batches)) for layer in layers]
-            for number, batch in enumerate(self.batches):
-                generator = torch.Generator().manual_seed(self.seed * 7919 + number)
-                at = {s.layer.node: partial(self._meet, s, generator, pruned, kept) for s in sums}
-                self._replay.run([dense, pruned], [batch], at, until=layers[-1].node)
-            if len(self.batches) > 1:
-                for summed in sums:
-                    self._solve(summed, pruned, kept)
+        with counting("layers refitted", len(self._layers), enabled=self.progress) as done:
+            for layers in self._rounds():
+                self._refit(layers, dense, pruned, kept, done)
         return pruned
 
-    def _meet(
+    def _refit(
         self,
-        sums: _Sums,
-        generator: torch.Generator,
+        layers: Sequence[Layer],
+        dense: Mapping[str, Tensor],
         pruned: State,
         kept: Mapping[str, Tensor],
-        values: Sequence[Values],
+        done: Callable[[], None],
     ) -> None:
-        sums.add((values[0], values[1]), generator)
-        if len(self.batches) == 1:
+        """Refit neighbours: as they are met, or once all batches are seen."""
+        at_once = len(self.batches) == 1
+
+        def meet(sums: _Sums, generator: torch.Generator, values: Sequence[Values]) -> None:
+            sums.add((values[0], values[1]), generator)
+            if at_once:
+                solve(sums)
+
+        def solve(sums: _Sums) -> None:
             self._solve(sums, pruned, kept)
+            done()
+
+        sums = [_Sums(layer, len(self.batches)) for layer in layers]
+        for number, batch in enumerate(self.batches):
+            generator = torch.Generator().manual_seed(self.seed * 7919 + number)
+            at = {s.layer.node: partial(meet, s, generator) for s in sums}
+            self._replay.run([dense, pruned], [batch], at, until=layers[-1].node)
+        if not at_once:
+            for each in sums:
+                solve(each)
 
     def _rounds(self) -> Iterator[list[Layer]]:
         count = 1 if len(self.batches) == 1 else min(self.rounds, len(self._layers))

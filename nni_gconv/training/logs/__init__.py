@@ -10,15 +10,15 @@ import lazy_loader
 if TYPE_CHECKING:
     from nni_gconv.training.logs.distributions import log_distributions
     from nni_gconv.training.logs.metric_log import MetricLog, check_numbers
-    from nni_gconv.training.logs.progress import EpochProgress
+    from nni_gconv.training.logs.progress import EpochProgress, counting
 
-__all__ = ["EpochProgress", "MetricLog", "check_numbers", "log_distributions"]
+__all__ = ["EpochProgress", "MetricLog", "check_numbers", "counting", "log_distributions"]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "distributions": ["log_distributions"],
         "metric_log": ["MetricLog", "check_numbers"],
-        "progress": ["EpochProgress"],
+        "progress": ["EpochProgress", "counting"],
     },
 )

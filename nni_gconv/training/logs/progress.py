@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -14,6 +15,34 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+@contextmanager
+def counting(what: str, total: int, *, enabled: bool = True) -> Iterator[Callable[[], None]]:
+    """Give a function that is called after each of `total` pieces of work: a bar on a terminal.
+
+    Examples
+    --------
+    >>> with counting("layers", 2) as done:
+    ...     done()
+    """
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    with _bar() as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
 
 
 class EpochProgress:
@@ -33,14 +62,7 @@ class EpochProgress:
         self.stage, self.epochs, self.enabled = stage, epochs, enabled
         self._bar: Progress | None = None
         if enabled and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            self._bar = _bar()
             self._task = self._bar.add_task(stage)
 
     def __enter__(self) -> EpochProgress:

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from processes import launch_with_torchrun, run
 from torch import nn
 from torch.nn import functional as F
 
 from nni_gconv import SecondOrderPruner
 from nni_gconv.errors import DataError
-from nni_gconv.pruning.calibration import Calibration
+from nni_gconv.pruning.calibration import Calibration, moments
+from nni_gconv.pruning.calibration.gram import gram
 from nni_gconv.pruning.calibration.moments import read_moments
 
 
@@ -46,3 +48,76 @@ def test_numbers_that_are_not_finite_are_told_by_the_layer_that_reads_them():
         net[0].bias[3] = torch.inf
     with pytest.raises(DataError, match=r"what 1\.weight reads is not finite"):
         read_moments(net, Calibration(images()))
+
+
+def test_wide_layers_are_parted_in_blocks(monkeypatch):
+    net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)).eval()
+    whole = read_moments(net, Calibration(images()))["3.weight"]
+    monkeypatch.setattr(moments, "MOST_COLUMNS", 40)
+    found = read_moments(net, Calibration(images()))
+    assert found["3.weight"].shape == (3, 32, 32)
+    for number, block in enumerate(found["3.weight"]):
+        own = slice(32 * number, 32 * number + 32)
+        assert torch.allclose(block, whole[0, own, own], atol=1e-6)
+    config = [{"op_names": ["0"], "sparse_ratio": 0.5}]
+    pruner = SecondOrderPruner(net, config, calibration=images(), dummy_input=images(1))
+    assert int(pruner.compress()[1]["0"]["bias"].sum()) == 3
+
+
+def test_blocks_choose_as_the_whole_does_where_they_are_independent(monkeypatch):
+    """Channels of one block each: what is between blocks is zero, up to what images show."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.Linear(12, 4)).eval()
+    x = torch.randn(4000, 12)
+    with torch.no_grad():
+        net[1].weight.copy_(torch.block_diag(*torch.randn(3, 4, 4)))
+        net[1].bias.zero_()
+    config = [{"op_names": ["1"], "sparse_ratio": 0.5}]
+
+    def kept():
+        calibration = Calibration(x, images=4000)
+        pruner = SecondOrderPruner(net, config, calibration=calibration, dummy_input=x[:1])
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        return masks["1"]["bias"]
+
+    whole = kept()
+    monkeypatch.setattr(moments, "MOST_COLUMNS", 4)
+    assert torch.equal(kept(), whole)
+
+
+def test_a_layer_that_no_blocks_fit_is_left_out_with_a_word(monkeypatch, caplog):
+    monkeypatch.setattr(moments, "MOST_COLUMNS", 1)
+    net = nn.Sequential(nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2 * 67, 3)).eval()
+    x = torch.randn(8, 4, 1, 67)
+    assert list(read_moments(net, Calibration(x))) == ["0.weight"]
+    assert "2.weight has too many columns: left out" in caplog.text
+
+
+@pytest.mark.parametrize("columns", [3, 700, 1030])
+def test_gram_is_the_product_and_symmetric(columns):
+    x = torch.randn(2, 5, columns, dtype=torch.float64)
+    assert torch.allclose(gram(x), x.mT @ x)
+    assert torch.equal(gram(x), gram(x).mT)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_as_one_does(tmp_path):
+    alone = run("calibration_process.py", tmp_path / "one")
+    assert alone.code == 0, alone.said
+    done = launch_with_torchrun("calibration_process.py", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, first, second = (
+        torch.load(tmp_path / name, weights_only=True)
+        for name in ("one-0.pt", "two-0.pt", "two-1.pt")
+    )
+    assert (one["seen"], first["seen"], second["seen"]) == (4, 2, 2)  # batches
+    for name, matrix in one["moments"].items():
+        assert torch.equal(first["moments"][name], second["moments"][name])
+        assert torch.allclose(first["moments"][name], matrix, rtol=1e-12, atol=1e-12)
+    for name, mask in one["masks"].items():
+        assert torch.equal(first["masks"][name], mask)
+        assert torch.equal(second["masks"][name], mask)
+    for name, weight in first["weights"].items():
+        assert torch.equal(second["weights"][name], weight)
+        assert torch.equal(one["weights"][name], weight)
