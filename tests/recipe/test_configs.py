@@ -176,10 +176,18 @@ def test_searched_budgets_are_kept(budget):
     assert 0.99 * budget <= count(with_groups(model, groups), image).params <= budget
 
 
-#: Blocks that are as others of their network: layers by the dozen take long.
-REPEATED = {
-    "torchvision:densenet201": (r"features\.denseblock(3|4)\.", 0.97),
-    "torchvision:resnet101": (r"layer3\.([2-9]|1\d|2\d)\.", 0.9),
+#: Networks with fewer blocks of the same kinds; the whole ones are built, and some counted, above.
+SHORT = {
+    "torchvision:resnet18": {"model.name": "short_nets:basic"},
+    "torchvision:resnet34": {"model.name": "short_nets:basic"},
+    "torchvision:resnet50": {"model.name": "short_nets:bottlenecks"},
+    "torchvision:resnet101": {"model.name": "short_nets:bottlenecks"},
+    "torchvision:densenet201": {"model.name": "short_nets:dense"},
+    "resnet56": {"model.name": "resnet20"},
+    "resnet110": {"model.name": "resnet20"},
+    "preresnet164": {"model.name": "preresnet", "model.options.depth": 20},
+    "condensenet86": {"model.name": "condensenet", "model.options.stages": [2, 2, 2]},
+    "densenet40": {"model.name": "densenet", "model.options.depth": 13},
 }
 
 
@@ -187,42 +195,28 @@ def quick(recipe):
     """Overrides for a run of seconds: small images by chance, no epochs but one that prunes."""
     overrides = {**SMALL, "data.num_classes": classes(recipe), "train.epochs": 0}
     overrides["data.image_size"] = 32
-    if recipe.model.name in ("torchvision:resnet50", "torchvision:resnet101"):
-        overrides["model.options.width_per_group"] = 16  # of 64: orders of channels take time
-        if recipe.prune.budget is not None:  # counts, of the whole width
+    if recipe.model.name in SHORT:
+        overrides |= SHORT[recipe.model.name]
+        if recipe.prune.budget is not None:  # it may count the whole network's
             overrides["prune.budget"] = {"params": 0.6}
-    if recipe.prune.method == "shuffle" and recipe.model.name in REPEATED:
-        blocks, share = REPEATED[recipe.model.name]
-        overrides["prune.config_list.0.exclude_op_names_re"] = [blocks]
-        overrides["prune.budget"] = {"params": share}
     if recipe.finetune is not None:
         overrides["finetune.epochs"] = 0
     if recipe.sparsify is not None:
         overrides["sparsify.epochs"] = 1
-    if recipe.prune.method == "gconv":
-        overrides["prune.options.restarts"] = (
-            0  # they better a partition, and take most of the time
-        )
+    if recipe.prune.method == "gconv":  # they better a partition, and take most of the time
+        overrides["prune.options.restarts"] = 0
     if "warmup" in recipe.prune.options:
         overrides["prune.options.warmup"] = 0
     return overrides
 
 
-#: One of each network; the deep ones take long.
-DEEP = ("preresnet164", "resnet101", "resnet50", "condensenet86", "vgg1", "resnet56", "resnet110",
-        "resnet34", "densenet40", "densenet201")  # fmt: skip
+#: One of each network.
 SAME = ("-a", "-g4", "-g8", "-mcpg32", "-pretrained", "cifar100-preresnet164-60")
 RUN = [p for p in FILES if not p.stem.endswith(SAME)]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(p, marks=pytest.mark.slow if any(d in p.name for d in DEEP) else [])
-        for p in RUN
-    ],
-    ids=name_of,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RUN, ids=name_of)
 def test_it_runs_on_small_data(path, tmp_path):
     recipe = load_recipe(path, {})
     result = run_recipe(path, overrides=quick(recipe), output=tmp_path, quiet=True)

@@ -2,6 +2,9 @@
 
 Random transforms draw from a generator seeded by ``(seed, epoch, image)``. The result is the same
 with any number of workers, and a resumed run sees the same crops.
+
+torchvision is imported where it is used: it brings torch's compiler along, which costs every
+process seconds.
 """
 
 from __future__ import annotations
@@ -15,8 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from nni_gconv.errors import DataError
 from nni_gconv.training.seeding import derive_seed
@@ -68,6 +69,8 @@ def find_images(root: Path, part: str) -> tuple[list[tuple[str, int]], tuple[str
     DataError
         The folder is missing, or one of its classes has no image.
     """
+    from torchvision.datasets import ImageFolder
+
     folder = root / part
     if not folder.is_dir():
         raise DataError(
@@ -83,6 +86,8 @@ def find_images(root: Path, part: str) -> tuple[list[tuple[str, int]], tuple[str
 
 def train_transform(size: int) -> Transform:
     """Random crop of 8 to 100 % of the area and a random flip: uint8 (3, size, size)."""
+    from torchvision.transforms import v2
+
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, antialias=True),
@@ -94,6 +99,8 @@ def train_transform(size: int) -> Transform:
 
 def eval_transform(size: int) -> Transform:
     """Resize the short side to 8/7 of `size` and crop the middle: uint8 (3, size, size)."""
+    from torchvision.transforms import v2
+
     return v2.Compose(
         [
             v2.Resize(round(size * 8 / 7), antialias=True),
