@@ -115,6 +115,7 @@ def in_a_new_process(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAVED)
 def test_same_bits_in_a_new_process(in_a_new_process, name):
     assert in_a_new_process["found"][name] == {"training": False, "same": True}

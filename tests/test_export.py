@@ -53,6 +53,7 @@ def suffix(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_a_group_convolution_with_any_batch(tmp_path, suffix):
     net = group_net()
     file = export_model(net, torch.zeros(1, 3, 8, 8), tmp_path / f"net.{suffix}")
@@ -307,6 +308,7 @@ def test_norms_are_folded_where_that_is_exact(case):
     assert bool(left) == (case in LEFT)
 
 
+@pytest.mark.slow
 def test_a_folded_file_is_that_of_the_model(tmp_path, suffix):
     net = randomised(group_net())
     file = export_model(net, torch.zeros(1, 3, 8, 8), tmp_path / f"net.{suffix}", fold_bn=True)

@@ -36,6 +36,7 @@ def energy(tmp_path, monkeypatch):
     sys.modules.pop("energy", None)
 
 
+@pytest.mark.slow
 def test_the_page_runs(energy, capsys):
     method, use = blocks("python")
     assert len(method.splitlines()) < 40

@@ -34,6 +34,7 @@ def test_tables_and_plots_of_trials_need_no_torch():
     assert fresh(code) == ""
 
 
+@pytest.mark.slow
 def test_a_public_name_loads_its_part_quietly():
     code = (
         "from nni_gconv import Recipe, save_compact\nassert Recipe.model_fields\n"

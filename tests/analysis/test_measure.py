@@ -82,6 +82,7 @@ def pruned(net, settings):
     return ModelSpeedup(net, EXAMPLE, masks).speedup_model()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", METHODS)
 def test_a_silenced_network_scores_what_the_really_smaller_one_does(batch, criterion):
     net = network()
@@ -101,6 +102,7 @@ def test_a_silenced_network_scores_what_the_really_smaller_one_does(batch, crite
 
 
 # Layers of a resnet8 belong to several sets: its shortcuts widen by zeros.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("criterion", "name"), [*((c, "resnet8b") for c in METHODS), ("fpgm", "resnet8")]
 )
@@ -139,6 +141,7 @@ def test_the_model_is_left_as_it_was_also_when_the_evaluation_breaks(batch):
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.slow
 def test_ratios_are_nested_and_equal_counts_are_measured_once(batch):
     score = Counting(batch)
     found = sensitivity(network(), EXAMPLE, score)
@@ -169,6 +172,7 @@ def test_a_curve_ends_below_a_limit(batch):
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
+@pytest.mark.slow
 def test_random_order_depends_on_the_seed_alone(batch):
     def losses(seed):
         torch.manual_seed(seed + 5)
@@ -219,6 +223,7 @@ def test_by_default_linear_layers_are_looked_at_too(batch):
     assert found.skipped == {"3": "an output of the model"}
 
 
+@pytest.mark.slow
 def test_the_loaders_validation_images_are_used():
     data = DataSettings(name="digits", train_size=100)
     loaders = make_loaders(load_data(data), data, seed=0, device="cpu")
@@ -231,6 +236,7 @@ def test_the_loaders_validation_images_are_used():
 # -- the file of scores --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_the_same(batch, tmp_path):
     whole = Counting(batch)
     expected = sensitivity(network(), EXAMPLE, whole)

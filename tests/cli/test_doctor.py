@@ -85,6 +85,7 @@ def test_options_and_input(capfd):
     assert stem["channels"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kept", "free"),
     [

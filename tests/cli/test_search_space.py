@@ -31,6 +31,7 @@ def recipe(tmp_path):
     return file
 
 
+@pytest.mark.slow
 def test_the_costs_are_those_of_the_network_that_a_trial_makes(capsys, recipe, tmp_path):
     path = tmp_path / "made" / "search_space.json"
     code, _, err = call(capsys, "search-space", recipe, "--output", path, "--min-factor", "2")

@@ -38,6 +38,7 @@ def recipe(tmp_path, monkeypatch):
     return file
 
 
+@pytest.mark.slow
 def test_a_recipe_is_trained_measured_and_gone_on_with(capsys, recipe):
     asked = (recipe, "--criterion", "gamma", "--ratios", "0,0.5", "--tolerance", "0.3", "--json")
     code, out, err = call(capsys, "sensitivity", *asked)
@@ -75,6 +76,7 @@ def test_a_recipe_is_trained_measured_and_gone_on_with(capsys, recipe):
     assert (folder / "gamma/scores.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_model_with_weights_and_data(capsys, tmp_path):
     torch.save(create_model("resnet8", in_channels=1).state_dict(), tmp_path / "weights.pt")
     code, out, err = call(

@@ -108,6 +108,7 @@ def test_files_that_are_none(capfd, tmp_path, command, content, said):
 # -- export --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_export_builds_the_architecture_of_the_recipe(capfd, tmp_path, file, model):
     """The recipe's weights are not asked for; classes and channels are those of the plan."""
     target = tmp_path / "m.pt2"
@@ -118,6 +119,7 @@ def test_export_builds_the_architecture_of_the_recipe(capfd, tmp_path, file, mod
         assert torch.allclose(found, model(IMAGES), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_to_onnx_with_folded_norms(capfd, tmp_path, file, model):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -134,6 +136,7 @@ def test_export_to_onnx_with_folded_norms(capfd, tmp_path, file, model):
         assert torch.allclose(torch.from_numpy(found), model(IMAGES), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_export_of_a_file_without_a_recipe(capfd, tmp_path, model):
     file = save_compact(model, tmp_path / "m.safetensors")
     target = tmp_path / "m.pt2"
@@ -149,6 +152,7 @@ def test_export_of_a_file_without_a_recipe(capfd, tmp_path, model):
     assert size == (1, 32, 32)
 
 
+@pytest.mark.slow
 def test_export_for_another_input(capfd, tmp_path, file):
     target = tmp_path / "m.pt2"
     assert call(capfd, "export", file, target, "--input", "1x1x16x24")[0] == 0
@@ -159,6 +163,7 @@ def test_export_for_another_input(capfd, tmp_path, file):
     assert target.is_file()  # the one before
 
 
+@pytest.mark.slow
 def test_export_of_a_torchvision_model(capfd, tmp_path):
     model = small_net("torchvision:squeezenet1_1", num_classes=5)
     file = save_compact(model, tmp_path / "m.safetensors")

@@ -55,11 +55,13 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", GOOD)
 def test_what_works_is_taken(check, changes):
     check(**changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "words"), BAD)
 def test_what_would_break_is_one_line(check, changes, words):
     with pytest.raises(ConfigError, match=words) as error:

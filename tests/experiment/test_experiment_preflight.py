@@ -40,6 +40,7 @@ def test_a_good_file_gives_a_plan(write, tmp_path):
         probe.bind(("127.0.0.1", plan.port))
 
 
+@pytest.mark.slow
 def test_the_size_of_a_grid_is_known(write):
     space = {"a": BASE["searchSpace"]["x"], "b": {"_type": "choice", "_value": [1, 2]}}
     assert preflight(write(searchSpace=space)).max_trials == 6
@@ -270,6 +271,7 @@ def test_a_search_without_an_end_is_noted(write):
     assert preflight(write(tuner={"name": "TPE"}, maxTrialNumber=3)).notes == ()
 
 
+@pytest.mark.slow
 def test_a_tuner_of_the_user_s_is_loaded_as_nni_will(write, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import sys\nfrom nni.tuner import Tuner\nprint('hello')\n"
@@ -382,6 +384,7 @@ def test_an_unknown_experiment_names_those_there_are():
         experiment_file("quickstart", "recip.yml")
 
 
+@pytest.mark.slow
 def test_a_configuration_made_in_python_is_checked_like_a_file(tmp_path, monkeypatch):
     from nni.experiment import Experiment
 

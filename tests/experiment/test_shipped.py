@@ -92,6 +92,7 @@ def test_the_groups_of_the_search_are_those_of_the_recipe():
     assert recipe.prune.options["group_config"]["layer3"]["2"]["conv2"] == 16
 
 
+@pytest.mark.slow
 def test_one_trial_measures_one_coupled_set():
     import torch
 

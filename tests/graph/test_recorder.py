@@ -154,6 +154,7 @@ def test_a_buffer_that_the_forward_writes():
         trace(Counting(branch=True), X)
 
 
+@pytest.mark.slow
 def test_a_compiled_module_is_followed_as_it_is_written():
     net = nn.Sequential(torch.compile(Block()))
     graph = trace(net, X)

@@ -169,6 +169,7 @@ def fakes():
     return lambda: [x for x in alive() if not any(x is known for known in before)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_outputs_are_right_after_a_trace(place, fakes):
     net = Head(place).eval()
@@ -198,6 +199,7 @@ def test_the_small_model_gives_the_right_numbers(place):
     assert small.a.out_channels == 5
 
 
+@pytest.mark.slow
 def test_what_is_kept_elsewhere_is_said(monkeypatch, fakes):
     elsewhere = types.ModuleType("elsewhere")
     elsewhere.CACHE = {}

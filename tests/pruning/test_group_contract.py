@@ -171,6 +171,7 @@ def test_the_masked_network_is_the_small_one(make, build):
 
 
 class TestBudget:
+    @pytest.mark.slow
     @pytest.mark.parametrize("budget", [{"params": 0.4}, {"macs": 0.6, "params": 0.5}])
     def test_it_is_met_within_one_percent(self, make, budget):
         net = seeded(lambda: create_model("resnet20", in_channels=1, width=0.5), 2)
@@ -253,6 +254,7 @@ class TestSchedule:
             assert all((after[name] <= before[name]).all() for name in after)
         assert len(masks) == 4
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("stop_at", [7, 16])
     def test_killed_and_resumed_it_ends_the_same(self, make, tmp_path, stop_at):
         whole, masks, _ = ramp(make, tmp_path / "whole")

@@ -25,6 +25,7 @@ def calibrated(tmp_path_factory):
     return run_recipe(Recipe(**one_shot()), output=folder / "a", quiet=True), folder
 
 
+@pytest.mark.slow
 def test_calibration_alone_means_second_order_and_reconstruction(calibrated):
     result, _ = calibrated
     assert result.method == "second_order"
@@ -34,6 +35,7 @@ def test_calibration_alone_means_second_order_and_reconstruction(calibrated):
     assert 0.55 < result.metrics["macs_ratio"] <= 0.6
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_network(calibrated):
     _, folder = calibrated
     run_recipe(Recipe(**one_shot()), output=folder / "b", quiet=True)
@@ -78,6 +80,7 @@ def test_a_stage_that_is_cut_short_finds_its_statistics_again(tmp_path, monkeypa
     assert not (tmp_path / "run" / "calibration").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prune",
     [

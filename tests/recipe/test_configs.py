@@ -44,6 +44,7 @@ def classes(recipe):
     return {"cifar10": 10, "cifar100": 100, "imagefolder": 1000, "digits": 10}[recipe.data.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name):
     recipe = load_recipe(CONFIGS / f"{name}.yml", {})
@@ -61,6 +62,7 @@ def test_published_sizes(name):
     assert found.macs / 1e6 == pytest.approx(macs, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "drop"), [(20, 0.540), (32, 0.532), (56, 0.526), (110, 0.523)])
 def test_fpgm_cuts_the_macs_of_the_papers_row(depth, drop):
     """As many fewer as the paper's table says, which counts convolutions."""

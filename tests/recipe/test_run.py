@@ -332,6 +332,7 @@ def test_what_is_wrong_is_found_before_training(tmp_path, changes, said):
 # -- sharing --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_recipes_that_share_train_once(tmp_path):
     train = {**tiny()["train"], "share": str(tmp_path / "shared")}
     first = run(tiny(train=train, finetune=None), tmp_path / "a")
@@ -371,6 +372,7 @@ def test_from_scratch_forgets_the_weights(tmp_path):
     assert not any(torch.equal(new[k], pruned[k]) for k in weights)
 
 
+@pytest.mark.slow
 def test_a_small_model_is_pruned_further(tmp_path):
     first = run(tiny(finetune=None), tmp_path / "channels")
     again = tiny(
@@ -432,6 +434,7 @@ def test_latency_and_objective(tmp_path):
     assert metrics["latency_ratio"] == rows[0]["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_exports_are_written_and_right(tmp_path):
     recipe = tiny(train={"epochs": 0}, finetune=None, export={"formats": ["onnx", "pt2"]})
     result = run(recipe, tmp_path)

@@ -49,6 +49,7 @@ def shortened(**changes):
     return {**recipe, "report": {"latency": None}, "device": "cpu", **changes}
 
 
+@pytest.mark.slow
 def test_each_is_done_once(calls, tmp_path):
     first = run_recipe(shortened(), output=tmp_path, quiet=True)
     assert calls == {"trace": 1, "create_pruner": 1, "profile": 2, "load_compact": 1}
@@ -58,6 +59,7 @@ def test_each_is_done_once(calls, tmp_path):
     assert again.metrics == first.metrics
 
 
+@pytest.mark.slow
 def test_a_pruner_that_trains_is_made_again_after_the_dense_training(calls, tmp_path):
     recipe = shortened(sparsify={"epochs": 1})
     run_recipe(recipe, output=tmp_path, quiet=True)

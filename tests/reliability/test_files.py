@@ -45,6 +45,7 @@ def command_line(capsys, recipe, folder) -> tuple[int, str]:
     return ended.value.code or 0, capsys.readouterr().err
 
 
+@pytest.mark.slow
 @root
 def test_a_full_disk_is_one_line_and_the_last_good_state_stays(small_disk, tmp_path, capsys):
     recipe = tmp_path / "recipe.yml"
@@ -148,6 +149,7 @@ def test_a_corrected_recipe_simply_runs(tmp_path, capsys):
     assert numbers(folder)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_of_another_recipe_is_put_aside(tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
     done = processes.run("recipe_process.py", tmp_path / "recipe.json", tmp_path / "out", "train=3")
@@ -165,6 +167,7 @@ def test_an_unfinished_run_of_another_recipe_is_put_aside(tmp_path):
         trial(folder, RECIPE)
 
 
+@pytest.mark.slow
 def test_equal_runs_give_equal_bytes(tmp_path):
     for name in ("a", "b"):
         trial(tmp_path / name)

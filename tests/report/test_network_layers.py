@@ -58,6 +58,7 @@ def runs(tmp_path_factory):
 # -- what is read ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["narrow", "grouped"])
 def test_layers_add_up_to_the_networks_own_counts(runs, name):
     network = read_network(runs / name)

@@ -36,6 +36,7 @@ def experiment(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_curves_of_all_trials_are_one_picture(experiment, capsys):
     found, files = join_curves(experiment, tolerance=0.02)
     assert [curve.layers for curve in found.curves] == [("first",), ("second",)]
@@ -51,6 +52,7 @@ def test_curves_of_all_trials_are_one_picture(experiment, capsys):
     assert (experiment / "x" / "curves.png").is_file()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_joined_is_said(experiment, tmp_path):
     damaged = experiment / "environments/local-env/trials/aaaaa/sensitivity/l1/curves.csv"
     text = damaged.read_text()

@@ -300,6 +300,7 @@ class TestFiles:
         x = torch.randn(2, 3, 7, 7)
         assert torch.equal(small(x), fresh.eval()(x))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["onnx", "pt2"])
     def test_exported(self, small, tmp_path, kind):
         export_model(small, torch.zeros(1, 3, 7, 7), tmp_path / f"m.{kind}")

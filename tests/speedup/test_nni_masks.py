@@ -206,6 +206,7 @@ def shares_left(net, dummy, masks):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "best"),
     [("mobilenet_v2", "fold"), ("shufflenet_v2_x1_0", "fold"), ("resnet18", "silence")],

@@ -70,6 +70,7 @@ def assert_equal(small, dense, masks, example=X):
     assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_every_block_of_a_network_may_go(name):
     net = lively(NETS[name]()).eval()

@@ -116,6 +116,7 @@ def test_zoo_foreign_masks_silence(name):
     assert any("zeroed" in note for note in speedup.report().notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name):
     model, dummy = torchvision_net(name)
@@ -126,6 +127,7 @@ def test_torchvision(name):
     assert share < (0.8 if name in ("shufflenet_v2_x0_5",) else 0.55)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "mobilenet_v2", "vgg11_bn"])
 def test_torchvision_foreign_masks(name):
     model, dummy = torchvision_net(name)

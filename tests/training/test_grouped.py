@@ -56,6 +56,7 @@ def test_published_configurations_have_the_published_size(name, groups, params, 
     assert found.macs == pytest.approx(macs, abs=0.005e9)
 
 
+@pytest.mark.slow
 def test_a_depthwise_separable_resnet34_has_the_size_of_its_formula():
     """9 C + C F weights and as many multiply-accumulates a position, for each 3x3 convolution."""
     layers = [(n, m) for n, m in convolutions("torchvision:resnet34") if m.kernel_size == (3, 3)]

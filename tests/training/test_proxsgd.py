@@ -450,6 +450,7 @@ class TestOptimizer:
             optimizer.add_param_group({"params": [parameter([2.0])], "lr": -1})
         assert len(optimizer.param_groups) == 1
 
+    @pytest.mark.slow
     def test_it_needs_no_nni(self):
         code = "import sys, nni_gconv.training.proxsgd; sys.exit('nni' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 
 def test_settings_are_read_without_torch():
     code = (
@@ -17,6 +19,7 @@ def test_settings_are_read_without_torch():
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_recipe_is_read_without_nni():
     code = "import sys; import nni_gconv.recipe.load; sys.exit('nni' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,6 +17,7 @@ def searches():
     return {(seed, learn): run(seed, learn=learn) for seed in SEEDS for learn in (True, False)}
 
 
+@pytest.mark.slow
 def test_learning_fills_the_front_better_than_not_learning(searches):
     learnt = [searches[seed, True][0] / best(seed) for seed in SEEDS]
     alike = [searches[seed, False][0] / best(seed) for seed in SEEDS]
@@ -42,6 +43,7 @@ def test_nothing_is_tried_twice_and_the_budgets_hold(searches):
             assert proposer.low - 1e-6 <= cost <= proposer.high + 1e-6
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_results_give_the_same_proposals(searches):
     again = run(0)
     assert list(again[1]) == list(searches[0, True][1])

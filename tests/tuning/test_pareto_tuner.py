@@ -198,6 +198,7 @@ def test_what_is_wrong_is_one_line(settings, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_tuner_comes_up_without_torch():
     # NNI's manager waits ten seconds for it.
     code = (

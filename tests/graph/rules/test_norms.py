@@ -285,6 +285,7 @@ def test_pickled_and_copied():
     assert torch.equal(again(x), net(x))
 
 
+@pytest.mark.slow
 def test_exported(tmp_path):
     net = cut_net().float()
     export_model(net, X.float(), tmp_path / "small.onnx")  # compares it with the network

@@ -83,6 +83,7 @@ def test_a_layer_alone_is_split_as_partition_does():
         assert part.mask().tolist() == alone.mask().tolist()
 
 
+@pytest.mark.slow
 def test_annealing_never_retains_less_and_a_seed_repeats():
     rng = np.random.default_rng(3)
     scores = [rng.random((32, 32)) for _ in range(3)]

@@ -71,6 +71,7 @@ class TestHierarchy:
 
 
 class TestArrange:
+    @pytest.mark.slow
     def test_every_scrambling_is_undone(self):
         """Coordinate descent from the order as it is undoes 192 of these 576."""
         orders = [list(order) for order in itertools.permutations(range(4))]

@@ -207,6 +207,7 @@ def test_counts_are_those_of_the_grouped_network_and_within_the_budget(name, str
     assert any(g > 1 for g in found.values())
 
 
+@pytest.mark.slow
 def test_exact_retains_at_least_what_the_local_search_and_equal_counts_do():
     torch.manual_seed(0)
     model = create_model("preresnet29")
@@ -237,12 +238,14 @@ def test_a_wide_budget_leaves_everything_dense():
         assert found.macs == found.dense.macs
 
 
+@pytest.mark.slow
 def test_same_seed_same_result():
     model = create_model("preresnet11")
     first, second = (search_groups(model, CIFAR, CONVS, {"macs": 0.4}) for _ in range(2))
     assert first.to_dict() == second.to_dict()
 
 
+@pytest.mark.slow
 def test_the_model_and_the_random_state_are_left_alone():
     model = small_net()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -383,6 +386,7 @@ def test_progress_is_told():
     assert seen[-1] == (12, 12)
 
 
+@pytest.mark.slow
 def test_a_budget_of_latency_is_measured_to_hold():
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Conv2d(128, 128, 3, padding=1) for _ in range(3)))

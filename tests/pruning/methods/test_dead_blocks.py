@@ -59,6 +59,7 @@ def test_the_file_comes_back(tmp_path):
     assert torch.equal(again(x), small(x))
 
 
+@pytest.mark.slow
 def test_one_dead_layer_of_a_bottleneck_is_enough():
     torch.manual_seed(0)
     net = randomised(resnet50()).float().eval()
@@ -70,6 +71,7 @@ def test_one_dead_layer_of_a_bottleneck_is_enough():
     assert steps_of(small.layer2[1]) == steps_of(small.layer4[2]) == ["nn.ReLU"]
 
 
+@pytest.mark.slow
 def test_squeeze_and_excite_and_depthwise():
     torch.manual_seed(0)
     net = randomised(efficientnet_b0()).float().eval()
@@ -114,6 +116,7 @@ def test_a_layer_that_an_earlier_pruner_masks_keeps_its_block():
     assert steps_of(small.layer1[2]) == ["nn.ReLU"]
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_silent_anyhow_is_left_to_others():
     """The last convolution of a preactivated block reads nothing but what its sets make."""
     torch.manual_seed(0)

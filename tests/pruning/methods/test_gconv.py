@@ -81,6 +81,7 @@ class TestCounts:
         assert self.counts(selected, group_config=path).groups == {"3": 2}
         assert self.counts(selected, group_config={"6": 4}).groups == {"6": 4}
 
+    @pytest.mark.slow
     def test_a_budget_is_used_to_one_percent(self):
         torch.manual_seed(2)  # most score leaves 2 % here
         net = create_model("resnet20", in_channels=1, width=0.5)
@@ -94,6 +95,7 @@ class TestCounts:
         small = ModelSpeedup(net, image, masks, verify=False).speedup_model()
         assert 0.99 <= count(small, image).macs / dense / 0.5 <= 1
 
+    @pytest.mark.slow
     def test_a_budget_is_kept(self):
         net = create_model("preresnet11", num_classes=10)
         dense = count(net, IMAGE)
@@ -225,6 +227,7 @@ class TestPartitions:
         assert report.gathers == 0 or sharing != "blocks"  # one bottleneck behind a dense layer
         assert [small.get_submodule(n) and c for n, c in pruner.groups.items()] == [4, 4, 4]
 
+    @pytest.mark.slow
     def test_at_most_one_gather_a_block_in_a_residual_network(self):
         net = create_model("resnet20", shortcut="B")
         pruner = GroupConvPruner(net, ALL_FOUR, dummy_input=IMAGE)
@@ -234,6 +237,7 @@ class TestPartitions:
         assert len(pruner.groups) == 20
         assert report.gathers <= 9
 
+    @pytest.mark.slow
     def test_no_more_than_three_layers_share_in_a_row(self):
         torch.manual_seed(0)
         net = nn.Sequential(*[nn.Conv2d(8, 8, 1) for _ in range(9)])
@@ -264,6 +268,7 @@ class TestPartitions:
         assert torch.equal(mask(0), mask(0))
         assert not torch.equal(mask(0), mask(1))
 
+    @pytest.mark.slow
     def test_the_table_says_what_is_kept(self):
         from rich.console import Console
 
@@ -415,6 +420,7 @@ class TestTraining:
         assert not torch.equal(net[6].weight * masks["6"]["weight"], dense * masks["6"]["weight"])
         converted(net, masks, DIGIT)
 
+    @pytest.mark.slow
     def test_shaping_moves_weight_into_the_groups(self, tmp_path):
         plain, _ = self.trained(tmp_path / "plain", epochs=4, shaping=1e-9)
         shaped, _ = self.trained(tmp_path / "shaped", epochs=4, shaping=1.0)
@@ -449,6 +455,7 @@ class TestTraining:
         with pytest.raises(ConfigError, match=r"needs compress\(max_epochs=...\) to train"):
             pruner.compress(**length)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options", [{}, {"shaping": 0.5}, {"criterion": "taylor"}], ids=["mask", "shape", "taylor"]
     )

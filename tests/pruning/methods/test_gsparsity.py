@@ -362,6 +362,7 @@ def share_of_macs(pruner, masks):
 
 
 class TestBudget:
+    @pytest.mark.slow
     @pytest.mark.parametrize("measure", ["macs", "params"])
     def test_one_training_lands_on_it(self, tmp_path, measure):
         net = seeded(lambda: create_model("resnet20", in_channels=1))
@@ -373,6 +374,7 @@ class TestBudget:
         small = count(ModelSpeedup(net, DIGIT, masks, verify=False).speedup_model(), DIGIT)
         assert 0.99 < getattr(small, measure) / getattr(dense, measure) / 0.6 <= 1
 
+    @pytest.mark.slow
     def test_the_dead_alone_can_meet_it(self, tmp_path, caplog):
         with caplog.at_level(logging.INFO):
             pruner, masks = steer(tmp_path, epochs=12, optimizer={"lr": 0.1})
@@ -394,6 +396,7 @@ class TestBudget:
                 assert all(torch.equal(m, masks[module][t]) for t, m in targets.items())
         assert all(min(seen["gains"].values()) > 0 for seen in pruner.seen[:first])
 
+    @pytest.mark.slow
     def test_at_the_end_of_the_ramp_the_living_make_up_for_the_rest(self, tmp_path, caplog):
         with caplog.at_level(logging.INFO):
             pruner, masks = steer(tmp_path, optimizer={"lr": 1e-5}, ramp=0.5)
@@ -406,6 +409,7 @@ class TestBudget:
         gains = [next(iter(seen["gains"].values())) for seen in pruner.seen]
         assert gains[:3] == pytest.approx([0.2, 0.4, 0.8])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("stop_at", [8, 14, 27])
     @pytest.mark.parametrize("options", [{}, {"optimizer": {"name": "SGD"}, "gain": 15.0}])
     def test_killed_and_resumed_it_ends_the_same(self, tmp_path, stop_at, options):
@@ -578,6 +582,7 @@ def test_the_folded_score_of_a_layer_without_a_norm_is_its_own():
     assert masks["0"]["bias"].tolist() == [1, 0, 1, 0, 0, 1]
 
 
+@pytest.mark.slow
 def test_the_shipped_recipe_removes_filters_of_a_resnet50(tmp_path):
     """The inner convolutions of its bottlenecks, and nothing else; small images, a large gain."""
     recipe = load_recipe(CONFIGS / "gsparsity" / "imagenet-resnet50-conv12.yml", {})

@@ -136,6 +136,7 @@ class TestAtOnce:
             assert torch.equal(mask, second[name]["weight"])
             assert torch.equal(mask, other[name]["weight"])
 
+    @pytest.mark.slow
     def test_a_budget_of_latency(self):
         torch.manual_seed(0)
         net = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 64), nn.ReLU(), conv(64, 8))
@@ -147,6 +148,7 @@ class TestAtOnce:
 
 
 class TestTraining:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("penalty", "levels"), [("proximal", "search"), ("subgradient", "threshold")]
     )
@@ -272,6 +274,7 @@ class TestTraining:
         assert list(masks) == ["layer1.0.conv1"]
         assert pruner.groups == {"layer1.0.conv1": 4}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("stop_at", "levels"), [(7, "search"), (12, "threshold")])
     def test_killed_and_resumed_it_ends_the_same(self, tmp_path, stop_at, levels):
         class Stop(Exception):

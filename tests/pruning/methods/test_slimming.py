@@ -386,6 +386,7 @@ def test_mistakes(options, said):
         cut(chain(*SCALES), [{**CONVS[0], "sparse_ratio": 0.5}], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("widths", "params", "macs"),
     [

@@ -339,6 +339,7 @@ def test_unwrapping_gives_frozen_norms_back_as_they_were():
     assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())
 
 
+@pytest.mark.slow
 def test_a_resnet_with_frozen_norms_is_pruned_as_one_with_trained_norms():
     dummy = torch.zeros(1, 3, 32, 32)
     make, widths = torchvision.models.resnet18, []

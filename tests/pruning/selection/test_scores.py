@@ -219,6 +219,7 @@ def test_counts(size, ratio, expected):
     assert count(size, ratio) == expected
 
 
+@pytest.mark.slow
 def test_pure_functions_import_without_nni():
     modules = ["selection.scores", "methods.slimming.scales", "schedule", "selection.allocation"]
     imports = "".join(f"import nni_gconv.pruning.{name}\n" for name in modules)

@@ -192,6 +192,7 @@ compat.report_final({"default": 0.5, "params": 100})
 """
 
 
+@pytest.mark.slow
 def test_through_nnis_own_channel(tmp_path):
     """NNI's files of a local trial, as its manager lays them out."""
     parameters = {"parameter_id": 0, "parameters": {"train.optimizer.lr": 0.3}}
