@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from pruning_nets import (
 from torch import nn
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.graph import Masks
 from nni_gconv.pruning.methods.nni import NNIMethodPruner
 from nni_gconv.speedup import ModelSpeedup
 
@@ -32,7 +36,7 @@ EPOCHS = 4
 STEPS = 5  # of an epoch
 
 
-@pytest.fixture(params=PRUNERS)
+@pytest.fixture(params=PRUNERS, scope="module")
 def make(request):
     """The class of a pruner, or what makes one of it with its options."""
     return PRUNERS[request.param]
@@ -59,34 +63,47 @@ def sparsify(make, folder, *, stop_at=None, resume=False, seed=0):
     return pruner, masks, trained
 
 
-class TestSparsify:
-    def test_what_it_leaves_is_the_small_network(self, make, tmp_path):
-        pruner, masks, _ = sparsify(make, tmp_path)
-        assert widths(masks, "stem", "conv1", "conv3") == [8, 12, 8]
-        made_small(pruner, masks)
+class Whole(NamedTuple):
+    """A training that ran through: where it was kept, its masks and the weights behind them."""
 
-    def test_the_same_seed_gives_the_same_bits(self, make, tmp_path):
-        _, masks, trained = sparsify(make, tmp_path / "one")
-        _, again, retrained = sparsify(make, tmp_path / "two")
-        assert same_masks(masks, again)
-        assert all(torch.equal(trained[name], retrained[name]) for name in trained)
+    folder: Path
+    masks: Masks
+    trained: dict[str, torch.Tensor]
+    small: nn.Module
+
+
+@pytest.fixture(scope="module")
+def whole(make, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    pruner, masks, trained = sparsify(make, folder)
+    return Whole(folder, masks, trained, made_small(pruner, masks))
+
+
+class TestSparsify:
+    def test_what_it_leaves_is_the_small_network(self, whole):
+        assert widths(whole.masks, "stem", "conv1", "conv3") == [8, 12, 8]
+        assert whole.small.conv1.out_channels == 12
+
+    def test_the_same_seed_gives_the_same_bits(self, make, whole, tmp_path):
+        _, again, retrained = sparsify(make, tmp_path)
+        assert same_masks(whole.masks, again)
+        assert all(torch.equal(w, retrained[name]) for name, w in whole.trained.items())
 
     @pytest.mark.parametrize("stop_at", [STEPS + 2, 3 * STEPS + 1])
-    def test_killed_and_resumed_it_ends_the_same(self, make, tmp_path, stop_at):
-        _, masks, trained = sparsify(make, tmp_path / "whole")
+    def test_killed_and_resumed_it_ends_the_same(self, make, whole, tmp_path, stop_at):
         with pytest.raises(Stop):
-            sparsify(make, tmp_path / "cut", stop_at=stop_at)
-        _, again, retrained = sparsify(make, tmp_path / "cut", resume=True, seed=5)
-        assert same_masks(masks, again)
+            sparsify(make, tmp_path, stop_at=stop_at)
+        _, again, retrained = sparsify(make, tmp_path, resume=True, seed=5)
+        assert same_masks(whole.masks, again)
         # Before its wrapper a module holds a stand-in of each weight, made anew in each forward.
-        mine = [name for name in trained if "_nni_wrapper" in name or "running" in name]
+        mine = [name for name in whole.trained if "_nni_wrapper" in name or "running" in name]
         assert len(mine) > 10
-        assert all(torch.equal(trained[name], retrained[name]) for name in mine)
+        assert all(torch.equal(whole.trained[name], retrained[name]) for name in mine)
 
-    def test_a_resume_after_the_end_gives_the_masks_again(self, make, tmp_path):
-        _, masks, _ = sparsify(make, tmp_path)
+    def test_a_resume_after_the_end_gives_the_masks_again(self, make, whole, tmp_path):
+        shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
         _, again, _ = sparsify(make, tmp_path, resume=True, seed=5)
-        assert same_masks(masks, again)
+        assert same_masks(whole.masks, again)
 
 
 @pytest.mark.slow
