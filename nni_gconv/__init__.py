@@ -34,6 +34,7 @@ _PUBLIC = {
     "save_compact": "nni_gconv.artefact",
     "search_groups": "nni_gconv.groupconv.search",
     "sensitivity": "nni_gconv.analysis",
+    "shrink": "nni_gconv.shrinking",
 }
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "save_compact",
     "search_groups",
     "sensitivity",
+    "shrink",
 ]
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
         register_pruner,
     )
     from nni_gconv.recipe import Recipe, run_recipe
+    from nni_gconv.shrinking import shrink
     from nni_gconv.speedup import ModelSpeedup
     from nni_gconv.training import ProxSGD, recalibrate_bn
 

@@ -352,3 +352,15 @@ def nni_entries(layers: Mapping[str, LayerConfig]) -> list[dict[str, Any]]:
             entry["internal_metric_block"] = layer.internal_metric_block
         entries.append(entry)
     return entries
+
+
+def prunable_layers(model: nn.Module) -> list[str]:
+    """Name the layers whose channels can be pruned: convolutions and linear layers.
+
+    Examples
+    --------
+    >>> prunable_layers(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 2)))
+    ['0', '2']
+    """
+    kinds = (*_LAYERS, *_TRANSPOSED)
+    return [name for name, module in model.named_modules() if name and isinstance(module, kinds)]

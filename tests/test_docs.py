@@ -31,7 +31,7 @@ def _model() -> dict[str, object]:
 RUN = {
     "README.md": dict, "config_list.md": _model, "criteria.md": _model,
     "exactness.md": dict, "groups.md": dict,
-    "latency.md": dict, "reload.md": dict, "training.md": dict,
+    "latency.md": dict, "own_network.md": dict, "reload.md": dict, "training.md": dict,
 }  # fmt: skip
 SLOW = ("README.md", "groups.md")
 

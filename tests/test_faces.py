@@ -15,8 +15,8 @@ ROOT = Path(nni_gconv.__file__).parent
 FACES = [
     "analysis", "artefact", "compat", "experiment", "experiment.checks", "graph", "groupconv",
     "groupconv.partition", "groupconv.search",
-    "installation", "profiling", "pruning", "recipe", "remote", "report", "speedup", "training",
-    "training.data", "training.logs", "training.zoo", "tuning",
+    "installation", "profiling", "pruning", "recipe", "remote", "report", "shrinking", "speedup",
+    "training", "training.data", "training.logs", "training.zoo", "tuning",
 ]  # fmt: skip
 
 

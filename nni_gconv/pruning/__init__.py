@@ -32,10 +32,17 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.options import ChannelOptions, PrunerOptions, Rule, Traced
     from nni_gconv.pruning.plain_loop import EpochLoop, PlainLoop
     from nni_gconv.pruning.pruner import TrainedPruner
-    from nni_gconv.pruning.reconstruction import Reconstruction, reconstruct
-    from nni_gconv.pruning.registry import create_pruner, find_method, method_names, register_pruner
+    from nni_gconv.pruning.reconstruction import Reconstruction, ReconstructSettings, reconstruct
+    from nni_gconv.pruning.registry import (
+        Method,
+        create_pruner,
+        find_method,
+        method_names,
+        register_pruner,
+    )
     from nni_gconv.pruning.schedule import Schedule
     from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
+    from nni_gconv.pruning.selection.budget import least_costs
     from nni_gconv.pruning.selection.cost import CostModel
     from nni_gconv.pruning.selection.coupled_sets import taken_channels
     from nni_gconv.pruning.selection.prunable import judged
@@ -51,9 +58,11 @@ __all__ = [
     "GSparsityPruner",
     "GroupConvPruner",
     "GroupPruner",
+    "Method",
     "PlainLoop",
     "PruneSettings",
     "PrunerOptions",
+    "ReconstructSettings",
     "Reconstruction",
     "Request",
     "Rule",
@@ -66,6 +75,7 @@ __all__ = [
     "create_pruner",
     "find_method",
     "judged",
+    "least_costs",
     "method_names",
     "reconstruct",
     "register_pruner",
@@ -89,10 +99,11 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "options": ["ChannelOptions", "PrunerOptions", "Rule", "Traced"],
         "plain_loop": ["EpochLoop", "PlainLoop"],
         "pruner": ["TrainedPruner"],
-        "reconstruction": ["Reconstruction", "reconstruct"],
-        "registry": ["create_pruner", "find_method", "method_names", "register_pruner"],
+        "reconstruction": ["ReconstructSettings", "Reconstruction", "reconstruct"],
+        "registry": ["Method", "create_pruner", "find_method", "method_names", "register_pruner"],
         "schedule": ["Schedule"],
         "selection.allocation": ["Request", "removal_steps", "take"],
+        "selection.budget": ["least_costs"],
         "selection.cost": ["CostModel"],
         "selection.coupled_sets": ["taken_channels"],
         "selection.prunable": ["judged"],

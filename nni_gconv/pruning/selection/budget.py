@@ -37,7 +37,7 @@ def check_reachable(
     latency : callable, optional
         Measures; needed for a budget of latency.
     """
-    least = _removed(cost, sets, requests, [r.most() for r in requests])
+    least = _all_that_may_go(cost, sets, requests)
     for measure, value in _counted(budget).items():
         reachable, limit = cost(measure, least), cost.limit(measure, value)
         if reachable > limit:
@@ -47,6 +47,23 @@ def check_reachable(
             )
     if latency is not None and "latency" in budget:
         _check_latency(budget["latency"], latency(least))
+
+
+def least_costs(
+    cost: CostModel, sets: Sequence[CoupledSet], requests: Sequence[Request]
+) -> dict[str, float]:
+    """Return the fractions of dense MACs and parameters that are left with all gone that may go.
+
+    Parameters as for :func:`check_reachable`.
+    """
+    least = _all_that_may_go(cost, sets, requests)
+    return {m: cost(m, least) / max(cost.dense(m), 1.0) for m in ("macs", "params")}
+
+
+def _all_that_may_go(
+    cost: CostModel, sets: Sequence[CoupledSet], requests: Sequence[Request]
+) -> np.ndarray:
+    return _removed(cost, sets, requests, [r.most() for r in requests])
 
 
 def fit(
