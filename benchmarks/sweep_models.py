@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 #: timm's files of networks in which nothing but the patch embedding is a convolution.
@@ -22,6 +23,13 @@ ENCODERS = (
     "densenet121",
     "vgg11_bn",
 )
+#: Parts of names that say how large a network is.
+SMALL = frozenset(
+    "test nano atto femto pico tiny xxs xs x xx s s0 s1 small b0 t t0 w1 w3d4".split()
+)
+LARGE = frozenset("huge giant xlarge xxl xl large large2 l base b b5 b6 b7 b8 x32 x48".split())
+#: Networks of pytorchcv that differ from others in the number of classes alone.
+TWINS = ("_cifar100", "_svhn", "_cub", "_voc", "_coco", "_celebamaskhq")
 #: Above so many parameters a network is left out.
 MOST = 60e6
 
@@ -44,24 +52,11 @@ def _timm(each: int) -> list[str]:
 
 def _size(name: str) -> int:
     """Guess how large a network is from its name: the small ones run in seconds."""
-    marks = (
-        "test_",
-        "nano",
-        "atto",
-        "femto",
-        "pico",
-        "tiny",
-        "_xxs",
-        "_xs",
-        "_s",
-        "small",
-        "18",
-        "26",
-    )
-    sizes = ("huge", "giant", "xlarge", "xxl", "large", "_l", "base", "152", "200", "x32", "x48")
-    if any(mark in name for mark in sizes):
+    parts = set(re.split(r"[_\W]", name))
+    numbers = [int(n) for n in re.findall(r"\d+", re.sub(r"_cifar\d+|_\d\d\d$", "", name))]
+    if parts & LARGE or any(100 <= n <= 1300 for n in numbers):
         return 2
-    return 0 if any(mark in name for mark in marks) else 1
+    return 0 if parts & SMALL or any(10 <= n <= 34 for n in numbers) else 1
 
 
 def _pytorchcv(each: int) -> list[str]:
@@ -69,8 +64,13 @@ def _pytorchcv(each: int) -> list[str]:
 
     families: dict[str, list[str]] = {}
     for name, function in _models.items():
-        families.setdefault(function.__module__, []).append(name)
-    return [f"pytorchcv:{name}" for made in families.values() for name in sorted(made)[:each]]
+        if not name.endswith(TWINS):
+            families.setdefault(function.__module__, []).append(name)
+    return [
+        f"pytorchcv:{name}"
+        for made in families.values()
+        for name in sorted(made, key=lambda n: (_size(n), n))[:each]
+    ]
 
 
 def _smp(each: int) -> list[str]:

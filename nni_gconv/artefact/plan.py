@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from nni_gconv.errors import CheckpointError
-from nni_gconv.graph import ChannelNorm, KeptNorm, find_norm, thin_norm
+from nni_gconv.graph import (
+    Attribute,
+    ChannelNorm,
+    KeptNorm,
+    find_norm,
+    set_attributes,
+    thin_norm,
+    widths_of,
+)
 from nni_gconv.groupconv import gathers_of, wrap_gathers
 from nni_gconv.speedup import steps_of, take_out
 
@@ -41,10 +49,11 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     dict
         ``{"format": 1, "model": class name, "modules": {name: {"type", "attrs", "tensors"}},
         "gathers": {name: {"in": index, "out": index}}, "blocks": {name: [step, ...]},
-        "norms": {name: {"dims", "eps", "width", "kept", ...}}}``. The last three only where
-        needed: permutations of channels around a layer, which is then called ``name.conv``,
-        residual blocks that became a sequence of some of their modules and of activations, and
-        norms over channels that count some that went.
+        "norms": {name: {"dims", "eps", "width", "kept", ...}}, "widths": {name: {attribute:
+        integer or list}}}``. The last four only where needed: permutations of channels around a
+        layer, which is then called ``name.conv``, residual blocks that became a sequence of some of
+        their modules and of activations, norms over channels that count some that went, and
+        attributes that a forward asks for.
 
     Examples
     --------
@@ -55,11 +64,14 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     gathers: dict[str, Any] = {}
     blocks: dict[str, Any] = {}
     norms: dict[str, Any] = {}
+    widths: dict[str, Any] = {}
     for name, module in model.named_modules():
         if (steps := steps_of(module)) is not None:
             blocks[name] = steps
         if indices := gathers_of(module):
             gathers[name] = indices
+        if held := widths_of(module):
+            widths[name] = {attribute: _plain(value) for attribute, value in held.items()}
         if isinstance(module, KeptNorm):
             norms[name] = {**asdict(module.norm), "dims": list(module.norm.dims)}
         tensors = {n: list(t.shape) for n, t in _own_tensors(module).items()}
@@ -73,7 +85,7 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
                 **({"unsaved": unsaved} if unsaved else {}),
             }
     plan = {"format": FORMAT, "model": type(model).__name__, "modules": modules}
-    more = {"gathers": gathers, "blocks": blocks, "norms": norms}
+    more = {"gathers": gathers, "blocks": blocks, "norms": norms, "widths": widths}
     return {**plan, **{key: value for key, value in more.items() if value}}
 
 
@@ -153,6 +165,22 @@ def rebuild(
     modules = dict(model.named_modules())
     for name, entry in plan.get("norms", {}).items():
         _thin(modules.get(name), entry, f"{where}: {name}")
+    for name, held in plan.get("widths", {}).items():
+        _set_widths(model, name, modules.get(name), held, where)
+    _check_architecture(model, plan, modules, where)
+    tied: list[tuple[Tensor, Tensor]] = []
+    for name, layer in plan["modules"].items():
+        changed = _reshape(modules[name], layer, tied)
+        for buffer, shape in layer.get("unsaved", {}).items():
+            _narrow(modules[name], buffer, shape)
+        if changed and initialise and hasattr(modules[name], "reset_parameters"):
+            modules[name].reset_parameters()  # type: ignore[operator]
+    return model
+
+
+def _check_architecture(
+    model: nn.Module, plan: Mapping[str, Any], modules: Mapping[str, nn.Module], where: str
+) -> None:
     for name, layer in plan["modules"].items():
         module = modules.get(name)
         if module is None:
@@ -168,14 +196,6 @@ def rebuild(
     extra = [n for n, m in modules.items() if _own_tensors(m) and n not in plan["modules"]]
     if extra:
         raise CheckpointError(f"{where} is of another architecture: it has no layer {extra[0]!r}")
-    tied: list[tuple[Tensor, Tensor]] = []
-    for name, layer in plan["modules"].items():
-        changed = _reshape(modules[name], layer, tied)
-        for buffer, shape in layer.get("unsaved", {}).items():
-            _narrow(modules[name], buffer, shape)
-        if changed and initialise and hasattr(modules[name], "reset_parameters"):
-            modules[name].reset_parameters()  # type: ignore[operator]
-    return model
 
 
 def _thin(module: nn.Module | None, entry: Mapping[str, Any], where: str) -> None:
@@ -193,6 +213,28 @@ def _thin(module: nn.Module | None, entry: Mapping[str, Any], where: str) -> Non
     ):
         raise CheckpointError(f"{where} is of another architecture: here is no such norm")
     thin_norm(module, norm)  # type: ignore[arg-type]
+
+
+def _set_widths(
+    model: nn.Module, name: str, module: nn.Module | None, held: Mapping[str, Any], where: str
+) -> None:
+    """Set integers that a forward asks for: such as are there, and to no more than they are."""
+    for attribute, value in held.items():
+        old: Any = None if module is None else vars(module).get(attribute)
+        one, many = type(value) is int, type(value) is list
+        olds = [old] if one else list(old) if many and type(old) in (list, tuple) else []
+        news = [value] if one else value if many else []
+        fits = len(olds) == len(news) > 0 and all(
+            (type(a) is int and type(b) is int and 0 < b <= a) or a == b
+            for a, b in zip(olds, news, strict=True)
+        )
+        if not fits:
+            raise CheckpointError(
+                f"{where} is of another architecture: {name}.{attribute} cannot be {value!r}"
+            )
+        places = [-1] if one else range(len(news))
+        changed = {Attribute(name, attribute, p): n for p, n in zip(places, news, strict=True)}
+        set_attributes(model, changed)
 
 
 def _narrow(module: nn.Module, name: str, shape: list[int]) -> None:

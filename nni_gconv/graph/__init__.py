@@ -10,7 +10,7 @@ Knows of torch, `compat` and `modes`; not of pruners, budgets or how a model is 
 """
 
 from nni_gconv.graph.branches import ACTIVATIONS, Branch, find_branches, vanishing
-from nni_gconv.graph.channels import Axis, Balance, ChannelMap, Read, varying
+from nni_gconv.graph.channel_map import Axis, Balance, ChannelMap, Read, varying
 from nni_gconv.graph.constants import given_values, known_operands, known_values
 from nni_gconv.graph.coupling import CoupledSet, Coupling, Member
 from nni_gconv.graph.liveness import (
@@ -36,11 +36,12 @@ from nni_gconv.graph.recorder import module_calls, op_name, shape_of
 from nni_gconv.graph.replay import Replay, Values, state_of
 from nni_gconv.graph.rules import argument, new_indices, width_written_at, write_indices
 from nni_gconv.graph.segments import ChannelOrder, Segments
-from nni_gconv.graph.size_origins import watch_sizes
+from nni_gconv.graph.sizes import Attribute, set_attributes, solve, watch_sizes, widths_of
 from nni_gconv.graph.trace import Graph, as_inputs, example_input, location, trace
 
 __all__ = [
     "ACTIVATIONS",
+    "Attribute",
     "Axis",
     "Balance",
     "Branch",
@@ -84,8 +85,10 @@ __all__ = [
     "new_indices",
     "op_name",
     "read_masks",
+    "set_attributes",
     "shape_of",
     "silence_norms",
+    "solve",
     "state_of",
     "thin_norm",
     "trace",
@@ -93,5 +96,6 @@ __all__ = [
     "varying",
     "watch_sizes",
     "width_written_at",
+    "widths_of",
     "write_indices",
 ]

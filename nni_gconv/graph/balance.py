@@ -18,7 +18,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from nni_gconv.graph.channels import Balance, ChannelMap
+from nni_gconv.graph.channel_map import Balance, ChannelMap
 
 Ints = NDArray[np.int64]
 

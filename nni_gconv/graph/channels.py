@@ -14,7 +14,6 @@ its width, with the reason and the line of the user's code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,186 +24,25 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv import compat
+from nni_gconv.graph.channel_map import (
+    Axis,
+    Balance,
+    ChannelMap,
+    Field,
+    Fields,
+    Mix,
+    NormOver,
+    NormWidth,
+    PadEdit,
+    Pick,
+    Read,
+    SizeUse,
+    place,
+    varying,
+)
 from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph.sizes import Sum, independent
 from nni_gconv.graph.trace import Graph, location
-
-Field = Tensor
-#: Fields of one value; a list of such for operators that return several values.
-Fields = tuple[Field, ...]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Labels of one axis of one parameter or buffer.
-
-    ``role`` says what the axis does: ``row`` (makes channels), ``column`` (reads channels),
-    ``bias`` and ``scale`` (act on each channel), ``stat`` (buffers such as a running mean).
-    """
-
-    tensor: str
-    dim: int
-    role: str
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Read:
-    """A layer whose `weight` reads channels; `labels[i]` is the channel input position i holds."""
-
-    node: Node
-    weight: str
-    labels: Tensor
-    groups: int
-    transposed: bool
-
-    @property
-    def key(self) -> Node:
-        """Under which constants tell what is given to it."""
-        return self.node
-
-
-@dataclass(frozen=True)
-class Mix:
-    """An operator that mixes channels, in which those that are zero count for nothing.
-
-    ``place`` tells the dimensions apart of an operator that mixes along several.
-    """
-
-    node: Node
-    labels: Tensor
-    place: Any = 0
-
-    @property
-    def key(self) -> tuple[Node, Any]:
-        """Under which constants tell what is given to it."""
-        return self.node, self.place
-
-
-@dataclass(frozen=True)
-class Balance:
-    """Every part must keep the same number of `labels`; `parts[i]` is the part of label i."""
-
-    labels: Tensor
-    parts: Tensor
-    where: str
-
-
-@dataclass(frozen=True)
-class PadEdit:
-    """A padding module on the channel axis: its widths follow what is kept of these labels."""
-
-    module: str
-    entry: int
-    front: Tensor
-    back: Tensor
-
-
-@dataclass(frozen=True)
-class NormWidth:
-    """A norm whose width attributes follow what is kept of these labels, weights or not."""
-
-    module: str
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class NormOver:
-    """A norm over the channels `labels`, along one dimension of its input."""
-
-    module: str
-    labels: Tensor
-    channel: int
-
-
-@dataclass(frozen=True)
-class Pick:
-    """An integer buffer that picks channels: those labelled `picked` out of `source`."""
-
-    tensor: str
-    source: Tensor
-    picked: Tensor
-
-
-@dataclass(frozen=True)
-class ChannelMap:
-    """Result of the pass over one graph.
-
-    Attributes
-    ----------
-    classes : ndarray of int64, shape (labels,)
-        Class of each label; equal class means removed together.
-    pinned : dict of int to str
-        Class -> why it must keep its width.
-    axes : dict of (str, int) to Axis
-        Labelled axes of parameters and buffers.
-    reads : tuple of Read
-        Every place where a layer reads channels.
-    mixes : tuple of Mix
-        Every place where channels are mixed without weights: only zeros can go there.
-    balances : tuple of Balance
-        Groups that must stay equally wide.
-    pads : tuple of PadEdit
-        Padding modules that have to follow.
-    norms : tuple of NormWidth
-        Norms whose attributes, besides their tensors, say how many channels there are.
-    norms_over : tuple of NormOver
-        Norms over channels, which have to count those that go.
-    picks : tuple of Pick
-        Buffers that hold positions of channels.
-    computed : dict of str to str
-        Layers that run with other weights than their own -> how that comes.
-    halvings : tuple of Node
-        Operators that cut channels into equal parts (a chunk, a view that makes one dimension
-        two), whose sizes the small model has to confirm.
-    values : dict of Node to tuple of Tensor
-        Fields of each value, for whoever wants to look a channel up.
-    """
-
-    classes: np.ndarray
-    pinned: dict[int, str]
-    axes: dict[tuple[str, int], Axis]
-    reads: tuple[Read, ...]
-    mixes: tuple[Mix, ...]
-    balances: tuple[Balance, ...]
-    pads: tuple[PadEdit, ...]
-    norms: tuple[NormWidth, ...]
-    norms_over: tuple[NormOver, ...]
-    picks: tuple[Pick, ...]
-    computed: dict[str, str]
-    halvings: tuple[Node, ...]
-    values: dict[Node, Any]
-
-    @property
-    def count(self) -> int:
-        """Number of classes."""
-        return int(self.classes.max(initial=-1)) + 1
-
-    def of(self, labels: Tensor) -> np.ndarray:
-        """Return the class of each label, in the shape of `labels`."""
-        return self.classes[labels.numpy()]
-
-
-def varying(field: Field) -> list[int]:
-    """Return the dimensions along which a field's labels run."""
-    return [d for d in range(field.dim()) if field.shape[d] > 1]
-
-
-def place(labels: Tensor, rank: int, dim: int) -> Field:
-    """View a label vector so that it runs along `dim` of a tensor of `rank` dimensions."""
-    view = [1] * rank
-    view[dim] = -1
-    return labels.view(view)
-
-
-def compress(field: Tensor) -> Field:
-    """Drop dimensions along which nothing changes to size 1."""
-    for dim in range(field.dim()):
-        if field.shape[dim] == 1:
-            continue
-        head = field.narrow(dim, 0, 1)
-        if field.stride(dim) == 0 or bool((field == head).all()):
-            field = head
-    return field
 
 
 class Walker:
@@ -225,6 +63,7 @@ class Walker:
         self.norms: list[NormWidth] = []
         self.norms_over: list[NormOver] = []
         self.picks: list[Pick] = []
+        self.sizes: list[SizeUse] = []
         self.computed: dict[str, str] = {}
         self.halvings: list[Node] = []
         self.pinned_nodes: set[Node] = set()
@@ -357,8 +196,29 @@ class Walker:
         links = coo_matrix((np.ones(len(first), np.int8), (first, second)), (self.count,) * 2)
         return connected_components(links, directed=False)[1].astype(np.int64)
 
+    def _free_sizes(self) -> list[SizeUse]:
+        """Balance what the same attributes count; attributes that have to stay pin it."""
+        by_total: dict[Sum, list[SizeUse]] = {}
+        for use in self.sizes:
+            fixed = [a for a, _ in use.total.terms if a in self.graph.fixed]
+            if fixed:
+                where = f"met at {location(use.node)}"
+                self.pin(use.labels, f"{fixed[0]} is more than a width to the forward, {where}")
+            else:
+                by_total.setdefault(use.total, []).append(use)
+        for total, uses in by_total.items():
+            parts = torch.arange(len(uses))
+            sizes = torch.tensor([use.labels.numel() for use in uses])
+            labels = torch.cat([use.labels for use in uses])
+            where = f"parts that {total} counts at {location(uses[0].node)}"
+            if len(uses) > 1:
+                self.balances.append(Balance(labels, parts.repeat_interleave(sizes), where))
+        free = independent(list(by_total))
+        return [uses[0] for uses, own in zip(by_total.values(), free, strict=True) if own]
+
     def result(self) -> ChannelMap:
         """Close the edges into classes."""
+        sizes = self._free_sizes()
         classes = self._joined()
         for one, other, reason in self.agreements:
             both = [np.unique(classes[x.numpy()]) for x in (one, other)]
@@ -386,6 +246,7 @@ class Walker:
             norms=tuple(self.norms),
             norms_over=tuple(self.norms_over),
             picks=tuple(self.picks),
+            sizes=tuple(sizes),
             computed=self.computed,
             halvings=tuple(self.halvings),
             values=self.values,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv.graph.balance import balance_classes
-from nni_gconv.graph.channels import Axis, ChannelMap, place
+from nni_gconv.graph.channel_map import Axis, ChannelMap, place
 from nni_gconv.graph.mask_groups import balances, find_grouped
 from nni_gconv.graph.masks import Wiring, read_masks
 from nni_gconv.graph.propagate import map_channels

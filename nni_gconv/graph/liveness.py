@@ -8,7 +8,7 @@ what has to stay for that stays as zeros, which is exact, only not as small as t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import ChannelMap, Read, place
+from nni_gconv.graph.channel_map import ChannelMap, Read, place
 from nni_gconv.graph.constants import given_values
 from nni_gconv.graph.masks import Wiring
 from nni_gconv.graph.rules import argument, has_padding
@@ -200,11 +200,11 @@ def _settle(
     changed = True
     while changed:
         changed = False
-        for axis in channels.axes.values():
-            of = channels.of(axis.labels)
+        for name, labels in _never_empty(channels):
+            of = channels.of(labels)
             if len(of) and bool(removed[of].all()):
                 removed[of[~before[of]][0]] = False
-                held[f"{axis.tensor}: one channel stays, none would be left"] = 1
+                held[f"{name}: one channel stays, none would be left"] = 1
                 changed = True
         # Small parts first: what they hold back is often all that larger ones ask for.
         for balance in sorted(channels.balances, key=lambda b: -int(b.parts.max())):
@@ -225,6 +225,14 @@ def _settle(
                 held[key] = held.get(key, 0) + len(back)
                 changed = True
     return removed, held
+
+
+def _never_empty(channels: ChannelMap) -> Iterator[tuple[str, Tensor]]:
+    """List what has to keep a channel: axes of tensors, and parts that an attribute counts."""
+    for axis in channels.axes.values():
+        yield axis.tensor, axis.labels
+    for use in channels.sizes:
+        yield str(use.total), use.labels
 
 
 # -- constants that a reader's bias can take -------------------------------------------------------

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Balance, ChannelMap
+from nni_gconv.graph.channel_map import Balance, ChannelMap
 from nni_gconv.graph.masks import Wiring
 from nni_gconv.graph.recorder import op_name
 from nni_gconv.graph.rules import argument

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
-from nni_gconv.graph.channels import ChannelMap, Walker
+from nni_gconv.graph.channel_map import ChannelMap
+from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.rules import channel_rule_of
 from nni_gconv.graph.trace import Graph
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from nni_gconv.graph.channels import ChannelMap, flat, varying
+from nni_gconv.graph.channel_map import ChannelMap, varying
+from nni_gconv.graph.channels import flat
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -22,7 +22,7 @@ from nni_gconv import compat
 from nni_gconv.errors import TraceError, check_layers
 from nni_gconv.graph.norms import norms_as_operators
 from nni_gconv.graph.recorder import is_users, op_name, record, shape_of
-from nni_gconv.graph.size_origins import Call, SizeLog, watch_sizes
+from nni_gconv.graph.sizes import Attribute, Call, SizeLog, watch_sizes
 from nni_gconv.modes import evaluating, forward_of_training
 
 #: Image sizes tried, in this order, for a model whose input nobody described.
@@ -62,6 +62,8 @@ class Graph:
         View, unflatten, split or chunk -> what the forward asked it for, as far as this is known.
     calls : tuple of tuple of str
         Names of all such calls in evaluation, then those in training.
+    fixed : frozenset of Attribute
+        Integers that modules hold and a forward uses for more than sizes.
     problem : str or None
         Why the forward in training mode could not be traced although evaluation leaves
         parameters out.
@@ -78,6 +80,7 @@ class Graph:
     unused: tuple[str, ...] = ()
     called: dict[Node, Call] = field(default_factory=dict, repr=False)
     calls: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    fixed: frozenset[Attribute] = frozenset()
     problem: str | None = None
 
     @property
@@ -199,6 +202,7 @@ def trace(model: nn.Module, dummy_input: Any) -> Graph:
         unused=tuple(n for n in forward.unused if training is None or n in training.unused),
         called={**forward.called, **(training.called if training else {})},
         calls=(forward.calls, training.calls if training else ()),
+        fixed=forward.fixed | (training.fixed if training else frozenset()),
         problem=problem,
     )
 
@@ -215,6 +219,7 @@ class _Forward:
     unused: tuple[str, ...]
     called: dict[Node, Call]
     calls: tuple[str, ...]
+    fixed: frozenset[Attribute]
 
 
 def _follow(
@@ -244,6 +249,7 @@ def _follow(
         unused=tuple(t for t in tensors.values() if t not in used),
         called=log.match(nodes, recorder.nodes),
         calls=tuple(call.name for call in log.calls),
+        fixed=frozenset(log.fixed),
     )
 
 

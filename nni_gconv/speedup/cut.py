@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_gconv.graph import Graph, thin_norm, write_indices
+from nni_gconv.graph import Graph, set_attributes, thin_norm, write_indices
 from nni_gconv.groupconv import wrap_gathers
 from nni_gconv.speedup.fold import shift_bias
 from nni_gconv.speedup.plan import Plan, TensorEdit
@@ -84,6 +84,7 @@ def apply_plan(
     for module in modules.values():
         _set_widths(module)
     write_indices(modules, graph, plan.indices)
+    set_attributes(model, plan.attributes)
     for name, width in plan.norms.items():
         _set_norm_width(modules[name], width)
     for name, norm in plan.thinned.items():

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph import (
+    Attribute,
     ChannelMap,
     ChannelNorm,
     ChannelOrder,
@@ -27,6 +28,7 @@ from nni_gconv.graph import (
     map_channels,
     new_indices,
     silence_norms,
+    solve,
 )
 from nni_gconv.speedup.fold import shifts
 from nni_gconv.speedup.grouping import Grouping, group_layers
@@ -72,6 +74,8 @@ class Plan:
         Dotted name of a norm over channels -> what it computes without those that went.
     indices : dict of str to list of int
         Dotted name of a buffer of positions -> the positions in the small model.
+    attributes : dict of Attribute to int
+        Integers of modules that a forward asks for -> what they are in the small model.
     """
 
     tensors: dict[str, TensorEdit]
@@ -81,6 +85,7 @@ class Plan:
     norms: dict[str, int]
     thinned: dict[str, ChannelNorm]
     indices: dict[str, list[int]]
+    attributes: dict[Attribute, int]
 
 
 def make_plan(
@@ -140,7 +145,22 @@ def make_plan(
         shifted[layer] = [shift[row] for row in edit.keep.get(0, range(len(shift)))]
     indices = new_indices(graph, channels, order)
     thinned = _thinned(graph, channels, removed)
-    return Plan(tensors, pads, shifted, tuple(groups), norms, thinned, indices)
+    attributes = _attributes(graph, channels, removed)
+    return Plan(tensors, pads, shifted, tuple(groups), norms, thinned, indices, attributes)
+
+
+def _attributes(graph: Graph, channels: ChannelMap, removed: np.ndarray) -> dict[Attribute, int]:
+    """What attributes have to be so that the forward asks for what is kept.
+
+    Where no integers do, they stay: the run of the small model finds where they are asked for.
+    """
+
+    def old(attribute: Attribute) -> int:
+        value = getattr(graph.modules[attribute.module], attribute.name)
+        return int(value if attribute.place < 0 else value[attribute.place])
+
+    asked = {use.total: int((~removed[channels.of(use.labels)]).sum()) for use in channels.sizes}
+    return solve(asked, old) or {}
 
 
 def _thinned(graph: Graph, channels: ChannelMap, removed: np.ndarray) -> dict[str, ChannelNorm]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Fields, Mix, Walker, varying
+from nni_gconv.graph.channel_map import Fields, Mix, varying
+from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, known, uniform

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Fields, Walker
+from nni_gconv.graph.channel_map import Fields
+from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import shape_of
 from nni_gconv.graph.rules.registry import channel_rule, constant_rule, constants_unknown
 from nni_gconv.graph.rules.state import State, Value

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import ChannelMap, Fields, Pick, Walker, place
+from nni_gconv.graph.channel_map import ChannelMap, Fields, Pick, place
+from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.registry import channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, known

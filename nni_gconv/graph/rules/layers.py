@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Balance, Fields, Read, Walker, place
+from nni_gconv.graph.channel_map import Balance, Fields, Read, place
+from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, channels_of, per_channel

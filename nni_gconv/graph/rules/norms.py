@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Fields, Mix, NormOver, NormWidth, Walker, varying
+from nni_gconv.graph.channel_map import Fields, Mix, NormOver, NormWidth, varying
+from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import shape_of
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, constants_unknown
 from nni_gconv.graph.rules.state import State, Value, channels_of, per_channel, uniform

@@ -1,21 +1,26 @@
-"""Channels cut into equal parts: chunks, and views that make two dimensions of one.
+"""Channels cut into parts: chunks, splits, and views that make two dimensions of one.
 
 A smaller model cuts what it has into the same number of parts. That is the same cut only if every
 part lost as many channels (a chunk, whose parts go on one by one), or the same ones (a view, whose
 parts stand side by side in one tensor and keep one shape). Whether the forward asks for a number
-of parts or for a width that is written down shows when the small model is traced.
+of parts or for a width that is written down shows when the small model is traced. A width that a
+module holds in an attribute is set to what is kept.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import gcd
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Balance, Field, Walker, compress, run_on, varying
+from nni_gconv.graph.channel_map import Balance, Field, SizeUse, compress, varying
+from nni_gconv.graph.channels import Walker, run_on
 from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.size_origins import Origin, Reads
+from nni_gconv.graph.rules.registry import argument
+from nni_gconv.graph.sizes import HELD, Origin, Reads, Sum
 from nni_gconv.graph.trace import location
 
 _CHUNKS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk"})
@@ -28,9 +33,14 @@ def deal(walker: Walker, node: Node, field: Field, pieces: list[Field]) -> bool:
     With as many channels gone from each part the same call deals the rest out the same way, if it
     asks for a number of parts; one that asks for a width is found out when the small model runs.
     """
-    if not _equal_parts(node, field, pieces):
+    if not _all_dealt_out(node, field, pieces):
         return False
-    origins = _Asked(walker, node).origins
+    asked = _Asked(walker, node)
+    if asked.by_attributes:
+        return _deal_by_attributes(walker, node, pieces, asked)
+    if len({piece.shape for piece in pieces}) > 1 or pieces[0].numel() == 1:
+        return False
+    origins = asked.origins
     if op_name(node) != "chunk" and origins is not None and not all(origins):
         walker.pin(field, width_written_at(node))
         return True
@@ -42,12 +52,69 @@ def deal(walker: Walker, node: Node, field: Field, pieces: list[Field]) -> bool:
     return True
 
 
+def _deal_by_attributes(walker: Walker, node: Node, pieces: list[Field], asked: _Asked) -> bool:
+    """Let attributes follow what is kept of each part; a part of a written width stays."""
+    single = len(asked.origins or ()) == 1
+    if single and len({piece.shape for piece in pieces}) > 1:
+        return False  # the last part is what is left over
+    for number, piece in enumerate(pieces):
+        _note_size(walker, node, piece, asked, 0 if single else number)
+    _confirm(walker, node)
+    return True
+
+
+def _note_size(walker: Walker, node: Node, piece: Field, asked: _Asked, place: int) -> None:
+    """Note that there are as many channels in a piece as a size that was asked for says."""
+    total = asked.sums[place]
+    if total is not None:
+        walker.sizes.append(SizeUse(node, total, piece.reshape(-1)))
+    elif asked.origins is not None and not asked.origins[place]:
+        walker.pin(piece, width_written_at(node))
+
+
+def take_part(walker: Walker, node: Node, field: Field) -> bool:
+    """Follow a slice of the channels whose bounds follow them; tell whether it was one.
+
+    A bound may be an attribute, which is set to what is kept before it, or a share of the width:
+    then all such shares lose as many. What lies before a bound that is written down stays.
+    """
+    if op_name(node) != "slice" or len(varying(field)) != 1:
+        return False
+    labels, step = field.reshape(-1), argument(node, 4, "step", 1)
+    if argument(node, 1, "dim", 0) % field.dim() != varying(field)[0] or step != 1:
+        return False
+    call = walker.graph.called.get(node)
+    width = labels.numel()
+    for place, name in enumerate(("start", "end")):
+        bound = argument(node, 2 + place, name)
+        if bound is None or bound >= width or bound <= -width or bound == 0:
+            continue
+        before = labels[:bound] if bound > 0 else labels[bound:]
+        origin = Origin() if call is None or call.origins is None else call.origins[place]
+        total = None if call is None else call.sums[place]
+        if total is not None:
+            total = total if bound > 0 else total.times(Fraction(-1))
+            walker.sizes.append(SizeUse(node, total, before))
+        elif origin - {HELD}:
+            parts = width // gcd(width, bound)
+            number = torch.arange(parts).repeat_interleave(width // parts)
+            where = f"equal parts of {op_name(node)} at {location(node)}"
+            walker.balances.append(Balance(labels, number, where))
+        elif not origin:
+            walker.pin(before, f"a part of the channels taken at {location(node)}")
+    _confirm(walker, node)
+    return True
+
+
 def pin_written(walker: Walker, node: Node, piece: Field) -> None:
     """Pin channels that a view puts into a dimension whose size is a number in the code."""
     if op_name(node) in _VIEWS:
         asked = _Asked(walker, node)
         if any(asked.origin(d) == Origin() and not asked.left_open(d) for d in varying(piece)):
             walker.pin(piece, width_written_at(node))
+        elif len(varying(piece)) == 1 and HELD in (asked.origin(varying(piece)[0]) or ()):
+            _note_size(walker, node, piece, asked, varying(piece)[0] - asked.first)
+            _confirm(walker, node)
 
 
 def tie_sizes(walker: Walker, node: Node, pieces: list[Field]) -> None:
@@ -73,15 +140,12 @@ def width_written_at(node: Node) -> str:
     return f"a width is written in the forward, met at {location(node)}"
 
 
-def _equal_parts(node: Node, field: Field, pieces: list[Field]) -> bool:
-    """Tell whether all channels are dealt out, in order, into parts of equal width."""
+def _all_dealt_out(node: Node, field: Field, pieces: list[Field]) -> bool:
+    """Tell whether all channels are dealt out, in order, into parts."""
     if op_name(node) not in _CHUNKS or len(pieces) < 2:
         return False
-    alike = len({piece.shape for piece in pieces}) == 1
     return (
-        alike
-        and len(varying(field)) == 1
-        and pieces[0].numel() > 1
+        len(varying(field)) == 1
         and sum(piece.numel() for piece in pieces) == field.numel()
         and torch.equal(torch.cat([p.reshape(-1) for p in pieces]), field.reshape(-1))
     )
@@ -135,8 +199,9 @@ def _following(asked: _Asked, along: list[int], shape: tuple[int, ...], dim: int
     known = {d: origin for d in along if (origin := asked.origin(d)) is not None}
     for wanted in (
         [d for d, origin in known.items() if dim in origin],
-        [d for d, origin in known.items() if origin - {0}],
+        [d for d, origin in known.items() if origin - {0, HELD}],
         [d for d in along if asked.left_open(d)],
+        [d for d, origin in known.items() if origin - {0}],
         along if len(known) < len(along) else [],
     ):
         if wanted:
@@ -158,10 +223,16 @@ class _Asked:
     def __init__(self, walker: Walker, node: Node) -> None:
         call = walker.graph.called.get(node)
         self.origins = None if call is None else call.origins
+        self.sums: tuple[Sum | None, ...] = () if call is None else call.sums
         self._reads = () if call is None else call.reads
         unflattens = op_name(node) == "unflatten"
         self.first = int(node.args[1]) % len(shape_of(node.args[0])) if unflattens else 0  # type: ignore[arg-type]
         self._sizes: Any = node.args[2 if unflattens else 1]
+
+    @property
+    def by_attributes(self) -> bool:
+        """Tell whether any size was asked for by attributes of modules."""
+        return any(HELD in origin for origin in self.origins or ())
 
     def origin(self, dim: int) -> Origin | None:
         """Dimensions from which the size of one of the result follows; None: not known."""

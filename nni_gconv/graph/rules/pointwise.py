@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import (
-    Field,
-    Fields,
-    Walker,
-    place,
-    varying,
-)
+from nni_gconv.graph.channel_map import Field, Fields, place, varying
+from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.registry import channel_rule, constant_rule, merge
 from nni_gconv.graph.rules.state import State, Value, channels_of, functional, known, per_channel

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Fields, Walker, varying
+from nni_gconv.graph.channel_map import Fields, varying
+from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, known, uniform

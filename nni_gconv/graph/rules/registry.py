@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Field, Walker, varying
+from nni_gconv.graph.channel_map import Field, varying
+from nni_gconv.graph.channels import Walker
 
 if TYPE_CHECKING:
     from nni_gconv.graph.rules.state import State

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import Field, Fields, Walker, compress, place, run_on, varying
+from nni_gconv.graph.channel_map import Field, Fields, compress, place, varying
+from nni_gconv.graph.channels import Walker, run_on
 from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.rules.parts import deal, fold_split, pin_written, tie_sizes
+from nni_gconv.graph.rules.parts import deal, fold_split, pin_written, take_part, tie_sizes
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
 from nni_gconv.graph.rules.state import State, Value, channels_of, known, moved, per_channel
 from nni_gconv.graph.trace import location
@@ -104,6 +105,8 @@ def _follow(walker: Walker, node: Node, field: Field) -> list[Field]:
     moved = run_on(node, [full.contiguous() if op_name(node) == "view" else full])
     if isinstance(moved, Tensor):
         pieces = [compress(moved)]
+        if take_part(walker, node, field):
+            return pieces
         folded = fold_split(walker, node, field, pieces[0])
         if folded is not None:
             return [folded]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channels import place
+from nni_gconv.graph.channel_map import place
 from nni_gconv.graph.masks import Wiring
 from nni_gconv.graph.recorder import shape_of
 from nni_gconv.graph.trace import Graph

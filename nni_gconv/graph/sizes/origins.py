@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from nni_gconv.graph.recorder import op_name, shape_of
+from nni_gconv.graph.sizes.attributes import Attribute, Sum, attributes_exchanged
 
 #: Dimensions that a size was worked out from; empty: a number in the code.
 Origin = frozenset[int]
+#: Stands among them for an attribute of a module.
+HELD = -1
 #: Tensors, and of each the dimension, that a size was read from.
 Reads = frozenset[tuple[Any, int]]
 
@@ -32,8 +36,10 @@ _ASKS: dict[Any, tuple[str, int]] = {
     **dict.fromkeys((Tensor.view, Tensor.reshape, torch.reshape), ("view", 1)),
     **dict.fromkeys((Tensor.unflatten, torch.unflatten), ("unflatten", 2)),
     **dict.fromkeys((Tensor.split, torch.split), ("split", 1)),
+    **dict.fromkeys((Tensor.split_with_sizes, torch.split_with_sizes), ("split", 1)),
     **dict.fromkeys((Tensor.chunk, torch.chunk), ("chunk", 1)),
 }
+_ITEM = Tensor.__getitem__
 _CALLED = frozenset(name for name, _ in _ASKS.values())
 _NAMES = {"reshape": "view", "_unsafe_view": "view", "split_with_sizes": "split"}
 _ARITHMETIC = "add radd sub rsub mul rmul floordiv rfloordiv mod rmod rshift lshift".split()
@@ -48,7 +54,7 @@ class Call:
     index : int
         Its number in the forward.
     name : str
-        ``view``, ``unflatten``, ``split`` or ``chunk``.
+        ``view``, ``unflatten``, ``split``, ``chunk`` or ``slice``, which asks for begin and end.
     source : tuple of int
         Shape of what it was called on.
     shapes : tuple of tuple of int
@@ -56,6 +62,10 @@ class Call:
     origins : tuple of frozenset of int, or None
         For each size that was asked for the dimensions it was worked out from; empty for a number
         in the code. None: not known.
+    sums : tuple of Sum or None
+        For each size what it is in terms of attributes of modules, if it is a sum of them.
+    result : int
+        Id of the tensor that a slice returned.
     reads : tuple of frozenset of (Node, int)
         For each size that was asked for the values, and of each the dimension, it was read from;
         while the forward runs, the tensors' ids.
@@ -66,6 +76,8 @@ class Call:
     source: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     origins: tuple[Origin, ...] | None
+    sums: tuple[Sum | None, ...] = ()
+    result: int = 0
     reads: tuple[Reads, ...] = ()
 
     def in_terms_of(self, known: Mapping[int, Node]) -> Call:
@@ -83,11 +95,14 @@ class SizeLog:
         In the order of the forward.
     lost : bool
         True once a size was turned into a plain number: nothing asked after that is certain.
+    fixed : set of Attribute
+        Attributes that are used for more than sizes: they have to stay what they are.
     """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.lost = False
+        self.fixed: set[Attribute] = set()
 
     def add(self, name: str, x: Tensor, result: Any, sizes: Sequence[Any]) -> None:
         """Write down one call."""
@@ -103,6 +118,8 @@ class SizeLog:
                 source=tuple(x.shape),
                 shapes=tuple(tuple(r.shape) for r in results),
                 origins=None if self.lost or doubtful else origins,
+                sums=tuple(getattr(size, "sum", None) for size in sizes),
+                result=id(result),
                 reads=() if self.lost or doubtful else reads,
             )
         )
@@ -118,6 +135,10 @@ class SizeLog:
             Id of a tensor of that run -> its node.
         """
         found: dict[Node, Call] = {}
+        for call in self.calls:
+            sliced = known.get(call.result) if call.name == "slice" else None
+            if sliced is not None and op_name(sliced) == "slice":
+                found[sliced] = call.in_terms_of(known)
         position = 0
         for node in nodes:
             name = op_name(node) if node.op == "call_function" else ""
@@ -136,34 +157,71 @@ class SizeLog:
 
 
 class _Size(int):
-    """An integer that knows which dimensions it was worked out from."""
+    """An integer that knows which dimensions, and which attributes, it was worked out from."""
 
     reads: Reads
     log: SizeLog
+    held: frozenset[Attribute]
+    sum: Sum | None
 
     @classmethod
-    def of(cls, value: int, reads: Reads, log: SizeLog) -> _Size:
+    def of(
+        cls,
+        value: int,
+        reads: Reads,
+        log: SizeLog,
+        held: frozenset[Attribute] = frozenset(),
+        total: Sum | None = None,
+    ) -> _Size:
         made = cls(value)
-        made.reads, made.log = reads, log
+        made.reads, made.log, made.held, made.sum = reads, log, held, total
         return made
 
     @property
     def origin(self) -> Origin:
-        return Origin(dim for _, dim in self.reads)
+        found = Origin(dim for _, dim in self.reads)
+        return found | {HELD} if self.held else found
+
+    def fix(self) -> None:
+        """Note that this is used for more than sizes."""
+        self.log.fixed |= self.held
+
+    def lose(self) -> None:
+        """Note that this goes on as a plain number."""
+        self.fix()
+        self.log.lost |= bool(self.reads)
 
     def __truediv__(self, other: Any) -> Any:
+        self.fix()
         quotient = int.__truediv__(self, other)
         return quotient if quotient is NotImplemented else _Ratio.of(quotient, self)
 
+    def __rtruediv__(self, other: Any) -> Any:
+        self.lose()
+        return int.__rtruediv__(self, other)
+
+    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
+        self.lose()
+        return int.__rpow__(self, other)
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        self.fix()
+        return int.__pow__(self, other) if modulo is None else int.__pow__(self, other, modulo)
+
+    def __float__(self) -> float:
+        self.fix()
+        return int.__float__(self)
+
     def __int__(self) -> int:
-        self.log.lost = True
+        self.lose()
         return int.__int__(self)
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 
     def __neg__(self) -> _Size:
-        return _Size.of(int.__neg__(self), self.reads, self.log)
+        total = None if self.sum is None else self.sum.times(Fraction(-1))
+        return _Size.of(int.__neg__(self), self.reads, self.log, self.held, total)
 
 
 def _follows(name: str) -> Callable[[_Size, Any], Any]:
@@ -171,11 +229,33 @@ def _follows(name: str) -> Callable[[_Size, Any], Any]:
         value = getattr(int, f"__{name}__")(self, other)
         if value is NotImplemented:
             if isinstance(other, float):
-                self.log.lost = True
+                self.lose()
             return value
-        return _Size.of(value, self.reads | getattr(other, "reads", Reads()), self.log)
+        reads = self.reads | getattr(other, "reads", Reads())
+        held = self.held | getattr(other, "held", frozenset())
+        return _Size.of(value, reads, self.log, held, _total(name, self, other))
 
     return method
+
+
+def _total(name: str, one: _Size, other: Any) -> Sum | None:
+    """Work out a sum of attributes, if it is one."""
+    known = other.sum if isinstance(other, _Size) else Sum((), Fraction(int(other)))
+    if name == "floordiv" and isinstance(other, _Size):
+        other.fix()  # a number of parts
+        known = Sum((), Fraction(int.__int__(other)))
+    if one.sum is None or known is None:
+        return None
+    if name in ("add", "radd"):
+        return one.sum.plus(known)
+    if name in ("sub", "rsub"):
+        total = one.sum.plus(known, -1)
+        return total if name == "sub" else total.times(Fraction(-1))
+    if name in ("mul", "rmul") and not known.terms:
+        return one.sum.times(known.rest)
+    if name == "floordiv" and known.rest and not int.__mod__(one, int.__int__(other)):
+        return one.sum.times(1 / known.rest)
+    return None
 
 
 for _name in _ARITHMETIC:
@@ -211,7 +291,7 @@ class _Ratio(float):
         return made
 
     def _rounded(self, value: int) -> _Size:
-        return _Size.of(value, self.size.reads, self.size.log)
+        return _Size.of(value, self.size.reads, self.size.log, self.size.held)
 
     def __floor__(self) -> int:
         return self._rounded(math.floor(float(self)))
@@ -225,7 +305,7 @@ class _Ratio(float):
         return self._rounded(round(float(self))) if digits is None else round(float(self), digits)
 
     def __int__(self) -> int:
-        self.size.log.lost = True
+        self.size.lose()
         return float.__int__(self)
 
 
@@ -245,6 +325,11 @@ class _Watch(TorchFunctionMode):
             whole = isinstance(args[at], list | tuple)
             sizes = args[at] if whole else args[at:] if name == "view" else args[at : at + 1]
             self.log.add(name, args[0], result, sizes)
+        elif func is _ITEM and (bounds := _bounds(args[1])) is not None:
+            self.log.add("slice", args[0], result, bounds)
+        else:
+            _fix(args)
+            _fix((kwargs or {}).values())
         return result
 
     def _remember(self, x: Tensor, read: Any, dim: int | None = None) -> Any:
@@ -252,6 +337,32 @@ class _Watch(TorchFunctionMode):
             dims = range(x.dim()) if dim is None else [dim % x.dim()]
             return _Size.of(read, Reads((id(x), d) for d in dims), self.log)
         return _Shape(_Size.of(n, Reads([(id(x), d)]), self.log) for d, n in enumerate(read))
+
+
+def _bounds(index: Any) -> tuple[Any, Any] | None:
+    """Begin and end of the only slice of an index, if an attribute or a shape says them."""
+    parts = index if isinstance(index, tuple) else (index,)
+    slices = [p for p in parts if isinstance(p, slice) and not _is_whole(p)]
+    others = [p for p in parts if not isinstance(p, slice) and p is not Ellipsis]
+    if len(slices) != 1 or others or slices[0].step not in (None, 1):
+        return None
+    known = any(isinstance(bound, _Size) for bound in (slices[0].start, slices[0].stop))
+    return (slices[0].start, slices[0].stop) if known else None
+
+
+def _is_whole(one: slice) -> bool:
+    return one.start is None and one.stop is None and one.step is None
+
+
+def _fix(values: Any, depth: int = 3) -> None:
+    """Note attributes among the arguments of a function that takes numbers for what they are."""
+    for value in values:
+        if isinstance(value, _Size):
+            value.fix()
+        elif isinstance(value, list | tuple) and depth:
+            _fix(value, depth - 1)
+        elif isinstance(value, slice) and depth:
+            _fix((value.start, value.stop), depth - 1)
 
 
 @contextmanager
@@ -268,9 +379,14 @@ def watch_sizes(model: nn.Module) -> Iterator[SizeLog]:
         with _Watch(log):
             return forward(*args, **kwargs)
 
+    def know(value: int, attribute: Attribute) -> int:
+        total = None if attribute.follows else Sum(((attribute, Fraction(1)),))
+        return _Size.of(value, Reads(), log, frozenset({attribute}), total)
+
     model.forward = watched  # type: ignore[method-assign]
     try:
-        yield log
+        with attributes_exchanged(model, know):
+            yield log
     finally:
         if own:
             model.forward = forward  # type: ignore[method-assign]
