@@ -25,6 +25,7 @@ _PUBLIC = {
     "SlimmingPruner": "nni_gconv.pruning.methods.slimming.pruner",
     "export_model": "nni_gconv.export",
     "load_compact": "nni_gconv.artefact",
+    "optimize": "nni_gconv.inference",
     "partition": "nni_gconv.groupconv.partition",
     "profile": "nni_gconv.profiling",
     "recalibrate_bn": "nni_gconv.training.recalibrate",
@@ -52,6 +53,7 @@ __all__ = [
     "__version__",
     "export_model",
     "load_compact",
+    "optimize",
     "partition",
     "profile",
     "recalibrate_bn",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from nni_gconv.export import export_model
     from nni_gconv.groupconv.partition import Partition, partition
     from nni_gconv.groupconv.search import search_groups
+    from nni_gconv.inference import optimize
     from nni_gconv.profiling import profile
     from nni_gconv.pruning import (
         Calibration,

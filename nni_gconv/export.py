@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils import _pytree as pytree
 
 from nni_gconv import compat
 from nni_gconv.errors import CheckpointError, ConfigError, NniGconvError, check_model
 from nni_gconv.files import atomic_path
-from nni_gconv.graph import Graph, as_inputs, op_name, trace
+from nni_gconv.graph import as_inputs, trace
+from nni_gconv.inference import fold_batch_norms
 from nni_gconv.profiling import DummyInput, measuring, run, with_batch
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 #: Largest difference relative to the largest output that a float32 runtime may show.
 TOLERANCE = 1e-4
@@ -123,74 +117,6 @@ def _free_batch(first: Any, second: Any) -> dict[int, Any] | None:
     """Leave the first dimension open where two samples of other batches differ in it."""
     batched = isinstance(first, Tensor) and first.shape != second.shape
     return {0: torch.export.Dim.DYNAMIC} if batched else None
-
-
-def fold_batch_norms(model: nn.Module, dummy_input: Any) -> nn.Module:
-    """Return a copy for inference whose batch norms are part of the convolutions before them.
-
-    A norm is folded when it alone reads a convolution or linear layer and both are called once;
-    others stay.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Left as it was found.
-    dummy_input : Tensor, tuple or dict
-        Example arguments, for tracing.
-
-    Returns
-    -------
-    nn.Module
-        In eval mode, with ``nn.Identity`` where a norm was folded.
-
-    Examples
-    --------
-    >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    >>> type(fold_batch_norms(net, torch.zeros(1, 3, 8, 8))[1]).__name__
-    'Identity'
-    """
-    graph = trace(model, dummy_input)
-    applying = [n for n in graph.nodes if op_name(n) == "batch_norm" or _applies_weight(graph, n)]
-    calls = Counter(map(graph.owner, applying))
-    names = Counter(map(id, graph.modules.values()))
-    folded = copy.deepcopy(model).eval()
-    for node in applying:
-        source, norm = node.args[0], graph.owner(node)
-        if op_name(node) != "batch_norm" or not isinstance(source, Node):
-            continue
-        if not _applies_weight(graph, source) or len(source.users) > 1:
-            continue
-        layer = graph.owner(source)
-        if calls[layer] != 1 or calls[norm] != 1:
-            continue
-        if any(names[id(graph.modules[name])] > 1 for name in (layer, norm)):
-            continue  # the copy would change under one of its names only
-        rows = source.meta["val"].dim() == 2
-        fused = _fuse(folded.get_submodule(layer), folded.get_submodule(norm), rows)
-        if fused is not None:
-            folded.set_submodule(layer, fused)
-            folded.set_submodule(norm, nn.Identity())
-    return folded
-
-
-def _applies_weight(graph: Graph, node: Node) -> bool:
-    """Tell whether an operator gets the weight of its layer as it is, not one made of it."""
-    weight = node.args[1] if len(node.args) > 1 else None
-    name = graph.tensors.get(weight.name, "") if isinstance(weight, Node) else ""
-    return f"{graph.owner(node)}.weight".lstrip(".") in graph.aliases.get(name, ())
-
-
-def _fuse(layer: nn.Module, norm: nn.Module, rows: bool) -> nn.Module | None:
-    """Return a layer with the norm behind it in its weights; None where that is not exact."""
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
-        return None
-    if isinstance(layer, nn.Linear) and rows:  # else the norm's channels are not its outputs
-        return fuse_linear_bn_eval(layer, norm)
-    if isinstance(layer, _CONVOLUTIONS):
-        return fuse_conv_bn_eval(layer, norm)
-    if isinstance(layer, _TRANSPOSED) and layer.groups == 1:
-        return fuse_conv_bn_eval(layer, norm, transpose=True)
-    return None
 
 
 def _random_sample(dummy_input: DummyInput, batch: int) -> Any:

@@ -3,7 +3,7 @@
 Begin with :func:`save_compact` and :func:`load_compact` (`files`). The plan (`plan`) says for every
 layer what it became (type, width attributes, shapes of its tensors). With the unpruned architecture
 in hand, :func:`load_compact` gives each layer these shapes and loads the weights. Nothing is
-pickled, nothing in the file is executed. Knows of groupconv and speedup.
+pickled, nothing in the file is executed. Knows of groupconv, speedup and inference.
 """
 
 from nni_gconv.artefact.files import (

@@ -19,6 +19,7 @@ from nni_gconv._version import __version__
 from nni_gconv.artefact.plan import FORMAT, plan_of, rebuild
 from nni_gconv.errors import CheckpointError, check_model
 from nni_gconv.files import atomic_path, sort_header
+from nni_gconv.inference import FormPlan, Optimized, apply_forms, mark_optimized, origin_of
 
 
 def save_compact(
@@ -33,7 +34,8 @@ def save_compact(
     Parameters
     ----------
     model : nn.Module
-        The small model.
+        The small model; or what :func:`nni_gconv.optimize` made of one: its weights as they were
+        are written, and which forms its layers have.
     path : str or Path
         File to write, by convention ``*.safetensors``; written under a temporary name first.
     recipe : mapping, optional
@@ -58,7 +60,11 @@ def save_compact(
     """
     check_model(model)
     path = Path(path)
-    plan = json.dumps(plan_of(model))
+    origin = origin_of(model)
+    forms = {}
+    if origin is not None:
+        model, forms = origin.model, {"forms": origin.plan.to_dict()}
+    plan = json.dumps({**plan_of(model), **forms})
     metadata = {
         "format": "pt",
         "nni_gconv.plan": plan,
@@ -168,6 +174,7 @@ def load_compact(
     model_fn: Callable[[], nn.Module],
     *,
     device: torch.device | str = "cpu",
+    optimized: bool = True,
 ) -> nn.Module:
     """Rebuild a small model from its file and the untouched architecture.
 
@@ -179,6 +186,9 @@ def load_compact(
         Makes the dense model, ``lambda: resnet50()``; its weights do not matter.
     device : torch.device or str
         Where the model shall be.
+    optimized : bool, default True
+        Of a file with forms of :func:`nni_gconv.optimize` build these, for inference only; a layer
+        whose form is not known here stays as it is. False: the small model, to be trained.
 
     Returns
     -------
@@ -232,7 +242,18 @@ def load_compact(
     loaded = {name: own[name].detach() for name in state}
     if weights_digest(loaded) != found["weights_sha256"]:
         raise CheckpointError(f"{path}: layers share weights in the model that do not in the file")
-    return model.to(device).eval()
+    return _in_forms(model.to(device).eval(), found["plan"] if optimized else {}, path)
+
+
+def _in_forms(model: nn.Module, plan: Mapping[str, Any], path: str | Path) -> nn.Module:
+    """Build the forms that a plan names, if it does."""
+    if "forms" not in plan:
+        return model
+    try:
+        forms = FormPlan.from_dict(plan["forms"])
+        return mark_optimized(apply_forms(model, forms), Optimized(model, forms))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds forms that cannot be built: {error!r}") from error
 
 
 def _untie(model: nn.Module, state: Mapping[str, Tensor], ties: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from nni_gconv.graph import (
     thin_norm,
     widths_of,
 )
-from nni_gconv.groupconv import gathers_of, wrap_gathers
+from nni_gconv.groupconv import gathers_of, type_name, wrap_gathers
 from nni_gconv.speedup import steps_of, take_out
 
 FORMAT = 1
@@ -79,7 +79,7 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
         unsaved = {n: list(b.shape) for n, b in _unsaved(module).items()}
         if tensors or attributes or unsaved:
             modules[name] = {
-                "type": type(module).__name__,
+                "type": type_name(module),
                 "attrs": attributes,
                 "tensors": tensors,
                 **({"unsaved": unsaved} if unsaved else {}),

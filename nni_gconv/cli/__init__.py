@@ -26,6 +26,7 @@ from nni_gconv.cli.experiments.search_space import search_space
 from nni_gconv.cli.networks.compare import compare
 from nni_gconv.cli.networks.export import export
 from nni_gconv.cli.networks.inspect import inspect
+from nni_gconv.cli.networks.optimize import optimize
 from nni_gconv.cli.networks.profile import profile
 from nni_gconv.cli.networks.search_groups import search_groups
 from nni_gconv.cli.networks.sensitivity import sensitivity
@@ -89,6 +90,7 @@ for _command in (
     search_space,
     sensitivity,
     export,
+    optimize,
 ):
     app.command()(_command)
 

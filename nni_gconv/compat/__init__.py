@@ -71,6 +71,12 @@ if TYPE_CHECKING:
         trained_weight,
     )
     from nni_gconv.compat.nvml import driver_gpus
+    from nni_gconv.compat.onednn import (
+        can_run_packed,
+        pack_convolution,
+        packs_convolutions,
+        run_packed,
+    )
     from nni_gconv.compat.torch_edges import (
         check_onnx,
         end_process_group,
@@ -100,6 +106,7 @@ __all__ = [
     "TrialRecord",
     "algorithm_class",
     "builtin_class",
+    "can_run_packed",
     "check_onnx",
     "continue_intermediates",
     "dispatcher_exception",
@@ -133,6 +140,8 @@ __all__ = [
     "next_parameters",
     "nni_algorithms",
     "own_parameters",
+    "pack_convolution",
+    "packs_convolutions",
     "parameter_order",
     "parse_metrics",
     "parse_parameters",
@@ -149,6 +158,7 @@ __all__ = [
     "restore_modules",
     "restore_parameter_order",
     "run_onnx",
+    "run_packed",
     "running_under_nni",
     "save_exported_program",
     "split_parameter_groups",
@@ -225,6 +235,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "trained_weight",
         ],
         "nvml": ["driver_gpus"],
+        "onednn": ["can_run_packed", "pack_convolution", "packs_convolutions", "run_packed"],
         "torch_edges": [
             "check_onnx",
             "end_process_group",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         write_entries,
         write_group_config,
     )
-    from nni_gconv.groupconv.gather import gathers_of, unwrapped, wrap_gathers
+    from nni_gconv.groupconv.gather import gathers_of, type_name, unwrapped, wrap_gathers
     from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
     from nni_gconv.groupconv.output_error import OutputError, partition_by_error
 
@@ -40,6 +40,7 @@ __all__ = [
     "partition_by_error",
     "read_group_config",
     "replace_layers",
+    "type_name",
     "unwrapped",
     "wrap_gathers",
     "write_entries",
@@ -52,7 +53,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "choices": ["check_count", "group_choices", "groups_for_max_size", "not_groupable"],
         "config": ["check_groups", "read_group_config", "write_entries", "write_group_config"],
-        "gather": ["gathers_of", "unwrapped", "wrap_gathers"],
+        "gather": ["gathers_of", "type_name", "unwrapped", "wrap_gathers"],
         "layers": ["CONVOLUTIONS", "conv_like", "replace_layers"],
         "output_error": ["OutputError", "partition_by_error"],
     },

@@ -82,8 +82,20 @@ def gathers_of(module: nn.Module) -> dict[str, list[int]]:
     return {
         side: gather.index.tolist()  # type: ignore[operator, union-attr]
         for side, gather in found.items()
-        if type(gather).__name__ == _CLASS
+        if is_gather(gather)
     }
+
+
+def is_gather(module: nn.Module | None) -> bool:
+    """Tell whether a module is one of :func:`channel_gather`; a copy has lost its class's name."""
+    return isinstance(module, fx.GraphModule) and [n for n, _ in module.named_buffers()] == [
+        "index"
+    ]
+
+
+def type_name(module: nn.Module) -> str:
+    """Return the name of a module's class, of a copied gather that of the original."""
+    return _CLASS if is_gather(module) else type(module).__name__
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

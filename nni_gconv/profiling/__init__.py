@@ -26,7 +26,10 @@ if TYPE_CHECKING:
         LatencyComparison,
         compare_latency,
         measure_latency,
+        milliseconds,
     )
+    from nni_gconv.profiling.machine import machine_of
+    from nni_gconv.profiling.rounds import cpu_threads, in_turn, paired_ratio
     from nni_gconv.profiling.settings import LatencySettings
 
 __all__ = [
@@ -42,9 +45,14 @@ __all__ = [
     "check_met",
     "compare_latency",
     "count",
+    "cpu_threads",
     "device_of",
+    "in_turn",
+    "machine_of",
     "measure_latency",
     "measuring",
+    "milliseconds",
+    "paired_ratio",
     "parse_budget",
     "profile",
     "run",
@@ -73,6 +81,9 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "LatencyComparison",
             "compare_latency",
             "measure_latency",
+            "milliseconds",
         ],
+        "machine": ["machine_of"],
+        "rounds": ["cpu_threads", "in_turn", "paired_ratio"],
     },
 )

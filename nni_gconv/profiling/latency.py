@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from nni_gconv.profiling.forward import (
     to_device,
     with_batch,
 )
+from nni_gconv.profiling.rounds import cpu_threads, in_turn, paired_ratio, quartiles
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,15 @@ class LatencyComparison:
         below 1 is faster. The reference itself has 1.0.
     ratio_quartiles : dict of str to (float, float)
         Quartiles of the same.
+    ratio_intervals : dict of str to (float, float)
+        95 % interval of each ratio, of a bootstrap over the rounds.
     """
 
     reference: str
     latencies: dict[str, Latency]
     ratios: dict[str, float]
     ratio_quartiles: dict[str, tuple[float, float]]
+    ratio_intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
@@ -101,6 +104,7 @@ def measure_latency(
     warmup: int = 3,
     min_runs: int = 10,
     min_seconds: float = 0.5,
+    max_seconds: float | None = None,
     channels_last: bool = False,
 ) -> Latency:
     """Time a model's forward pass in eval mode without gradients, on the device it is on.
@@ -122,6 +126,8 @@ def measure_latency(
         At least so many timed runs ...
     min_seconds : float, default 0.5
         ... and at least so many seconds of them.
+    max_seconds : float, optional
+        No more than so many seconds, but three runs.
     channels_last : bool, default False
         Time a copy of the model in the channels-last memory layout.
 
@@ -150,6 +156,7 @@ def measure_latency(
         warmup=warmup,
         min_runs=min_runs,
         min_seconds=min_seconds,
+        max_seconds=max_seconds,
         channels_last=channels_last,
     )
     return comparison.latencies["model"]
@@ -164,6 +171,7 @@ def compare_latency(
     warmup: int = 3,
     min_runs: int = 10,
     min_seconds: float = 0.5,
+    max_seconds: float | None = None,
     channels_last: bool = False,
 ) -> LatencyComparison:
     """Time models in turn, A B A B, and compare each with the first in the same round.
@@ -183,6 +191,8 @@ def compare_latency(
         At least so many rounds ...
     min_seconds : float, default 0.5
         ... and at least so many seconds for each model.
+    max_seconds : float, optional
+        No more than so many for all together, but three rounds.
 
     Returns
     -------
@@ -213,23 +223,19 @@ def compare_latency(
     for model in models.values():
         inputs = with_batch(to_device(dummy_input, device_of(model)), batch_size)
         prepared.append((model, _inputs_channels_last(inputs) if channels_last else inputs))
-    with measuring(*models.values()), _threads(threads):
-        for _ in range(warmup):
-            for model, inputs in prepared:
-                _milliseconds(model, inputs)
-        rounds = _rounds(prepared, min_runs, min_seconds * len(prepared))
-    columns = dict(zip(models, zip(*rounds, strict=True), strict=True))
+    calls = {
+        name: partial(milliseconds, model, inputs)
+        for name, (model, inputs) in zip(models, prepared, strict=True)
+    }
+    with measuring(*models.values()), cpu_threads(threads):
+        columns = in_turn(
+            calls,
+            warmup=warmup,
+            min_runs=min_runs,
+            min_seconds=min_seconds,
+            max_seconds=max_seconds,
+        )
     return _summary(models, columns, batch_size, threads, channels_last)
-
-
-def _rounds(
-    prepared: Sequence[tuple[nn.Module, Any]], min_runs: int, min_seconds: float
-) -> list[list[float]]:
-    rounds: list[list[float]] = []
-    start = time.perf_counter()
-    while len(rounds) < min_runs or time.perf_counter() - start < min_seconds:
-        rounds.append([_milliseconds(model, inputs) for model, inputs in prepared])
-    return rounds
 
 
 def _summary(
@@ -240,9 +246,9 @@ def _summary(
     channels_last: bool,
 ) -> LatencyComparison:
     reference = next(iter(models))
-    latencies, ratios, quartiles = {}, {}, {}
+    latencies, ratios, spreads, intervals = {}, {}, {}, {}
     for name, times in columns.items():
-        p25, median, p75 = _quartiles(times)
+        p25, median, p75 = quartiles(times)
         latencies[name] = Latency(
             median_ms=median,
             p25_ms=p25,
@@ -254,20 +260,14 @@ def _summary(
             device=_device_name(device_of(models[name])),
             channels_last=channels_last,
         )
-        pairs = [own / base for own, base in zip(times, columns[reference], strict=True)]
-        low, ratios[name], high = _quartiles(pairs)
-        quartiles[name] = (low, high)
-    return LatencyComparison(reference, latencies, ratios, quartiles)
+        low, _, high = quartiles([a / b for a, b in zip(times, columns[reference], strict=True)])
+        spreads[name] = (low, high)
+        ratios[name], *ends = paired_ratio(times, columns[reference])
+        intervals[name] = (ends[0], ends[1])
+    return LatencyComparison(reference, latencies, ratios, spreads, intervals)
 
 
-def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
-def _milliseconds(model: nn.Module, inputs: Any) -> float:
+def milliseconds(model: nn.Module, inputs: Any) -> float:
     """Time one run; on a GPU by its own clock, from an idle device until the work is done."""
     device = device_of(model)
     if device.type == "cuda":
@@ -301,13 +301,3 @@ def _inputs_channels_last(inputs: Any) -> Any:
         return value
 
     return tree_map(convert, inputs)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

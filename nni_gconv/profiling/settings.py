@@ -21,6 +21,11 @@ class LatencySettings(BaseModel):
     min_seconds: NonNegativeFloat = Field(
         default=0.5, description="And at least so many seconds of them"
     )
+    max_seconds: NonNegativeFloat = Field(
+        default=20.0,
+        description="No more than so many seconds for all batch sizes of a trial, whatever the "
+        "other two say; three runs of each network are timed all the same",
+    )
     channels_last: bool = Field(default=False, description="Time the channels-last memory layout")
 
     def options(self) -> dict[str, Any]:

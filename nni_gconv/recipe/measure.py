@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nni_gconv.profiling import Profile, compare_latency
+from nni_gconv.profiling import Profile
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.training import Distributed, evaluate
 from nni_gconv.training.data import Loaders
@@ -57,22 +57,25 @@ def measure_models(
     small: nn.Module,
     dense: nn.Module,
     loaders: Loaders,
-    example: torch.Tensor,
+    device: torch.device,
     distributed: Distributed,
     costs: tuple[Profile, Profile],
     num_classes: int,
+    rows: Sequence[dict[str, Any]],
     between: Sequence[Accuracies] = (),
 ) -> dict[str, Any]:
-    """Evaluate and time both models.
+    """Evaluate both models, and put together what they cost.
 
     Parameters
     ----------
-    recipe, small, dense, loaders, example, distributed
+    recipe, small, dense, loaders, device, distributed
         The trial.
     costs : (Profile, Profile)
         Of the small and of the dense model.
     num_classes : int
         As for :func:`accuracies`.
+    rows : sequence of dict
+        What :func:`~nni_gconv.recipe.latency.time_networks` measured; the first becomes a metric.
     between : sequence of dict
         What :func:`accuracies` found between the stages.
 
@@ -84,7 +87,7 @@ def measure_models(
         network's accuracies where nothing has trained it.
     """
     after, before = costs
-    given = loaders, example.device, distributed, num_classes
+    given = loaders, device, distributed, num_classes
     found: Accuracies = {"val": {}, "test": {}}
     # Of one that has learned nothing it would only be something to look good against.
     first = [accuracies("dense", dense, *given)] if recipe.dense_is_trained else []
@@ -100,36 +103,12 @@ def measure_models(
         "macs_ratio": after.macs / before.macs,
     }
     dense_facts: dict[str, float] = {"params": before.params, "macs": before.macs}
-    # One process has the clock; all report what it saw.
-    rows = distributed.broadcast_object(
-        _latency(recipe, small, dense, example) if distributed.is_main else []
-    )
     if rows:
-        metrics["latency_ms"], metrics["latency_ratio"] = rows[0]["small_ms"], rows[0]["ratio"]
+        first_row = rows[0]
+        metrics["latency_ms"], metrics["latency_ratio"] = first_row["small_ms"], first_row["ratio"]
+        metrics["latency_ratio_low"] = first_row["low"]
+        metrics["latency_ratio_high"] = first_row["high"]
         dense_facts["latency_ms"] = rows[0]["dense_ms"]
     if recipe.objective is not None:
         metrics["default"] = sum(w * metrics[m] for m, w in recipe.objective.items())
-    return {"metrics": metrics, "dense": dense_facts, "test": found["test"], "latency": rows}
-
-
-def _latency(
-    recipe: Recipe, small: nn.Module, dense: nn.Module, example: torch.Tensor
-) -> list[dict[str, Any]]:
-    settings = recipe.report.latency
-    if settings is None:
-        return []
-    rows = []
-    for size in settings.batch_sizes:
-        models = {"dense": dense, "small": small}
-        found = compare_latency(models, example, batch_size=size, **settings.options())
-        rows.append(
-            {
-                "batch_size": size,
-                "threads": settings.threads,
-                "device": found.latencies["small"].device,
-                "dense_ms": found.latencies["dense"].median_ms,
-                "small_ms": found.latencies["small"].median_ms,
-                "ratio": found.ratios["small"],
-            }
-        )
-    return rows
+    return {"metrics": metrics, "dense": dense_facts, "test": found["test"], "latency": [*rows]}

@@ -19,8 +19,8 @@ class TrialResult:
         ``accuracy_small`` (after reconstruction and speedup, before any fine-tuning)
         and ``accuracy`` (at the end), fractions of 1 on the validation images, with ``top5...``
         beside each where there are more than 5 classes; ``params``, ``params_ratio``, ``macs``,
-        ``macs_ratio`` and, if measured, ``latency_ms`` and ``latency_ratio``; ratios are small over
-        dense.
+        ``macs_ratio`` and, if measured, ``latency_ms``, ``latency_ratio`` and the ends of its 95 %
+        interval, ``latency_ratio_low`` and ``latency_ratio_high``; ratios are small over dense.
     test : dict of str to float
         The same accuracies on the test images, which served for no choice.
     stages : dict of str to dict

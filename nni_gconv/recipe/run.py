@@ -116,6 +116,7 @@ def _run(recipe: Recipe, folder: TrialFolder, distributed: Distributed, quiet: b
         trial.speedup()
         trial.finetune()
         trial.export()
+        trial.optimize()
         result = trial.report()
     if distributed.is_main:
         write_json(folder.path / "result.json", result.to_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,10 @@ from nni_gconv.artefact import holds_plan, load_compact, save_compact, versions
 from nni_gconv.errors import ConfigError
 from nni_gconv.export import export_model
 from nni_gconv.graph import Graph, load_masks, trace
-from nni_gconv.profiling import Counts, Profile, check_met, profile
+from nni_gconv.profiling import Counts, LatencySettings, Profile, check_met, profile
 from nni_gconv.pruning import Calibration, PruneSettings, Traced, TrainedPruner, create_pruner
 from nni_gconv.recipe.folder import TrialFolder
+from nni_gconv.recipe.latency import TimingCache, quickest_forms, time_networks
 from nni_gconv.recipe.measure import Accuracies, accuracies, measure_models
 from nni_gconv.recipe.pictures import log_blocks
 from nni_gconv.recipe.result import TrialResult
@@ -47,6 +49,7 @@ MASKED = "masked.safetensors"
 SPEEDUP = "speedup.safetensors"
 COMPACT = "compact.safetensors"
 STATISTICS = "calibration"
+OPTIMIZED = "optimized.safetensors"
 
 
 class Trial:
@@ -91,6 +94,8 @@ class Trial:
             num_classes=self.num_classes,
         )
         self.dense = self.model
+        self.fast: nn.Module | None = None  # the small model in its quickest form
+        self._timings = TimingCache.of_experiment()
         self._graph: Graph | None = None
         self._pruner: TrainedPruner | None = None
         self._profiles: dict[str, Profile] = {}
@@ -166,7 +171,7 @@ class Trial:
         self.distributed.barrier()
         stage = "compact" if self.recipe.finetune is None else "finetune"
         if not self.folder.finished(stage):  # which leaves the same, trained
-            self.model = load_compact(path, self.architecture, device=self.device)
+            self.model = self._load(path)
 
     def finetune(self) -> None:
         """Train the small model."""
@@ -175,8 +180,7 @@ class Trial:
         self.folder.run(stage, self._keep if stage == "compact" else self._finetune)
         self.distributed.barrier()
         if before or self.distributed.active:
-            path = self.folder.path / COMPACT
-            self.model = load_compact(path, self.architecture, device=self.device)
+            self.model = self._load(self.folder.path / COMPACT)
 
     def export(self) -> None:
         """Write the formats asked beside the safetensors file, each checked against the model."""
@@ -193,6 +197,25 @@ class Trial:
 
         self.folder.run("export", work)
 
+    def optimize(self) -> None:
+        """Find the quickest equal form of every layer; the network in these forms is timed."""
+        if not self.recipe.export.optimize:
+            return
+
+        def work() -> dict[str, Any]:
+            if not self.distributed.is_main:
+                return {}
+            latency = self.recipe.report.latency or LatencySettings()
+            given = latency, self._timings, self._say
+            fast, facts = quickest_forms(self.model, self._prune_example(), *given)
+            self._write_compact(fast, OPTIMIZED)
+            return {k: v for k, v in facts.items() if k != "measured"}
+
+        self.folder.run("optimize", work)
+        self.distributed.barrier()
+        path = self.folder.path / OPTIMIZED
+        self.fast = load_compact(path, self.architecture, device=self.device)
+
     def report(self) -> TrialResult:
         """Measure both models and gather what the trial came to."""
         recipe = self.recipe
@@ -203,10 +226,11 @@ class Trial:
                 self.model,
                 self.dense,
                 self.loaders,
-                self._example(),
+                self.device,
                 self.distributed,
                 (self._profile("small"), self._profile("dense")),
                 self.num_classes,
+                self._latency(),
                 [s["accuracy"] for s in self.folder.stages.values() if "accuracy" in s],
             ),
         )
@@ -240,7 +264,7 @@ class Trial:
         """Build the network to begin with: the recipe's weights, or a small model's file."""
         weights = self.recipe.model.weights_file
         if weights is not None and holds_plan(path := Path(weights).expanduser()):
-            return load_compact(path, self.architecture).train()
+            return load_compact(path, self.architecture, optimized=False).train()
         return self._build(self.recipe.model)
 
     def _build(self, settings: ModelSettings) -> nn.Module:
@@ -426,11 +450,31 @@ class Trial:
 
     # -- files ------------------------------------------------------------------------------------
 
+    def _latency(self) -> list[dict[str, Any]]:
+        """One process has the clock; all report what it saw."""
+        settings, rows = self.recipe.report.latency, []
+        if settings is not None and self.distributed.is_main:
+            small = self.model if self.fast is None else self.fast
+            given = settings, self._timings, self._say
+            rows = time_networks(small, self.dense, self._example(), *given)
+        return self.distributed.broadcast_object(rows)
+
+    def _say(self, what: str) -> None:
+        if not self.quiet:
+            sys.stderr.write(f"{what}\n")
+
+    def _load(self, path: Path) -> nn.Module:
+        """Load the small network as it is to be trained."""
+        return load_compact(path, self.architecture, device=self.device, optimized=False)
+
     def _save_compact(self, name: str) -> None:
         if self.distributed.is_main:
-            sizes = {
-                "small": layer_sizes(self.model, None, self._profile("small")),
-                "dense": layer_sizes(self.dense, None, self._profile("dense")),
-            }
-            content = self.recipe.model_dump(mode="json")
-            save_compact(self.model, self.folder.path / name, recipe=content, layers=sizes)
+            self._write_compact(self.model, name)
+
+    def _write_compact(self, model: nn.Module, name: str) -> None:
+        sizes = {
+            "small": layer_sizes(self.model, None, self._profile("small")),
+            "dense": layer_sizes(self.dense, None, self._profile("dense")),
+        }
+        content = self.recipe.model_dump(mode="json")
+        save_compact(model, self.folder.path / name, recipe=content, layers=sizes)

@@ -47,6 +47,8 @@ class TrialRow:
         Counts of the small network.
     params_ratio, macs_ratio, latency_ratio : float or None
         Small over dense: 0.5 is half.
+    latency_ratio_low, latency_ratio_high : float or None
+        Ends of the 95 % interval of the ratio.
     latency_ms : float or None
         Milliseconds of the small network.
     seconds : float or None
@@ -82,6 +84,8 @@ class TrialRow:
     macs_ratio: float | None = None
     latency_ms: float | None = None
     latency_ratio: float | None = None
+    latency_ratio_low: float | None = None
+    latency_ratio_high: float | None = None
     seconds: float | None = None
     test_accuracy: float | None = None
     test_accuracy_dense: float | None = None
@@ -98,6 +102,15 @@ class TrialRow:
         if self.accuracy is None or self.accuracy_dense is None:
             return None
         return self.accuracy - self.accuracy_dense
+
+    def interval(self, cost: str) -> tuple[float, float]:
+        """Return the ends between which a cost lies; of what is counted both are the count."""
+        value = getattr(self, cost)
+        ends = getattr(self, f"{cost}_low", None), getattr(self, f"{cost}_high", None)
+        return (
+            value if ends[0] is None else min(ends[0], value),
+            value if ends[1] is None else max(ends[1], value),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields and the delta, ready for JSON."""
@@ -248,7 +261,7 @@ def _make_row(
     numbers = (
         "accuracy", "accuracy_dense", "accuracy_masked", "accuracy_small", "top5", "top5_dense",
         "top5_masked", "top5_small", "params", "params_ratio", "macs", "macs_ratio",
-        "latency_ms", "latency_ratio",
+        "latency_ms", "latency_ratio", "latency_ratio_low", "latency_ratio_high",
     )  # fmt: skip
     return TrialRow(
         trial=key,
@@ -286,6 +299,9 @@ def _chosen_budget(parameters: dict[str, Any]) -> dict[str, Any] | None:
 def pareto_front(rows: Sequence[TrialRow], cost: str = "macs_ratio") -> list[TrialRow]:
     """Return the rows that no other beats in both accuracy and cost, by rising cost.
 
+    Of a measured cost only what lies outside of both intervals is a difference: of two rows whose
+    latencies overlap the more accurate one beats the other.
+
     Parameters
     ----------
     rows : sequence of TrialRow
@@ -306,8 +322,22 @@ def pareto_front(rows: Sequence[TrialRow], cost: str = "macs_ratio") -> list[Tri
     ['a']
     """
     usable = [row for row in rows if row.accuracy is not None and getattr(row, cost) is not None]
+    usable.sort(key=lambda row: (getattr(row, cost), -(row.accuracy or 0.0)))
     front: list[TrialRow] = []
-    for row in sorted(usable, key=lambda row: (getattr(row, cost), -(row.accuracy or 0.0))):
-        if not front or (row.accuracy or 0.0) > (front[-1].accuracy or 0.0):
+    for number, row in enumerate(usable):
+        others = [*usable[:number], *usable[number + 1 :]]
+        equal = any(_point(row, cost) == _point(other, cost) for other in front)
+        if not equal and not any(_beats(other, row, cost) for other in others):
             front.append(row)
     return front
+
+
+def _point(row: TrialRow, cost: str) -> tuple[float, float]:
+    return getattr(row, cost), row.accuracy or 0.0
+
+
+def _beats(row: TrialRow, other: TrialRow, cost: str) -> bool:
+    """Tell whether a row is no worse than another in both, and surely better in one."""
+    gain = (row.accuracy or 0.0) - (other.accuracy or 0.0)
+    (low, high), (other_low, other_high) = row.interval(cost), other.interval(cost)
+    return gain >= 0 and low <= other_high and (gain > 0 or high < other_low)

@@ -16,7 +16,7 @@ from nni_gconv.report.collect import TrialRow, pareto_front, trial_log
 from nni_gconv.report.layers import Network, read_network
 from nni_gconv.report.plot import plot_trials
 from nni_gconv.report.progress import epochs_of
-from nni_gconv.report.table import format_budget, legend, state_lines
+from nni_gconv.report.table import format_budget, latency_text, legend, state_lines
 
 _COSTS = ("macs_ratio", "params_ratio", "latency_ratio")
 _BAD = ("failed", "killed", "unreadable")
@@ -94,6 +94,7 @@ def _trial(row: TrialRow, on_front: bool) -> dict[str, Any]:
         "front": on_front,
         "bad": bad,
         "budget": format_budget(row.budget),
+        "latency": latency_text(row),
         "log": trial_log(folder, _LOG_LINES) if bad and folder is not None else "",
         "layers": _layers(folder),
         "curve": _curve(epochs_of(folder)) if folder is not None else None,

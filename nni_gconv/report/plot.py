@@ -67,6 +67,7 @@ def plot_trials(
     with picture(path, 7.0, 4.5) as figure:
         axes = figure.add_subplot()
         _draw_dense(axes, usable)
+        _draw_intervals(axes, usable, cost)
         _draw_methods(axes, usable, cost)
         _draw_front(axes, pareto_front(usable, cost), cost)
         axes.set_xlabel(_COSTS[cost])
@@ -92,6 +93,19 @@ def _draw_dense(axes: Axes, rows: Sequence[TrialRow]) -> None:
     else:
         label = f"dense {low:.2f} to {high:.2f}"
         axes.axhspan(low, high, color="black", alpha=0.12, linewidth=0, label=label)
+
+
+def _draw_intervals(axes: Axes, rows: Sequence[TrialRow], cost: str) -> None:
+    """Draw a bar as long as the interval of each cost that was measured."""
+    for row in rows:
+        low, high = row.interval(cost)
+        if high > low:
+            height = 100 * (row.accuracy or 0.0)
+            value = getattr(row, cost)
+            axes.errorbar(
+                value, height, xerr=[[value - low], [high - value]], fmt="none", ecolor="0.45",
+                elinewidth=1.0, capsize=2.5, zorder=2.5,
+            )  # fmt: skip
 
 
 def _draw_methods(axes: Axes, rows: Sequence[TrialRow], cost: str) -> None:

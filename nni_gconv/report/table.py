@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _CSV_FIELDS = (
     "trial", "status", "name", "method", "budget", "accuracy", "accuracy_dense", "delta", "params",
-    "params_ratio", "macs", "macs_ratio", "latency_ms", "latency_ratio", "seconds",
+    "params_ratio", "macs", "macs_ratio", "latency_ms", "latency_ratio",
+    "latency_ratio_low", "latency_ratio_high", "seconds",
     "test_accuracy", "test_accuracy_dense", "accuracy_masked", "accuracy_small", "top5",
     "top5_dense", "top5_masked", "top5_small", "test_accuracy_masked", "test_accuracy_small",
     "folder", "error", "progress",
@@ -51,6 +52,26 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
+def latency_text(row: TrialRow) -> str:
+    """Write the ratio of latencies, with half the width of its interval where that is known.
+
+    Examples
+    --------
+    >>> latency_text(TrialRow("a", "succeeded", latency_ratio=0.5, latency_ratio_low=0.49,
+    ...                       latency_ratio_high=0.52))
+    '0.500±0.015'
+    """
+    if row.latency_ratio is None or row.latency_ratio_low is None or row.latency_ratio_high is None:
+        return _ratio(row.latency_ratio)
+    half = (row.latency_ratio_high - row.latency_ratio_low) / 2
+    return f"{row.latency_ratio:.3f}±{half:.3f}"
+
+
+def _short_latency(row: TrialRow) -> str:
+    whole, _, half = latency_text(row).partition("±")
+    return f"{float(whole):.2f}±{float(half):.2f}" if half else whole
+
+
 # Heading, how a row is written, whether it is a number (aligned right).
 _Column = tuple[str, Callable[[TrialRow], str], bool]
 _COLUMNS: tuple[_Column, ...] = (
@@ -61,7 +82,7 @@ _COLUMNS: tuple[_Column, ...] = (
     ("delta", lambda row: _points(row.delta), True),
     ("params", lambda row: _ratio(row.params_ratio), True),
     ("MACs", lambda row: _ratio(row.macs_ratio), True),
-    ("latency", lambda row: _ratio(row.latency_ratio), True),
+    ("latency", latency_text, True),
     ("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.0f}", True),
     ("status", lambda row: row.status, False),
     ("trial", lambda row: row.trial, False),
@@ -69,7 +90,7 @@ _COLUMNS: tuple[_Column, ...] = (
 
 _LEGEND = (
     "accuracy: validation images; {cut}delta: points above dense{dense}; params, MACs, latency: "
-    "small over dense; *: Pareto front of accuracy and MACs"
+    "small over dense{interval}; *: Pareto front of accuracy and MACs"
 )
 
 
@@ -85,7 +106,9 @@ def legend(rows: Sequence[TrialRow]) -> str:
     ordered = sorted(dense, key=float)
     shown = "" if not dense else f" ({' to '.join(dict.fromkeys((ordered[0], ordered[-1])))} %)"
     cut = "cut: before any fine-tuning; " if _has_cut(rows) else ""
-    return _LEGEND.format(dense=shown, cut=cut)
+    known = any(row.latency_ratio_low is not None for row in rows)
+    interval = ", ± half of the 95 % interval" if known else ""
+    return _LEGEND.format(dense=shown, cut=cut, interval=interval)
 
 
 def _has_cut(rows: Sequence[TrialRow]) -> bool:
@@ -100,7 +123,11 @@ def _columns(rows: Sequence[TrialRow], *, narrow: bool = False) -> list[_Column]
         hidden.add("cut %")
     elif narrow:
         hidden.add("seconds")
-    return [column for column in _COLUMNS if column[0] not in hidden]
+    columns = [column for column in _COLUMNS if column[0] not in hidden]
+    if narrow:
+        short: _Column = ("latency", _short_latency, True)
+        columns = [short if column[0] == "latency" else column for column in columns]
+    return columns
 
 
 def _cells(rows: Sequence[TrialRow], *, narrow: bool = False) -> list[list[str]]:

@@ -195,3 +195,43 @@ def test_a_mistake_is_one_line(capfd, tmp_path, file, more, said):
     assert err.count("\n") == 1
     assert said in err
     assert list(tmp_path.iterdir()) == []
+
+
+# -- optimize ------------------------------------------------------------------------------------
+
+
+def test_optimize_writes_forms_and_leaves_the_weights(capfd, tmp_path, file, model):
+    target = tmp_path / "fast.safetensors"
+    before = file.read_bytes()
+    options = ("--output", target, "--seconds", "0", "--batch", "2", "--input", "1x1x8x8")
+    code, out, err = call(capfd, "optimize", file, *options, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["measured"]["batch"] == 2
+    assert report["difference"] < 1e-9
+    assert report["networks"][0]["name"] == "as it was"
+    assert "timing the layers" in err
+    assert file.read_bytes() == before
+    plan = read_plan(target)
+    assert plan["plan"]["forms"]["layers"] or report["chosen"] == "as it was"
+    assert plan["recipe"] == read_plan(file)["recipe"]
+
+    def architecture():
+        return create_model("resnet8", **OPTIONS)
+
+    small = load_compact(target, architecture, optimized=False)
+    fast = load_compact(target, architecture)
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(small(x), model(x))
+        assert torch.allclose(fast(x), model(x), atol=1e-5)
+    code, out, err = call(capfd, "optimize", target, "--seconds", "0", "--input", "1x1x8x8")
+    assert code == 0, err
+    for word in ("layer1.0.conv1", "as it was", "batch 1"):
+        assert word in out
+
+
+def test_optimize_without_a_file(capfd, tmp_path):
+    code, _, err = call(capfd, "optimize", tmp_path / "none.safetensors")
+    assert code == 2
+    assert err.startswith("error: no file at")

@@ -432,6 +432,12 @@ def test_latency_and_objective(tmp_path):
     rows = json.loads((tmp_path / "result.json").read_text())["latency"]
     assert [row["batch_size"] for row in rows] == [2, 1]
     assert metrics["latency_ratio"] == rows[0]["ratio"] > 0
+    for row in rows:
+        assert row["small_ms"] == pytest.approx(row["dense_ms"] * row["ratio"])
+        assert row["low"] <= row["ratio"] <= row["high"]
+        assert row["reference"] == "dense"
+    assert metrics["latency_ratio_low"] == rows[0]["low"]
+    assert metrics["latency_ratio_high"] == rows[0]["high"]
 
 
 @pytest.mark.slow

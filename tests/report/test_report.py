@@ -5,6 +5,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -18,6 +19,7 @@ from nni_gconv.report import (
     plot_trials,
     rich_table,
     write_csv,
+    write_html,
 )
 
 # The tables of NNI 3.0, core/sqlDatabase.js.
@@ -368,3 +370,50 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
         write_csv(ROWS, tmp_path / "file" / "t.csv")
+
+
+# -- measured latencies ---------------------------------------------------------------------------
+
+
+def timed(trial, accuracy, ratio, half=0.0):
+    return TrialRow(
+        trial, "succeeded", method="fpgm", accuracy=accuracy, macs_ratio=ratio,
+        latency_ratio=ratio, latency_ratio_low=ratio - half, latency_ratio_high=ratio + half,
+    )  # fmt: skip
+
+
+def ringed(*rows):
+    return [row.trial for row in pareto_front(rows, "latency_ratio")]
+
+
+def test_a_difference_within_the_interval_is_none():
+    quick, slow = timed("quick", 0.8, 0.55, 0.1), timed("slow", 0.9, 0.6, 0.1)
+    assert ringed(quick, slow) == ["slow"]
+    assert ringed(timed("quick", 0.8, 0.46, 0.05), slow) == ["slow"]  # they just overlap
+    assert ringed(timed("quick", 0.8, 0.4, 0.01), slow) == ["quick", "slow"]
+    assert ringed(timed("quick", 0.8, 0.55), timed("slow", 0.9, 0.6)) == ["quick", "slow"]
+    same = timed("a", 0.9, 0.55, 0.1), timed("b", 0.9, 0.6, 0.1)
+    assert ringed(*same) == ["a", "b"]  # neither is better
+    assert ringed(timed("a", 0.9, 0.5), timed("b", 0.9, 0.5)) == ["a"]
+
+
+def test_a_front_is_never_empty_and_rises():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        drawn = generator.uniform(size=(12, 3))
+        rows = [timed(str(i), round(a, 1), c, w / 4) for i, (a, c, w) in enumerate(drawn)]
+        front = pareto_front(rows, "latency_ratio")
+        assert front
+        assert [r.accuracy for r in front] == sorted(r.accuracy for r in front)
+
+
+def test_the_interval_is_shown(tmp_path):
+    rows = [timed("a", 0.9, 0.5, 0.02), timed("b", 0.8, 0.4, 0.01)]
+    assert "0.500±0.020" in plain_table(rows)
+    assert "± half of the 95 % interval" in plain_table(rows)
+    page = write_html(rows, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "0.500±0.020" in page
+    assert json_rows(rows)[0]["latency_ratio_high"] == pytest.approx(0.52)
+    bars = plot_trials(rows, tmp_path / "bars.svg", cost="latency_ratio").read_text()
+    plain = plot_trials(rows, tmp_path / "plain.svg", cost="macs_ratio").read_text()
+    assert bars.count("LineCollection") > plain.count("LineCollection")

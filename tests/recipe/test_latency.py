@@ -1,0 +1,100 @@
+"""A trial's milliseconds: what is timed, once for equal networks; the network in other forms."""
+
+import json
+
+import pytest
+import torch
+from tiny_recipes import tiny
+from torch import nn
+
+from nni_gconv import load_compact, run_recipe
+from nni_gconv.inference import origin_of
+from nni_gconv.profiling import LatencySettings
+from nni_gconv.recipe import latency
+from nni_gconv.training.zoo import create_model
+
+QUICK = {"batch_sizes": [2, 1], "min_runs": 2, "min_seconds": 0, "warmup": 0, "max_seconds": 0}
+GROUPS = {"method": "gconv", "config_list": [{"op_types": ["Conv2d"], "num_groups": 2}]}
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trial")
+    recipe = tiny(
+        train={"epochs": 0}, finetune=None, prune=GROUPS, export={"optimize": True},
+        report={"latency": QUICK},
+    )  # fmt: skip
+    return recipe, folder, run_recipe(recipe, output=folder, quiet=True)
+
+
+def architecture():
+    return create_model("resnet8", num_classes=10, in_channels=1, width=0.25)
+
+
+def test_a_trial_leaves_the_network_in_its_quickest_form(trial):
+    _, folder, result = trial
+    stage = result.stages["optimize"]
+    assert stage["difference"] < 1e-9
+    assert stage["groups_paid"] in (True, False)
+    assert stage["networks"][0]["name"] == "as it was"
+    assert {row["reference"] for row in result.latency} == {"dense, norms folded"}
+    fast = load_compact(folder / "optimized.safetensors", architecture)
+    small = load_compact(folder / "compact.safetensors", architecture)
+    assert origin_of(small) is None
+    assert origin_of(fast) is not None
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(fast(x), small(x), atol=1e-4)
+
+
+def test_what_is_finished_is_not_measured_again(trial, monkeypatch):
+    recipe, folder, first = trial
+    monkeypatch.setattr(latency, "find_forms", None)
+    monkeypatch.setattr(latency, "compare_latency", None)
+    again = run_recipe(recipe, output=folder, quiet=True)
+    assert again.to_dict() == first.to_dict()
+
+
+def nets():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3)), nn.Sequential(nn.Conv2d(1, 8, 3))
+
+
+def test_equal_networks_are_timed_once(tmp_path):
+    said = []
+    settings = LatencySettings(**QUICK)
+    cache = latency.TimingCache(tmp_path / "timings")
+    x = torch.zeros(1, 1, 8, 8)
+
+    def rows(small, dense):
+        return latency.time_networks(small, dense, x, settings, cache, said.append)
+
+    first = rows(*nets())
+    assert len(said) == 2  # a line for each batch size
+    for word in ("batch 2", "1 threads", "cpu", "up to 0 s"):
+        assert word in said[0]
+    small, dense = nets()
+    nn.init.zeros_(small[0].weight)  # weights take no time
+    assert rows(small, dense) == first
+    assert len(said) == 2
+    rows(nn.Sequential(nn.Conv2d(1, 5, 3)), dense)
+    assert len(said) == 4
+    (tmp_path / "timings" / "broken.json").write_text("{")
+    for file in (tmp_path / "timings").glob("*.json"):
+        file.write_text("{")
+    rows(small, dense)
+    assert len(said) == 6
+    uncached = latency.TimingCache(None)
+    latency.time_networks(small, dense, x, settings, uncached, said.append)
+    assert len(said) == 8
+
+
+def test_the_interval_and_the_milliseconds_fit_together(tmp_path):
+    small, dense = nets()
+    settings = LatencySettings(**{**QUICK, "min_runs": 7})
+    given = torch.zeros(1, 1, 8, 8), settings, latency.TimingCache(None), lambda _: None
+    for row in latency.time_networks(small, dense, *given):
+        assert row["small_ms"] == pytest.approx(row["ratio"] * row["dense_ms"])
+        assert row["low"] <= row["ratio"] <= row["high"]
+        assert row["runs"] == 3  # the cap of 0 s leaves three
+        json.dumps(row)
