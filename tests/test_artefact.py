@@ -121,6 +121,7 @@ def test_same_bits_in_a_new_process(in_a_new_process, name):
     assert in_a_new_process["found"][name] == {"training": False, "same": True}
 
 
+@pytest.mark.slow
 def test_loading_a_file_loads_no_pruner(in_a_new_process):
     rooms = ("nni_gconv.speedup.", "nni_gconv.pruning", "nni.compression")
     parts = {"nni_gconv.groupconv.gather", "nni_gconv.speedup.residual"}
@@ -473,6 +474,7 @@ def test_weights_that_are_no_longer_shared_come_back(apart, tmp_path):
         assert same[0] == same[1]
 
 
+@pytest.mark.slow
 def test_grouping_that_unties_comes_back(tmp_path):
     torch.manual_seed(0)
     net, x = Shared().eval(), torch.randn(2, 3, 4, 4)

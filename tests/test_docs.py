@@ -33,7 +33,7 @@ RUN = {
     "exactness.md": dict, "groups.md": dict,
     "latency.md": dict, "own_network.md": dict, "reload.md": dict, "training.md": dict,
 }  # fmt: skip
-SLOW = ("README.md", "groups.md")
+SLOW = ("README.md", "groups.md", "exactness.md", "latency.md", "reload.md")
 
 
 #: Paths of the repository as pages write them.

@@ -67,6 +67,7 @@ def test_a_group_convolution_with_any_batch(tmp_path, suffix):
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["", "image side", "side image"])
 def test_several_inputs_and_outputs(tmp_path, suffix, order):
     net = TwoInputs().eval()
@@ -94,6 +95,7 @@ class Nested(nn.Module):
         return {"sum": features.mean((2, 3)) + times * self.table(labels), "parts": [features]}
 
 
+@pytest.mark.slow
 def test_nested_inputs_and_outputs(tmp_path, suffix):
     net = Nested().eval()
     image = torch.zeros(1, 3, 8, 8)
@@ -117,6 +119,7 @@ class ByBatch(nn.Module):
         return x if x.shape[0] < 3 else 2 * x
 
 
+@pytest.mark.slow
 def test_a_file_that_holds_its_batch_is_not_kept(tmp_path, suffix):
     with pytest.raises(CheckpointError, match=rf"^net\.{suffix}"):
         export_model(ByBatch(), torch.zeros(1, 3), tmp_path / f"net.{suffix}")
@@ -170,6 +173,7 @@ def test_an_unknown_suffix(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_gives_other_numbers_is_not_kept(tmp_path, suffix, monkeypatch):
     real = compat.export_onnx if suffix == "onnx" else compat.save_exported_program
 

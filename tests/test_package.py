@@ -27,6 +27,7 @@ def test_import_prints_nothing_and_loads_nothing_heavy():
     assert fresh(f"import sys, nni_gconv\nassert not {heavy} & set(sys.modules)") == ""
 
 
+@pytest.mark.slow
 def test_tables_and_plots_of_trials_need_no_torch():
     code = (
         "import sys, nni_gconv.report\nassert not {'torch', 'nni', 'matplotlib'} & set(sys.modules)"

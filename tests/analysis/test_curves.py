@@ -110,6 +110,7 @@ def test_layers_alike_share_an_entry_and_whole_ones_have_none():
     ]
 
 
+@pytest.mark.slow
 def test_the_files_hold_what_was_found(tmp_path):
     section = {"method": "slimming", "options": {"coupling": "max"}}
     sets = (curve(0.937, 0.937, 0.9, layers=("a", "b")), curve(0.937, 0.1, layers=("c",)))
@@ -127,6 +128,7 @@ def test_the_files_hold_what_was_found(tmp_path):
     assert PruneSettings(**written) == PruneSettings(**section, config_list=entries)
 
 
+@pytest.mark.slow
 def test_the_tolerance_of_the_files_can_be_another(tmp_path):
     one = found(curve(0.937, 0.93, 0.9, 0.8))
     *_, section = one.save(tmp_path, tolerance=0.05)

@@ -126,6 +126,7 @@ def test_the_prune_section_makes_the_network_that_was_measured_together(criterio
     assert after.params < before.params
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was_also_when_the_evaluation_breaks(batch):
     net = network().train()
     net.bn1.eval()
@@ -185,6 +186,7 @@ def test_random_order_depends_on_the_seed_alone(batch):
     assert losses(0) != losses(1)
 
 
+@pytest.mark.slow
 def test_the_selection_and_limits_of_a_config_list_hold(batch):
     entries = [
         {"op_types": ["Conv2d"], "sparse_ratio": 0.9, "round_to": 4, "min_channels": 3},
@@ -215,6 +217,7 @@ def test_a_recipe_of_nni_2_selects_what_it_says():
     assert _selection(parse_recipe(tiny(prune=prune))) == [{"op_types": ["Conv2d"]}, stem]
 
 
+@pytest.mark.slow
 def test_by_default_linear_layers_are_looked_at_too(batch):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)).double()

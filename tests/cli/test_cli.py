@@ -57,6 +57,7 @@ def test_version(capsys):
     assert call(capsys, "--version") == (0, f"nni-gconv {__version__}\n", "")
 
 
+@pytest.mark.slow
 def test_python_m(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     said = subprocess.run(
@@ -113,6 +114,7 @@ def test_ctrl_c_is_130(monkeypatch, capsys, runs):
     assert call(capsys, "report", str(runs))[0] == 130
 
 
+@pytest.mark.slow
 def test_under_nni_an_interrupted_trial_dies_of_the_signal(runs):
     # With an exit code NNI would count a trial it stopped early as failed.
     code = (

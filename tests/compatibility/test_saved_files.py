@@ -41,6 +41,7 @@ def test_masks_of_0_1_are_read_from_their_file(kind):
     assert sum(p.numel() for p in small.parameters()) < before
 
 
+@pytest.mark.slow
 def test_a_group_file_of_0_1_sets_the_counts():
     pruner = GroupConvPruner(
         Residual(),

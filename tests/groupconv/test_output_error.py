@@ -93,6 +93,7 @@ def test_the_partition_is_the_best_of_all(seed):
     assert found.lost == pytest.approx(sum(e.sum() for e in at))
 
 
+@pytest.mark.slow
 def test_it_loses_less_than_the_partition_by_norms():
     lost = {"norm": 0.0, "error": 0.0}
     for seed in range(3):

@@ -214,6 +214,7 @@ def ramp(make, folder, *, stop_at=None, resume=False, seed=0, epochs=4, **option
 
 
 class TestSchedule:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("schedule", "expected"),
         [
@@ -232,6 +233,7 @@ class TestSchedule:
         small = assert_small_equals_masked(net, pruner, masks, DIGIT, zeroed=zeroed)
         assert groups_of(small).count(4) >= 2
 
+    @pytest.mark.slow
     def test_what_is_masked_stays_zero(self, make, tmp_path):
         """Each split is one of the groups before it, since what those cost is gone."""
         masks = []
@@ -266,6 +268,7 @@ class TestSchedule:
             mine, other = (p._target_spaces[name]["weight"].target for p in (whole, again))
             assert torch.equal(mine, other)
 
+    @pytest.mark.slow
     def test_a_budget_is_met_at_its_end(self, make, tmp_path):
         net = seeded(lambda: GroupBlock(channels=1))
         dense = count(net, DIGIT).macs
@@ -284,6 +287,7 @@ class TestSchedule:
             with pytest.raises(ConfigError, match="shaping and schedule exclude each other"):
                 make(chain(), TWO, dummy_input=SMALL, schedule="cubic", shaping=1)
 
+    @pytest.mark.slow
     def test_scores_of_taylor_are_those_since_the_last_masks(self, tmp_path):
         scores = []
 

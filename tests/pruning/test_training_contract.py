@@ -89,7 +89,9 @@ class TestSparsify:
         assert same_masks(whole.masks, again)
         assert all(torch.equal(w, retrained[name]) for name, w in whole.trained.items())
 
-    @pytest.mark.parametrize("stop_at", [STEPS + 2, 3 * STEPS + 1])
+    @pytest.mark.parametrize(
+        "stop_at", [STEPS + 2, pytest.param(3 * STEPS + 1, marks=pytest.mark.slow)]
+    )
     def test_killed_and_resumed_it_ends_the_same(self, make, whole, tmp_path, stop_at):
         with pytest.raises(Stop):
             sparsify(make, tmp_path, stop_at=stop_at)

@@ -44,6 +44,7 @@ def test_the_same_recipe_gives_the_same_network(calibrated):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_what_was_done_stands_in_the_trials_folder(calibrated):
     result, folder = calibrated
     stages = json.loads((folder / "a" / "stages.json").read_text(encoding="utf-8"))

@@ -50,6 +50,7 @@ def cut_off(tmp_path_factory):
     return folder / "old", whole
 
 
+@pytest.mark.slow
 def test_a_new_trial_goes_on_where_one_of_its_recipe_was_cut_off(trial, cut_off, monkeypatch):
     old, whole = cut_off
     place = trial.parent / "old"

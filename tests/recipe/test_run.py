@@ -69,6 +69,7 @@ def done(tmp_path_factory):
 # -- numbers and files ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_files(done):
     result, folder = done
     small = load_compact(folder / "compact.safetensors", dense)
@@ -107,6 +108,7 @@ def test_a_recipe_that_trains_nothing_is_measured_all_the_same(done, tmp_path):
 CRITERIA = ("magnitude", "lamp", "random", "activation", "taylor", "fisher", "hessian")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CRITERIA)
 def test_a_criterion_chooses_and_what_is_left_is_refitted(done, tmp_path, method):
     """The masked network is measured before the weights that are left are fitted."""
@@ -178,6 +180,7 @@ def test_finished_stages_are_not_run_again(done):
     assert (folder / "stages.json").read_bytes() == stages
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_made_again_and_nothing_else(tmp_path):
     first = run(tiny(finetune=None), tmp_path)
     files = times(tmp_path)
@@ -503,6 +506,7 @@ def test_what_torchrun_cannot_do_is_said_by_every_process(tmp_path):
     assert "train.share: cannot be used under torchrun" in done.said
 
 
+@pytest.mark.slow
 def test_keys_of_nni_2_run_with_a_note(tmp_path, caplog):
     """As in Python; the recipe that is kept says what was written."""
     old = [{"op_types": ["default"], "sparsity": 0.5}, {"op_types": ["Linear"], "exclude": True}]

@@ -39,6 +39,7 @@ def begun(folder, recipe):
     return running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_killed_trials_end_like_whole_ones(whole, tmp_path, name):
     right, values, seconds = whole

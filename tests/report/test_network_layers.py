@@ -70,6 +70,7 @@ def test_layers_add_up_to_the_networks_own_counts(runs, name):
     assert list(network.layers) == list(network.dense)
 
 
+@pytest.mark.slow
 def test_widths_and_groups_are_those_of_the_modules(runs):
     narrow, grouped = (read_network(runs / name) for name in ("narrow", "grouped"))
     small = load_compact(narrow.file, dense_net)
@@ -240,6 +241,7 @@ def test_the_picture_names_layers_networks_and_groups(runs, tmp_path):
         plot_layers([], tmp_path / "l.png")
 
 
+@pytest.mark.slow
 def test_layers_as_csv_and_json(runs, capfd, tmp_path):
     networks = [read_network(runs / name, name) for name in ("narrow", "grouped")]
     with write_layers_csv(networks, tmp_path / "l.csv").open(newline="") as file:

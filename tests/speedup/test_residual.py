@@ -163,6 +163,7 @@ class TestFiles:
         assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_it_is_made_smaller_again():
     small = small_resnet()
     dense = copy.deepcopy(small)
@@ -302,6 +303,7 @@ def test_frozen_parts_stay_frozen():
     assert not small.layer2[0].shortcut[1].training
 
 
+@pytest.mark.slow
 def test_training_goes_the_same_way():
     """In training mode too the small network is the masked one: the branch is zero there."""
     net = lively(create_model("resnet20", shortcut="B")).double().train()

@@ -253,6 +253,7 @@ def test_damaged_packed_cifar10_is_named(tmp_path):
         load_data(settings)
 
 
+@pytest.mark.slow
 def test_a_piece_that_unpacks_to_more_than_announced_is_refused():
     bomb = lzma.compress(bytes(50_000_000))
     with pytest.raises(ValueError, match="more than 3072 B"):
@@ -322,6 +323,7 @@ def folder_batches(root, epoch, workers=0, **options):
     return list(loaders.train), list(loaders.val), list(loaders.test)
 
 
+@pytest.mark.slow
 def test_imagefolder_is_the_same_with_any_number_of_workers(tmp_path):
     image_folder(tmp_path)
     train0, val0, test0 = folder_batches(tmp_path, epoch=1)

@@ -99,6 +99,7 @@ def test_it_changes_what_is_learned_and_nothing_random(tmp_path):
     assert not same_weights(plain.state_dict(), other.state_dict())
 
 
+@pytest.mark.slow
 def test_a_student_comes_to_say_what_its_teacher_says(tmp_path):
     """Labels say nothing here: a teacher that is wrong on purpose is followed."""
     teacher = taught()

@@ -42,6 +42,7 @@ def everywhere_2(name):
     return {layer: 2 for layer, _ in convolutions(name)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "groups", "params", "macs"),
     [

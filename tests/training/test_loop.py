@@ -64,6 +64,7 @@ def stop_after(steps):
 # --- learning and repeating ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_digits(tmp_path):
     data = DataSettings(name="digits", batch_size=32)
     loaders = make_loaders(load_data(data), data, seed=0, device="cpu")

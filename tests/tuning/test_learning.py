@@ -26,6 +26,7 @@ def test_learning_fills_the_front_better_than_not_learning(searches):
     assert np.mean(learnt) > 0.88
 
 
+@pytest.mark.slow
 def test_the_weights_learnt_are_those_of_the_truth(searches):
     for seed in SEEDS:
         _, _, proposer, truth, finished = searches[seed, True]

@@ -223,6 +223,7 @@ def test_criteria_of_half_precision_and_extremes():
         kernel_norms(torch.ones(3, 3), 0)
 
 
+@pytest.mark.slow
 def test_needs_neither_torch_nor_nni():
     code = (
         "import sys, nni_gconv.groupconv.partition as p; p.partition([[1, 0], [0, 1]], 2); "
@@ -231,6 +232,7 @@ def test_needs_neither_torch_nor_nni():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_without_bounds_the_partition_is_the_same():
     scores = [kernels(seed, 32, 16) for seed in range(3)]
     for restarts in (0, 1):

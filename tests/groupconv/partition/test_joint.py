@@ -46,6 +46,7 @@ def same_split(first, second):
     return len(set(zip(first.tolist(), second.tolist(), strict=True))) == len(set(first.tolist()))
 
 
+@pytest.mark.slow
 def test_shared_sides_are_split_alike_and_the_rest_is_free():
     rng = np.random.default_rng(0)
     scores = [rng.random(s) for s in ((16, 32), (16, 16), (32, 16), (32, 8))]

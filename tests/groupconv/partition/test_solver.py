@@ -108,6 +108,7 @@ def test_never_below_the_paper_and_better_on_average(rows, cols, groups):
     assert np.mean(ratios) > 1.015
 
 
+@pytest.mark.slow
 def test_pointwise_kernels_beat_the_paper_by_six_percent():
     scores = [kernels(seed, 64, 64, size=1) for seed in range(3)]
     paper = partition_many(scores, 4, method="grps", num_sort_iters=100)

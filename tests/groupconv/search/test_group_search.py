@@ -191,6 +191,7 @@ def test_a_small_net_is_searched_exhaustively(score, budget):
     assert found.gap < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["exact", "max_cost"])
 @pytest.mark.parametrize("name", ["resnet20", "resnet20b", "preresnet20", "densenet10", "vgg11"])
 def test_counts_are_those_of_the_grouped_network_and_within_the_budget(name, strategy):

@@ -259,6 +259,7 @@ class TestRanking:
         inner = [n for n in masks if n.endswith("conv1") and "layer" in n]
         return {n: int(alive(masks[n]["weight"]).sum()) for n in inner}, masks, pruner
 
+    @pytest.mark.slow
     def test_sets_of_one_shape_compete(self):
         inner = [{"op_names_re": [r"layer\d\.\d\.conv1"], "sparse_ratio": 0.5}]
         uniform, masks, pruner = self.widths(config_list=inner)
@@ -279,6 +280,7 @@ class TestRanking:
         assert everything == by_id
         assert everything != isomorphic
 
+    @pytest.mark.slow
     def test_under_a_budget(self):
         options = {"config_list": CONVS, "budget": {"macs": 0.5}}
         found = [self.widths(**options, ranking=r)[0] for r in ("uniform", "global", "isomorphic")]

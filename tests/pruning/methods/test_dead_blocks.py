@@ -46,6 +46,7 @@ def test_a_block_vanishes_with_its_inner_channels():
     assert steps_of(small.layer1[0]) is None
 
 
+@pytest.mark.slow
 def test_the_file_comes_back(tmp_path):
     net = resnet20()
     kill(net, "layer1.1.conv1", "layer3.0.conv1")
@@ -104,6 +105,7 @@ def test_what_is_to_stay_stays(entry):
     assert steps_of(made_small(pruner, masks).layer1[1]) is None
 
 
+@pytest.mark.slow
 def test_a_layer_that_an_earlier_pruner_masks_keeps_its_block():
     net = resnet20()
     kill(net, "layer1.1.conv1", "layer1.2.conv1")
@@ -185,6 +187,7 @@ def test_it_dies_in_training_and_is_silent_from_then_on(tmp_path):
     assert all(p.grad is not None for p in small.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "stop"), [(None, 1), ({"macs": 0.5}, 4)])
 def test_killed_and_resumed_it_ends_the_same(tmp_path, budget, stop):
     settings = {"budget": budget, "epochs": stop + 2}

@@ -84,6 +84,7 @@ def test_a_soft_choice_can_be_left():
     assert masks["1"]["weight"].tolist() == [1, 0, 1, 0, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_zeroed_filter_is_chosen_for_ever():
     """What the paper's code does to itself: zeros lie nearest to zeros."""
     filters = FILTERS.clone()

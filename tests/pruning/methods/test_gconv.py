@@ -282,6 +282,7 @@ class TestPartitions:
 
 
 class TestTogether:
+    @pytest.mark.slow
     def test_a_channel_pruned_network_is_grouped(self):
         net = bottleneck()
         pruner = FPGMPruner(net, [{"op_names": ["3", "6"], "sparse_ratio": 0.5}], dummy_input=DIGIT)
@@ -294,6 +295,7 @@ class TestTogether:
         assert (small[6].groups, tuple(small[6].weight.shape[:2])) == (4, (4, 1))
         assert float(both["6"]["bias"].sum()) == 4
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"budget": {"macs": 0.35}}], ids=["ratio", "budget"])
     def test_channels_of_a_grouped_network_are_pruned(self, options):
         net = bottleneck()
@@ -339,6 +341,7 @@ class TestTogether:
         kept = {int(g): [i for i in range(8) if groups[i] == g and second[i]] for g in (0, 1)}
         assert kept == {g: [i for i in range(8) if groups[i] == g][2:] for g in (0, 1)}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("criterion", ["l2", "own"])
     def test_a_budget_of_a_channel_pruned_network_is_a_share_of_the_dense_one(self, criterion):
         net = bottleneck()
@@ -398,6 +401,7 @@ class TestTraining:
         _, masks = pruner.compress(max_epochs=epochs)
         return pruner, masks
 
+    @pytest.mark.slow
     def test_masks_hold_after_every_step(self, tmp_path):
         net, seen = bottleneck(), []
 

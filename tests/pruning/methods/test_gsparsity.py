@@ -385,6 +385,7 @@ class TestBudget:
         assert removed.any()
         assert share_of_macs(pruner, masks) <= 0.5
 
+    @pytest.mark.slow
     def test_when_it_is_met_masks_stay_and_nothing_is_penalised(self, tmp_path):
         pruner, masks = steer(tmp_path)
         settled = [seen["settled"] for seen in pruner.seen]
@@ -404,6 +405,7 @@ class TestBudget:
         assert "after 3 epochs the dead save 0% of what the budget asks for" in caplog.text
         assert 0.45 < share_of_macs(pruner, masks) <= 0.5
 
+    @pytest.mark.slow
     def test_the_gain_rises_while_nothing_dies(self, tmp_path):
         pruner, _ = steer(tmp_path, optimizer={"name": "SGD", "lr": 1e-6}, gain=0.1)
         gains = [next(iter(seen["gains"].values())) for seen in pruner.seen]
@@ -429,6 +431,7 @@ class TestBudget:
         mine = [name for name in one if "_nni_wrapper" in name or "running" in name]
         assert all(torch.equal(one[name], two[name]) for name in mine)
 
+    @pytest.mark.slow
     def test_a_schedule_goes_before_the_way_to_the_budget(self, tmp_path):
         pruner, masks = steer(tmp_path, schedule={"name": "linear", "end": 4})
         assert not pruner.settled

@@ -55,6 +55,7 @@ def trained(folder, net=None, *, epochs=3, resume=False, kind=ShufflePruner, **o
 
 
 class TestAtOnce:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("levels", "budget"),
         [
@@ -127,6 +128,7 @@ class TestAtOnce:
         assert set(pruner.groups.values()) == {1}
         assert all(bool(targets["weight"].all()) for targets in masks.values())
 
+    @pytest.mark.slow
     def test_it_is_the_same_every_time(self):
         pruner = ShufflePruner(resnet8(), CONVS, dummy_input=DIGIT, budget=HALF)
         first = {n: t["weight"].clone() for n, t in pruner.compress()[1].items()}
@@ -164,6 +166,7 @@ class TestTraining:
         shaped.unwrap_model()
         converted(net, masks, DIGIT)
 
+    @pytest.mark.slow
     def test_the_proximal_map_makes_zeros(self, tmp_path):
         pruner, masks = trained(tmp_path, epochs=6)
         outside = [
@@ -190,6 +193,7 @@ class TestTraining:
         assert len(seen) == 10 * len(pruner.groups)
         assert all(seen)
 
+    @pytest.mark.slow
     def test_the_strength_follows_the_saving(self, tmp_path):
         strengths = []
 
@@ -201,6 +205,7 @@ class TestTraining:
         trained(tmp_path, kind=Watched, warmup=1, delta_lambda=1e-9, epochs=4)
         assert strengths == pytest.approx([1e-9, 2e-9, 3e-9, 4e-9])
 
+    @pytest.mark.slow
     def test_every_epoch_says_its_lambda_and_what_sparsity_it_could_have(self, tmp_path):
         acted, reachable = [], []
 
@@ -231,6 +236,7 @@ class TestTraining:
         assert acted[0] == 0 < acted[1]
         assert reachable[-1] > 0
 
+    @pytest.mark.slow
     def test_strength_by_the_scale_of_a_layer(self, tmp_path):
         seen = {}
 

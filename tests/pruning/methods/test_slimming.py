@@ -410,6 +410,7 @@ def test_the_published_widths_of_vgg16_have_the_published_size(widths, params, m
     assert found.macs / 1e6 == pytest.approx(macs, abs=5e-3)
 
 
+@pytest.mark.slow
 def test_under_union_a_norm_that_is_below_the_threshold_whole_votes_for_all_its_channels():
     """The published rule: no voter saves its own largest channel first."""
     torch.manual_seed(7301)

@@ -75,6 +75,7 @@ def test_groups_are_refitted_and_zeros_stay():
     assert (masked_outputs(model, masks, fresh) - dense).square().mean() < before
 
 
+@pytest.mark.slow
 def test_the_option_of_a_pruner_does_the_same():
     model = randomised(GroupBlock()).eval()
     other = copy.deepcopy(model)
@@ -147,6 +148,7 @@ def test_several_batches_in_rounds_come_near_what_one_batch_gives():
     assert errors[4] == pytest.approx(errors[1], rel=0.3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits():
     model = randomised(GroupBlock()).eval()
     _, masks = pruned(model)

@@ -34,6 +34,7 @@ def build():
     return GroupBlock()
 
 
+@pytest.mark.slow
 def test_the_small_model_is_built_measured_and_inside(clock):
     net = build()
     pruner = FPGMPruner(net, CONVS, dummy_input=EXAMPLE, budget={"latency": 0.6})

@@ -75,6 +75,7 @@ def test_the_last_histogram_is_of_the_last_weights(tmp_path):
         assert last.sum == pytest.approx(float(values.sum()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_long_stage_writes_some_epochs_and_the_last(tmp_path):
     with MetricLog(tmp_path, nni=False) as log:
         train(tmp_path, log, epochs=31)
