@@ -36,6 +36,7 @@ def test_the_weights_learnt_are_those_of_the_truth(searches):
         assert found.mean.layers[order[-4:]].mean() > 2 * found.mean.layers[order[:9]].mean()
 
 
+@pytest.mark.slow
 def test_nothing_is_tried_twice_and_the_budgets_hold(searches):
     for _, tried, proposer, _, _ in searches.values():
         assert len(tried) == 50
