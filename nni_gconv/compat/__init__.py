@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         packs_convolutions,
         run_packed,
     )
+    from nni_gconv.compat.runtimes import compiled, onnxruntime_session, openvino_session
     from nni_gconv.compat.torch_edges import (
         check_onnx,
         end_process_group,
@@ -108,6 +109,7 @@ __all__ = [
     "builtin_class",
     "can_run_packed",
     "check_onnx",
+    "compiled",
     "continue_intermediates",
     "dispatcher_exception",
     "dispatcher_folder",
@@ -139,6 +141,8 @@ __all__ = [
     "modern_config",
     "next_parameters",
     "nni_algorithms",
+    "onnxruntime_session",
+    "openvino_session",
     "own_parameters",
     "pack_convolution",
     "packs_convolutions",
@@ -236,6 +240,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         ],
         "nvml": ["driver_gpus"],
         "onednn": ["can_run_packed", "pack_convolution", "packs_convolutions", "run_packed"],
+        "runtimes": ["compiled", "onnxruntime_session", "openvino_session"],
         "torch_edges": [
             "check_onnx",
             "end_process_group",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from nni_gconv.profiling.backends import BACKENDS, on_backend
     from nni_gconv.profiling.budget import check_met, parse_budget
     from nni_gconv.profiling.costs import Counts, LayerProfile, Memory, Profile, count, profile
     from nni_gconv.profiling.forward import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from nni_gconv.profiling.settings import LatencySettings
 
 __all__ = [
+    "BACKENDS",
     "Counts",
     "DummyInput",
     "Latency",
@@ -52,6 +54,7 @@ __all__ = [
     "measure_latency",
     "measuring",
     "milliseconds",
+    "on_backend",
     "paired_ratio",
     "parse_budget",
     "profile",
@@ -65,6 +68,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "settings": ["LatencySettings"],
+        "backends": ["BACKENDS", "on_backend"],
         "budget": ["check_met", "parse_budget"],
         "costs": ["Counts", "LayerProfile", "Memory", "Profile", "count", "profile"],
         "forward": [

@@ -177,7 +177,8 @@ class Profile:
         ]
         notes += [
             f"batch {row.batch_size}: {row.median_ms:.3f} ms "
-            f"({row.p25_ms:.3f} to {row.p75_ms:.3f}, {row.device}, {row.threads} threads)"
+            f"({row.p25_ms:.3f} to {row.p75_ms:.3f}, {row.device}, {row.threads} threads"
+            f"{'' if row.backend == 'eager' else f', {row.backend}'})"
             for row in self.latency
         ]
         if self.costly_uncounted:
@@ -231,6 +232,7 @@ def profile(
     min_runs: int = 10,
     min_seconds: float = 0.5,
     channels_last: bool = False,
+    backends: Sequence[str] = ("eager",),
 ) -> Profile:
     """Measure what a model costs, layer by layer.
 
@@ -245,6 +247,8 @@ def profile(
         Batch sizes to time; none by default, since timing takes seconds.
     threads, warmup, min_runs, min_seconds, channels_last
         As for :func:`measure_latency`.
+    backends : sequence of str, default ("eager",)
+        What runs the model when it is timed; each in turn, see :func:`measure_latency`.
 
     Returns
     -------
@@ -291,7 +295,9 @@ def profile(
             min_runs=min_runs,
             min_seconds=min_seconds,
             channels_last=channels_last,
+            backend=backend,
         )
+        for backend in backends
         for size in batch_sizes
     ]
     return Profile(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.profiling.backends import on_backend
 from nni_gconv.profiling.forward import (
     DummyInput,
     device_of,
@@ -48,6 +49,8 @@ class Latency:
         ``"cpu"`` or the name of the GPU.
     channels_last : bool
         Memory layout of the weights and inputs.
+    backend : str
+        What ran the model, one of :data:`BACKENDS`.
     """
 
     median_ms: float
@@ -59,6 +62,7 @@ class Latency:
     threads: int
     device: str
     channels_last: bool
+    backend: str = "eager"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
@@ -106,6 +110,7 @@ def measure_latency(
     min_seconds: float = 0.5,
     max_seconds: float | None = None,
     channels_last: bool = False,
+    backend: str = "eager",
 ) -> Latency:
     """Time a model's forward pass in eval mode without gradients, on the device it is on.
 
@@ -130,6 +135,8 @@ def measure_latency(
         No more than so many seconds, but three runs.
     channels_last : bool, default False
         Time a copy of the model in the channels-last memory layout.
+    backend : {"eager", "compile", "onnxruntime", "openvino"}, default "eager"
+        What runs the model, see :func:`on_backend`; compiling takes up to minutes.
 
     Returns
     -------
@@ -158,6 +165,7 @@ def measure_latency(
         min_seconds=min_seconds,
         max_seconds=max_seconds,
         channels_last=channels_last,
+        backend=backend,
     )
     return comparison.latencies["model"]
 
@@ -173,6 +181,7 @@ def compare_latency(
     min_seconds: float = 0.5,
     max_seconds: float | None = None,
     channels_last: bool = False,
+    backend: str = "eager",
 ) -> LatencyComparison:
     """Time models in turn, A B A B, and compare each with the first in the same round.
 
@@ -185,7 +194,7 @@ def compare_latency(
         The first is the reference. Left as found.
     dummy_input : Tensor, tuple or dict
         What each model is called on.
-    batch_size, threads, warmup, channels_last
+    batch_size, threads, warmup, channels_last, backend
         As for :func:`measure_latency`.
     min_runs : int, default 10
         At least so many rounds ...
@@ -219,15 +228,14 @@ def compare_latency(
             raise ConfigError(f"latency.{key}: {value} is less than 1")
     if channels_last:
         models = {name: _channels_last(model) for name, model in models.items()}
-    prepared = []
-    for model in models.values():
+    calls, running = {}, []
+    for name, model in models.items():
         inputs = with_batch(to_device(dummy_input, device_of(model)), batch_size)
-        prepared.append((model, _inputs_channels_last(inputs) if channels_last else inputs))
-    calls = {
-        name: partial(milliseconds, model, inputs)
-        for name, (model, inputs) in zip(models, prepared, strict=True)
-    }
-    with measuring(*models.values()), cpu_threads(threads):
+        if channels_last:
+            inputs = _inputs_channels_last(inputs)
+        running.append(on_backend(model, inputs, backend, threads=threads))
+        calls[name] = partial(milliseconds, running[-1], inputs)
+    with measuring(*models.values(), *running), cpu_threads(threads):
         columns = in_turn(
             calls,
             warmup=warmup,
@@ -235,15 +243,19 @@ def compare_latency(
             min_seconds=min_seconds,
             max_seconds=max_seconds,
         )
-    return _summary(models, columns, batch_size, threads, channels_last)
+    conditions = {
+        "batch_size": batch_size,
+        "threads": threads,
+        "channels_last": channels_last,
+        "backend": backend,
+    }
+    return _summary(models, columns, conditions)
 
 
 def _summary(
     models: Mapping[str, nn.Module],
     columns: Mapping[str, Sequence[float]],
-    batch_size: int,
-    threads: int,
-    channels_last: bool,
+    conditions: Mapping[str, Any],
 ) -> LatencyComparison:
     reference = next(iter(models))
     latencies, ratios, spreads, intervals = {}, {}, {}, {}
@@ -255,10 +267,8 @@ def _summary(
             p75_ms=p75,
             best_ms=min(times),
             runs=len(times),
-            batch_size=batch_size,
-            threads=threads,
             device=_device_name(device_of(models[name])),
-            channels_last=channels_last,
+            **conditions,
         )
         low, _, high = quartiles([a / b for a, b in zip(times, columns[reference], strict=True)])
         spreads[name] = (low, high)

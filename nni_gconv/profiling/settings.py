@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -23,11 +23,19 @@ class LatencySettings(BaseModel):
     )
     max_seconds: NonNegativeFloat = Field(
         default=20.0,
-        description="No more than so many seconds for all batch sizes of a trial, whatever the "
+        description="No more than so many seconds for all that a trial times, whatever the "
         "other two say; three runs of each network are timed all the same",
     )
     channels_last: bool = Field(default=False, description="Time the channels-last memory layout")
 
+    backends: tuple[Literal["eager", "compile", "onnxruntime", "openvino"], ...] = Field(
+        default=("eager",),
+        min_length=1,
+        description="What runs the networks, each timed on its own; the first is the metric. "
+        "compile is torch.compile with frozen weights, onnxruntime and openvino run an ONNX file "
+        "on the CPU; compiling takes up to minutes",
+    )
+
     def options(self) -> dict[str, Any]:
-        """Return the arguments of :func:`measure_latency` but the batch size."""
-        return self.model_dump(exclude={"batch_sizes"})
+        """Return the arguments of :func:`measure_latency` but the batch size and the backend."""
+        return self.model_dump(exclude={"batch_sizes", "backends"})

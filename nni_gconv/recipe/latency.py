@@ -110,7 +110,8 @@ def time_networks(
     Parameters
     ----------
     small, dense : nn.Module
-        If `small` comes from :func:`nni_gconv.optimize`, the norms of `dense` are folded too.
+        If `small` comes from :func:`nni_gconv.optimize`, the norms of `dense` are folded too; its
+        forms are timed in eager mode, other back-ends get the network as it was.
     example : Tensor
         One image.
     settings : LatencySettings
@@ -123,8 +124,8 @@ def time_networks(
     Returns
     -------
     list of dict
-        A row for each batch size; ``small_ms`` is ``ratio * dense_ms``, and ``low`` to ``high`` the
-        95 % interval of ``ratio``.
+        A row for each back-end and batch size; ``small_ms`` is ``ratio * dense_ms``, and ``low`` to
+        ``high`` the 95 % interval of ``ratio``.
     """
     origin = origin_of(small)
     key: dict[str, Any] = {
@@ -132,42 +133,55 @@ def time_networks(
         "dense": plan_of(dense),
         "small": plan_of(small if origin is None else origin.model),
     }
-    reference = "dense"
     if origin is not None:
-        reference = "dense, norms folded"
         key["forms"] = {**origin.plan.to_dict(), "measured": None}
 
     def measure() -> list[dict[str, Any]]:
-        models = {"dense": dense if origin is None else fold_batch_norms(dense, example)}
-        models["small"] = small
+        pairs = {backend: _pair(small, dense, example, backend) for backend in settings.backends}
         return [
-            _row(models, example, batch, reference, settings, say) for batch in settings.batch_sizes
+            _row(pairs[backend], example, batch, backend, settings, say)
+            for backend in settings.backends
+            for batch in settings.batch_sizes
         ]
 
     return cache.once(key, measure)
+
+
+def _pair(
+    small: nn.Module, dense: nn.Module, example: torch.Tensor, backend: str
+) -> dict[str, nn.Module]:
+    """Return what a back-end times, the reference first: forms are of torch's eager mode alone."""
+    origin = origin_of(small)
+    if origin is None:
+        return {"dense": dense, "small": small}
+    if backend != "eager":
+        return {"dense": dense, "small": origin.model}
+    return {"dense, norms folded": fold_batch_norms(dense, example), "small": small}
 
 
 def _row(
     models: Mapping[str, nn.Module],
     example: torch.Tensor,
     batch: int,
-    reference: str,
+    backend: str,
     settings: LatencySettings,
     say: Say,
 ) -> dict[str, Any]:
-    seconds = settings.max_seconds / len(settings.batch_sizes)
+    reference = next(iter(models))
+    seconds = settings.max_seconds / (len(settings.batch_sizes) * len(settings.backends))
     say(
-        f"timing the small network in turn with the dense one: batch {batch}, "
+        f"timing the small network in turn with the dense one: {backend}, batch {batch}, "
         f"{settings.threads} threads, {example.device}, up to {seconds:.0f} s"
     )
-    options = {**settings.options(), "max_seconds": seconds}
+    options = {**settings.options(), "max_seconds": seconds, "backend": backend}
     found = compare_latency(models, example, batch_size=batch, **options)
     ratio, (low, high) = found.ratios["small"], found.ratio_intervals["small"]
-    dense_ms = found.latencies["dense"].median_ms
+    dense_ms = found.latencies[reference].median_ms
     return {
         "batch_size": batch,
         "threads": settings.threads,
         "device": found.latencies["small"].device,
+        "backend": backend,
         "reference": reference,
         "dense_ms": dense_ms,
         # Of the ratio, which is of neighbouring runs: two medians would say something else.

@@ -28,16 +28,32 @@ def profile(
         typer.Option(metavar="N", min=1, help="Also time this batch size; may be repeated."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for --latency.")] = 1,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What runs it for --latency: eager, compile, onnxruntime or openvino; may be "
+            "repeated. Default: eager.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     no_import: NoImport = False,
 ) -> None:
     """Show parameters, multiply-accumulates, memory and time of a network, layer by layer."""
+    if backend and not latency:
+        raise ConfigError("--backend: give --latency N, the batch size to time, too")
     network, example = build_model(model, shape, option, num_classes=num_classes, weights=weights)
 
     from nni_gconv.profiling import profile as measure
 
     try:
-        found = measure(network, example, batch_sizes=latency or (), threads=threads)
+        found = measure(
+            network,
+            example,
+            batch_sizes=latency or (),
+            threads=threads,
+            backends=backend or ("eager",),
+        )
     except RuntimeError as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise ConfigError(
