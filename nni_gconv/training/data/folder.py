@@ -9,9 +9,8 @@ process seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nni_gconv.errors import DataError
+from nni_gconv.training.data.transforms import Transform
 from nni_gconv.training.seeding import derive_seed
-
-Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,62 +50,6 @@ class FolderData(Dataset[tuple[Tensor, int]]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed("image", seed, index))
             return self.transform(image), label
-
-
-def find_images(root: Path, part: str) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """List ``root/part/CLASS/IMAGE`` in torchvision's order.
-
-    Returns
-    -------
-    samples : list of (path, class)
-        Sorted by class, then by name.
-    classes : tuple of str
-        Folder names, sorted.
-
-    Raises
-    ------
-    DataError
-        The folder is missing, or one of its classes has no image.
-    """
-    from torchvision.datasets import ImageFolder
-
-    folder = root / part
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is missing; imagefolder expects {root}/train/CLASS/*.jpg and "
-            f"{root}/val/CLASS/*.jpg"
-        )
-    try:
-        found = ImageFolder(str(folder))
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{folder}: {str(error).splitlines()[0]}") from error
-    return [(str(path), int(label)) for path, label in found.samples], tuple(found.classes)
-
-
-def train_transform(size: int) -> Transform:
-    """Random crop of 8 to 100 % of the area and a random flip: uint8 (3, size, size)."""
-    from torchvision.transforms import v2
-
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-        ]
-    )
-
-
-def eval_transform(size: int) -> Transform:
-    """Resize the short side to 8/7 of `size` and crop the middle: uint8 (3, size, size)."""
-    from torchvision.transforms import v2
-
-    return v2.Compose(
-        [
-            v2.Resize(round(size * 8 / 7), antialias=True),
-            v2.CenterCrop(size),
-            v2.PILToTensor(),
-        ]
-    )
 
 
 def labels_of(samples: Sequence[tuple[str, int]]) -> np.ndarray:

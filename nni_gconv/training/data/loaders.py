@@ -20,7 +20,7 @@ from nni_gconv.errors import DataError
 from nni_gconv.training.data.arrays import ArrayData
 from nni_gconv.training.data.augment import Augmentation, Draws
 from nni_gconv.training.data.bundle import DataBundle
-from nni_gconv.training.data.folder import FolderData, eval_transform
+from nni_gconv.training.data.folder import FolderData
 from nni_gconv.training.data.settings import DataSettings, Normalize
 from nni_gconv.training.seeding import derive_seed, generator
 
@@ -255,8 +255,8 @@ def make_loaders(
 
     def plain() -> Loader:
         data: ArrayData | FolderData = bundle.train
-        if isinstance(data, FolderData):
-            data = replace(data, transform=eval_transform(bundle.input_shape[1]))
+        if isinstance(data, FolderData) and isinstance(bundle.val, FolderData):
+            data = replace(data, transform=bundle.val.transform)
         plan = _Plan(len(data), min(settings.batch_size, len(data)), True, seed, 0, 1)
         return _Loader(source(data, plan), plan, bundle.normalize, None, device)
 

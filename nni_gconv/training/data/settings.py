@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -30,6 +30,19 @@ class Normalize(BaseModel):
         return self
 
 
+class Transforms(BaseModel):
+    """Torchvision's v2 transforms by name, for images in folders."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: tuple[str | dict[str, Any], ...] | None = Field(
+        None, description="Of training images, such as {RandomCrop: {size: 32}}; null: as eval."
+    )
+    eval: tuple[str | dict[str, Any], ...] = Field(
+        description="Of validation, test and calibration images; all to one size."
+    )
+
+
 class DataSettings(BaseModel):
     """Which images, how many, in what batches.
 
@@ -52,13 +65,27 @@ class DataSettings(BaseModel):
     val_fraction: float = Field(
         0.1, gt=0, lt=1, description="Share of the training images held out for validation."
     )
+    test_fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of the images held out for the test where a folder has no part for it.",
+    )
     image_size: int | None = Field(
-        None, ge=4, description="Side in pixels; default: the data set's own (imagefolder: 224)."
+        None,
+        ge=4,
+        description="Side in pixels; default: the data set's own (imagefolder with images of "
+        "several sizes: 224).",
     )
     augment: bool | None = Field(
         None, description="Random crops and flips in training; default: all but synthetic."
     )
     cutout: int = Field(0, ge=0, description="Side in pixels of a square blanked at random.")
+    transforms: Transforms | None = Field(
+        None,
+        description="Torchvision's transforms by name, in place of image_size and augment "
+        "(imagefolder only).",
+    )
     normalize: Normalize | None = Field(
         None, description="Mean and std in place of the data set's own."
     )
@@ -87,4 +114,10 @@ class DataSettings(BaseModel):
     def _options_fit(self) -> DataSettings:
         if self.num_classes is not None and self.name != "synthetic":
             raise ValueError(f"num_classes is an option of synthetic; {self.name} has its own")
+        if self.transforms is not None:
+            if self.name != "imagefolder":
+                raise ValueError("transforms is an option of imagefolder")
+            for key in ("image_size", "augment"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"transforms and {key} exclude each other")
         return self
