@@ -3,7 +3,7 @@
 The work itself only says how far it is, with :func:`advance`; whoever called it decides whether
 that is shown. Off a terminal a stage that lasts says so once a minute.
 
->>> with Stages("shrink", enabled=False) as stages, stages.stage("trace") as stage:
+>>> with Stages("shrink", enabled=False).stage("trace") as stage:
 ...     advance(1, 2, "layers")
 ...     stage.result = "2 layers"
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 from rich.console import Console
@@ -56,12 +56,12 @@ class Stage:
             self._bar.update(self._task, completed=done, total=every, count=count)
         elif self._spoken and time.monotonic() - self._last >= _APART:
             self._last = time.monotonic()
-            print(f"{self.name}: {count}", file=sys.stderr, flush=True)  # noqa: T201
+            say(f"{self.name}: {count}")
 
-    def end(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None and self._task is not None:
-            self._bar.remove_task(self._task)
+
+def say(text: str) -> None:
+    """Write a line to standard error."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - meant for a person
 
 
 class Stages:
@@ -79,51 +79,32 @@ class Stages:
         seen = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.name, self.enabled = name, seen if enabled is None else enabled
         self.seconds: dict[str, float] = {}
-        self._bar: Progress | None = None
-        if self.enabled and sys.stderr.isatty():
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[count]}"),
-            )
-            self._bar = Progress(
-                *columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True
-            )
-
-    def __enter__(self) -> Stages:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
+    def stage(self, name: str, *, bar: bool = True) -> Iterator[Stage]:
         """Time a stage, and say in a line what it came to.
 
         Parameters
         ----------
         name : str
             What is done.
+        bar : bool, default True
+            Whether a terminal shows a bar meanwhile; not where what is done shows its own.
         """
-        stage = Stage(f"{self.name}: {name}", self._bar, self.enabled)
+        shown = _bar() if self.enabled and bar and sys.stderr.isatty() else None
+        stage = Stage(f"{self.name}: {name}", shown, self.enabled)
         token = _current.set(stage)
         try:
-            yield stage
+            with shown or nullcontext():
+                yield stage
         finally:
             _current.reset(token)
-            stage.end()
         self.seconds[name] = time.monotonic() - stage.begun
-        self.say(f"{name:<11} {stage.result}".rstrip() + f"  ({self.seconds[name]:.1f} s)")
+        if self.enabled:
+            took = f"({self.seconds[name]:.1f} s)"
+            say(f"{self.name}: {name:<11} {stage.result}".rstrip() + f"  {took}")
 
-    def say(self, text: str) -> None:
-        """Write a line."""
-        if not self.enabled:
-            return
-        line = f"{self.name}: {text}"
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        else:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - meant for a person
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)

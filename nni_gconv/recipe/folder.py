@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from filelock import Timeout
 from nni_gconv import compat
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.files import links_in, lock_of, sweep, write_json, write_text
+from nni_gconv.progress import Stages
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.seal import State, opened, sealed, state_of, written_since
 from nni_gconv.training import Distributed
@@ -70,6 +71,7 @@ class TrialFolder:
         self._files: dict[str, dict[str, list[Any]]] = {}
         self._file = path / "stages.json"
         self._distributed = distributed
+        self.shown = Stages(path.name, enabled=False)
         if distributed.is_main:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = lock_of(path / ".lock")
@@ -164,7 +166,9 @@ class TrialFolder:
         """Tell whether a stage was finished by this or an earlier process."""
         return stage in self.stages
 
-    def run(self, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def run(
+        self, stage: str, work: Callable[[], dict[str, Any]], *, bar: bool = True
+    ) -> dict[str, Any]:
         """Run a stage unless it is finished; return its facts either way.
 
         Parameters
@@ -173,11 +177,15 @@ class TrialFolder:
             Its name.
         work : callable
             Writes the stage's files and returns facts: JSON-able numbers and words.
+        bar : bool, default True
+            Whether a terminal shows a bar; not where the stage trains, which shows its own.
         """
         if not self.finished(stage):
             begun = time.monotonic()
             before: State = state_of(self.path) if self._distributed.is_main else {}
-            facts = work()
+            with self.shown.stage(stage, bar=bar) as told:
+                facts = work()
+                told.result = _in_words(facts)
             self.stages[stage] = {"seconds": round(time.monotonic() - begun, 3), **facts}
             if self._distributed.is_main:
                 self._files[stage] = written_since(self.path, before)
@@ -187,6 +195,19 @@ class TrialFolder:
                 }
                 write_json(self._file, content)
         return self.stages[stage]
+
+
+def _in_words(facts: Mapping[str, Any]) -> str:
+    """Say in a few words what a stage came to."""
+    said = []
+    if "val_accuracy" in facts:
+        said.append(f"val accuracy {facts['val_accuracy']:.4f}")
+    if facts.get("difference") is not None:
+        said.append(f"equal to the masked network ({facts['difference']:.1e})")
+    for which, value in facts.get("accuracy", {}).get("val", {}).items():
+        if which.startswith("accuracy"):
+            said.append(f"val accuracy {which.removeprefix('accuracy_')} {value:.4f}")
+    return ", ".join(said)
 
 
 def _read_recipe(file: Path) -> Any:

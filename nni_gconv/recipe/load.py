@@ -48,7 +48,42 @@ def load_recipe(
         data, where = _read(path), path.name
         if "name" not in data:
             data["name"] = path.stem
+        data = beside(data, path.parent)
     return parse_recipe(apply_overrides(data, overrides or {}), where)
+
+
+#: Keys whose values are paths.
+_PATHS = (
+    ("data", "root"),
+    ("model", "weights"),
+    ("model", "weights", "file"),
+    ("model", "options", "group_config"),
+    ("prune", "options", "group_config"),
+)
+
+
+def beside(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Let relative paths in a recipe start from its own folder, where there is such a file.
+
+    Elsewhere they start, as ever, from the working directory.
+
+    Examples
+    --------
+    >>> beside({"data": {"root": "images"}}, Path("/nowhere"))
+    {'data': {'root': 'images'}}
+    """
+    result = _copy(data)
+    for *sections, key in _PATHS:
+        place: Any = result
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        value = place.get(key) if isinstance(place, dict) else None
+        if not isinstance(value, str) or not value or value.startswith("~"):
+            continue
+        there = folder / value
+        if there.exists() and there.resolve() != Path(value).resolve():
+            place[key] = str(there.resolve())
+    return result
 
 
 def _read(path: Path) -> dict[str, Any]:

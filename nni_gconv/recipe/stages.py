@@ -20,6 +20,7 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.export import export_model
 from nni_gconv.graph import Graph, load_masks, trace
 from nni_gconv.profiling import Counts, LatencySettings, Profile, check_met, profile
+from nni_gconv.progress import Stages, say
 from nni_gconv.pruning import Calibration, PruneSettings, Traced, TrainedPruner, create_pruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.latency import TimingCache, quickest_forms, time_networks
@@ -72,9 +73,12 @@ class Trial:
     ) -> None:
         self.recipe, self.folder, self.distributed = recipe, folder, distributed
         self.quiet = quiet or not distributed.is_main
+        folder.shown = Stages(folder.path.name, enabled=not self.quiet)
         self.device = choose_device(recipe.device, distributed.local_rank)
         seed_everything(recipe.seed)
         bundle = load_data(recipe.data, seed=recipe.seed)
+        if not self.quiet:
+            say(f"{folder.path.name}: {bundle.description}")
         self.num_classes, self.input_shape = bundle.num_classes, bundle.input_shape
         self.loaders = make_loaders(
             bundle,
@@ -146,10 +150,12 @@ class Trial:
         if stage is not None:
             shared = shared_folder(self.recipe, self.distributed)
             if shared is None:
-                self.folder.run("train", lambda: self._train_in(self.folder.path, self.log))
+                self.folder.run(
+                    "train", lambda: self._train_in(self.folder.path, self.log), bar=False
+                )
             else:
                 done = self.folder.finished("train")
-                self.folder.run("train", lambda: train_shared(shared, self._train_in))
+                self.folder.run("train", lambda: train_shared(shared, self._train_in), bar=False)
                 if done and (shared / "train.json").is_file():
                     read_shared(shared / "train.json")
             load_state(self.model, (shared or self.folder.path) / DENSE, self.device)
@@ -159,7 +165,7 @@ class Trial:
         """Make masks, with or without training."""
         if self.recipe.prune is None:
             return
-        self.folder.run("prune", self._prune)
+        self.folder.run("prune", self._prune, bar=self.recipe.sparsify is None)
         load_state(self.model, self.folder.path / MASKED, self.device)
 
     def speedup(self) -> None:
@@ -177,7 +183,8 @@ class Trial:
         """Train the small model."""
         stage = "compact" if self.recipe.finetune is None else "finetune"
         before = self.folder.finished(stage)
-        self.folder.run(stage, self._keep if stage == "compact" else self._finetune)
+        work = self._keep if stage == "compact" else self._finetune
+        self.folder.run(stage, work, bar=stage == "compact")
         self.distributed.barrier()
         if before or self.distributed.active:
             self.model = self._load(self.folder.path / COMPACT)

@@ -139,8 +139,8 @@ def shrink(  # noqa: PLR0913 - all that a person may want to say, each with a de
     check_options(request, options)
     settings = ReconstructSettings.parse(reconstruct)
     how = _How(options, settings, trainer, epochs, steps_per_epoch, verify)
-    with Stages("shrink", progress) as stages, _quiet():
-        return _Shrinking(model, x, request, how, stages).run(calibration)
+    with _quiet():
+        return _Shrinking(model, x, request, how, Stages("shrink", progress)).run(calibration)
 
 
 @dataclass(frozen=True)

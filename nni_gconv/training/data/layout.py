@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets import ImageFolder
 
 from nni_gconv.errors import DataError, nearest
 
@@ -105,6 +104,8 @@ def find_images(root: Path, part: str) -> tuple[Samples, tuple[str, ...]]:
     DataError
         One of its classes has no image.
     """
+    from torchvision.datasets import ImageFolder
+
     folder = root / part
     try:
         found = ImageFolder(str(folder))

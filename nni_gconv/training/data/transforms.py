@@ -1,4 +1,7 @@
-"""Transforms of image files: ours by size, or torchvision's by name as a recipe lists them."""
+"""Transforms of image files: ours by size, or torchvision's by name as a recipe lists them.
+
+torchvision is imported where it is used, see ``folder.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from nni_gconv.errors import ConfigError, unknown_name
 
@@ -27,6 +29,8 @@ _NOT_HERE = {
 
 def train_transform(size: int) -> Transform:
     """Random crop of 8 to 100 % of the area and a random flip: uint8 (3, size, size)."""
+    from torchvision.transforms import v2
+
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, antialias=True),
@@ -38,6 +42,8 @@ def train_transform(size: int) -> Transform:
 
 def eval_transform(size: int) -> Transform:
     """Resize the short side to 8/7 of `size` and crop the middle: uint8 (3, size, size)."""
+    from torchvision.transforms import v2
+
     return v2.Compose(
         [
             v2.Resize(round(size * 8 / 7), antialias=True),
@@ -49,6 +55,8 @@ def eval_transform(size: int) -> Transform:
 
 def whole_transform(height: int, width: int) -> Transform:
     """The whole image: uint8 (3, height, width)."""
+    from torchvision.transforms import v2
+
     return v2.Compose([v2.Resize([height, width], antialias=True), v2.PILToTensor()])
 
 
@@ -73,11 +81,15 @@ def named_transform(steps: Sequence[Any], where: str) -> Transform:
     ...     Image.new("RGB", (20, 10))).shape
     torch.Size([3, 8, 8])
     """
+    from torchvision.transforms import v2
+
     made = [_one(step, f"{where}.{number}") for number, step in enumerate(steps)]
     return v2.Compose([*made, v2.PILToTensor()])
 
 
 def _one(step: Any, where: str) -> Any:
+    from torchvision.transforms import v2
+
     single = isinstance(step, Mapping) and len(step) == 1
     name, given = next(iter(step.items())) if single else (step, {})
     if not isinstance(name, str) or not isinstance(given, Mapping):
