@@ -1,0 +1,137 @@
+"""Accuracy on CIFAR-10 after short fine-tuning: ours and peers, by the recipes in benchmarks/results.
+
+    python benchmarks/results.py DATA WEIGHTS --only resnet20b-half
+    python benchmarks/results.py DATA WEIGHTS --only "resnet20b-half: NNI L1" --epochs 1
+    python benchmarks/results.py --docs
+
+DATA holds the four arrays that the `cifar10` loader reads, WEIGHTS the files that
+benchmarks/pretrained.py names. A file in benchmarks/results gives one recipe and several methods,
+each a `prune` section; every method is run with every number of epochs, with distillation from the
+dense network and without. A row is one run of `nni-gconv`'s recipe: a tenth of the training images
+chooses the best epoch, the test images are looked at before and after fine-tuning and choose
+nothing. Rows that stand in the file's .json already are not run again, and a run that was stopped
+goes on from its last epoch. --docs writes the tables and the picture of docs/results.md from the
+rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from nni_gconv import run_recipe
+from nni_gconv.errors import NniGconvError
+from nni_gconv.figure import picture
+from nni_gconv.files import write_json, write_text
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DOCS = HERE.parent / "docs"
+DISTILL = {"temperature": 4.0, "weight": 0.7}
+_console = Console(stderr=True)
+
+
+def recipe_of(plan: dict[str, Any], method: str, epochs: int, distilled: bool) -> dict[str, Any]:
+    """Write the recipe of one row, without the places of data and weights."""
+    shared = plan["recipe"]
+    tuned = {**shared["finetune"], "epochs": epochs, "distill": DISTILL if distilled else None}
+    prune = {**shared["prune"], **plan["methods"][method]}
+    return {**shared, "prune": prune, "finetune": tuned}
+
+
+def rows_of(plans: dict[str, Any], epochs: list[int] | None) -> Iterator[tuple[str, str, Any]]:
+    """Name every row: its file, its key, and what it consists of; short runs come first."""
+    for name, plan in plans.items():
+        for number in plan["epochs"]:
+            for distilled in (True, False):
+                for method in plan["methods"]:
+                    if epochs is None or number in epochs:
+                        how = "distilled" if distilled else "labels alone"
+                        yield name, f"{method}, {number} epochs, {how}", (method, number, distilled)
+
+
+def run_row(recipe: dict[str, Any], args: argparse.Namespace, weights: str, folder: Path) -> Any:
+    """Run one recipe; return what it came to."""
+    placed = {
+        **recipe,
+        "name": None,
+        "model": {**recipe["model"], "weights": str(args.weights / weights)},
+        "data": {**recipe["data"], "root": str(args.data)},
+    }
+    begun = time.monotonic()
+    result = run_recipe(placed, output=folder)
+    return {
+        "macs": round(result.metrics["macs_ratio"], 4),
+        "params": round(result.metrics["params_ratio"], 4),
+        "dense": result.test["accuracy_dense"],
+        "small": result.test["accuracy_small"],
+        "accuracy": result.test["accuracy"],
+        "validation": result.metrics["accuracy"],
+        "minutes": round((time.monotonic() - begun) / 60, 1),
+        "versions": result.versions,
+    }
+
+
+def commit() -> str:
+    """Name the commit that ran."""
+    asked = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def run(plans: dict[str, Any], args: argparse.Namespace) -> None:
+    """Run the rows that are asked for and not there, and keep each as it comes."""
+    os.chdir(HERE)  # where recipes find torch_pruning_method
+    for name, key, (method, epochs, distilled) in rows_of(plans, args.epochs):
+        if args.only and not any(word in f"{name}: {key}" for word in args.only):
+            continue
+        done = read(name)
+        if key in done:
+            continue
+        recipe = recipe_of(plans[name], method, epochs, distilled)
+        folder = args.output / name / "".join(c if c.isalnum() else "-" for c in key)
+        row = {
+            "recipe": recipe,
+            "commit": commit(),
+            "command": f'python benchmarks/results.py DATA WEIGHTS --only "{name}: {key}"',
+        }
+        try:
+            row |= run_row(recipe, args, plans[name]["weights"], folder)
+        except NniGconvError as error:
+            _console.print(f"{name}: {key}: {error}", markup=False, highlight=False)
+            continue
+        write_json(RESULTS / f"{name}.json", {**read(name), key: row})
+        _console.print(f"{name}: {key}: {100 * row['accuracy']:.2f} %", markup=False)
+
+
+def read(name: str) -> dict[str, Any]:
+    """Read the rows of a file that are there."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("weights", type=Path, nargs="?")
+    parser.add_argument("--only", nargs="+", help="rows whose 'FILE: ROW' holds one of these")
+    parser.add_argument("--epochs", nargs="+", type=int, help="rows of these numbers of epochs")
+    parser.add_argument("--output", type=Path, default=Path("runs/results").absolute())
+    parser.add_argument("--docs", action="store_true", help="write docs/results.md again")
+    args = parser.parse_args()
+    plans = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(RESULTS.glob("*.yml"))}
+    if args.data is not None and args.weights is not None:
+        args.data, args.weights = args.data.absolute(), args.weights.absolute()
+        run(plans, args)
+
+
+if __name__ == "__main__":
+    main()
