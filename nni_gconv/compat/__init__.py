@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         restore_modules,
         restore_parameter_order,
         trained_weight,
+        unwrapped_state,
     )
     from nni_gconv.compat.nvml import driver_gpus
     from nni_gconv.compat.onednn import (
@@ -170,6 +171,7 @@ __all__ = [
     "take_over_weights",
     "trained_weight",
     "trial_folder",
+    "unwrapped_state",
     "type_remedy",
     "write_launch_files",
     "write_resume_file",
@@ -237,6 +239,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "restore_modules",
             "restore_parameter_order",
             "trained_weight",
+            "unwrapped_state",
         ],
         "nvml": ["driver_gpus"],
         "onednn": ["can_run_packed", "pack_convolution", "packs_convolutions", "run_packed"],

@@ -71,6 +71,14 @@ def own_parameters(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
     }
 
 
+def unwrapped_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copy parameters and buffers, each under the name it has in the unwrapped model."""
+    # Parameters come last: what a wrapper shows under their names is masked.
+    held = dict(model.named_buffers(remove_duplicate=False))
+    held |= dict(model.named_parameters(remove_duplicate=False))
+    return {name.replace("_nni_wrapper.", ""): t.detach().clone() for name, t in held.items()}
+
+
 def keep_parameters(
     wrappers: Mapping[str, Any], parameters: Mapping[tuple[str, str], nn.Parameter]
 ) -> None:

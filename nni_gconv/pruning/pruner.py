@@ -8,6 +8,7 @@ channels) or :class:`~nni_gconv.pruning.group_pruner.GroupPruner` (it splits lay
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -25,18 +26,13 @@ from nni_gconv.errors import ConfigError, OptionError, check_layers
 from nni_gconv.graph import example_input
 from nni_gconv.pruning.hooks import TrainingHooks
 from nni_gconv.pruning.options import PrunerOptions
+from nni_gconv.pruning.positions import check_positions
 from nni_gconv.pruning.reconstruction import Reconstruction, reconstruct
 from nni_gconv.pruning.schedule import Schedule
 from nni_gconv.pruning.selection.earlier_masks import joined_masks
 from nni_gconv.training import several_processes
 
-#: What every pruner takes by position, in NNI's order, in words.
-_NNI_ARGUMENTS = {
-    "model": "a torch.nn.Module",
-    "config_list": "a list of entries",
-    "evaluator": "an evaluator of NNI",
-    "existed_wrappers": "the wrappers of an earlier pruner",
-}
+_logger = logging.getLogger(__name__)
 
 Masks = dict[str, dict[str, Tensor]]
 
@@ -45,7 +41,7 @@ class TrainedPruner(TrainingHooks):
     """Base of pruners that make masks at once, after training, or by a schedule while it lasts.
 
     A subclass overrides hooks and calls ``super()`` in those that this class fills
-    (``begin_training``, ``after_step``, ``after_epoch``, ``finish_training``, ``state_dict``,
+    (``prepare_training``, ``begin_training``, ``after_step``, ``after_epoch``, ``finish_training``, ``state_dict``,
     ``load_state_dict``). No constructor of these bases calls what a subclass overrides: it may set
     its attributes after ``super().__init__()``.
 
@@ -82,12 +78,17 @@ class TrainedPruner(TrainingHooks):
     when_masked: Callable[[], None] | None = None
     #: What the reconstruction came to, after :meth:`compress`.
     reconstruction: Reconstruction | None = None
+    #: Whether the network that training with masks begins with can do something: what
+    #: reconstruction aims at.
+    begins_trained = True
+    #: That network; None: no masks acted while it was trained, so it has what they will hide.
+    _unmasked: Mapping[str, Tensor] | None = None
     #: Masks that hold beside those made here.
     _given: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse arguments that are not where NNI has them, before anything is done."""
-        _check_positions(cls, args, kwargs)
+        check_positions(cls, args, kwargs)
         return super().__new__(cls)
 
     def __init__(
@@ -133,6 +134,12 @@ class TrainedPruner(TrainingHooks):
         if self.scheduled:
             self.schedule.check(epochs)
 
+    def prepare_training(self) -> None:
+        """Keep the dense network, to which weights may be fitted in the end."""
+        super().prepare_training()
+        if self.options.reconstruct is not None:
+            self._unmasked = compat.unwrapped_state(self.bound_model)
+
     def begin_training(self) -> None:
         """Make the masks that the schedule asks for before the first step."""
         if self.scheduled:
@@ -169,6 +176,12 @@ class TrainedPruner(TrainingHooks):
                     "call this one's compress()"
                 )
         super()._fuse_preprocess(evaluator)
+
+    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
+        spaces = [space for targets in self._target_spaces.values() for space in targets.values()]
+        if all(space.mask is None or bool(space.mask.all()) for space in spaces):
+            self._unmasked = None
+        super()._fuse_postprocess(evaluator)
 
     def _at_boundary(self, boundary: int) -> None:
         share = self.schedule.share(boundary, self.clock.epochs or 0)
@@ -268,11 +281,22 @@ class TrainedPruner(TrainingHooks):
         """Fit the weights that the final masks leave, if that was asked for."""
         if self.options.reconstruct is None:
             return
+        if self._unmasked is not None and not self.begins_trained:
+            _logger.warning(
+                "reconstruct: left out, masks acted from the start of the training and there is no "
+                "dense network to come near to"
+            )
+            return
         masks = self.get_masks()
         with self.unwrapped() as model:
             self.reconstruction = reconstruct(
-                model, masks, self.options.calibration, settings=self.options.reconstruct
+                model,
+                masks,
+                self.options.calibration,
+                settings=self.options.reconstruct,
+                aim=self._unmasked,
             )
+        self._unmasked = None
         if several_processes():
             for tensor in [*self.bound_model.parameters(), *self.bound_model.buffers()]:
                 dist.broadcast(tensor.detach(), src=0)
@@ -351,27 +375,6 @@ def unwrapped_input(
     if given is None and counted and options.budget is not None:
         raise ConfigError("budget: needs dummy_input= to count what the model costs")
     return example_input(model) if given is None else given
-
-
-def _check_positions(kind: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Say of an option that was given by position that it has a name."""
-    given = {**dict(zip(_NNI_ARGUMENTS, args, strict=False)), **kwargs}
-    for name, expected in (("evaluator", Evaluator), ("existed_wrappers", Mapping)):
-        value = given.get(name)
-        if value is not None and not isinstance(value, expected):
-            raise ConfigError(
-                f"{kind.__name__}: {name}: expected {_NNI_ARGUMENTS[name]}, got "
-                f"{type(value).__name__}; options have names: dummy_input=, budget=, ..."
-            )
-    made = next(vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one))
-    taken = list(inspect.signature(made).parameters.values())
-    places = [one for one in taken if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    free = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in taken)
-    if len(args) >= len(places) and not free:
-        raise OptionError(
-            f"{kind.__name__}: {len(args)} arguments by position, there are {len(places) - 1} "
-            f"({', '.join(one.name for one in places[1:])}); options have names: dummy_input=, ..."
-        )
 
 
 def own_arguments(kind: type[TrainedPruner]) -> dict[str, inspect.Parameter]:

@@ -396,6 +396,7 @@ class Trial:
             pruner = self._make_pruner()
         else:
             pruner.wrap_again()
+        pruner.begins_trained = self.recipe.dense_is_trained
         accuracy: Accuracies = {}
         pruner.when_masked = lambda: accuracy.update(self._accuracies("masked"))
         _, masks = pruner.compress(max_epochs=None if sparsify is None else sparsify.epochs)

@@ -77,6 +77,7 @@ def reconstruct(
     *,
     settings: ReconstructSettings | None = None,
     seed: int = 0,
+    aim: Mapping[str, Tensor] | None = None,
 ) -> Reconstruction:
     """Fit the weights that masks leave to the outputs of the unmasked network.
 
@@ -97,6 +98,9 @@ def reconstruct(
     settings : ReconstructSettings, optional
     seed : int
         Which places of the images are looked at.
+    aim : mapping of str to Tensor, optional
+        Parameters and buffers of the network to come near to, such as the dense one before a
+        training with masks; default: the model's own, without masks.
 
     Returns
     -------
@@ -122,7 +126,7 @@ def reconstruct(
     if compat.is_wrapped(model):
         raise ConfigError("the model is still wrapped by a pruner: call pruner.unwrap_model()")
     asked = settings or ReconstructSettings()
-    job = _Job(model, masks, Calibration.of(calibration), asked, seed)
+    job = _Job(model, masks, Calibration.of(calibration), asked, seed, aim)
     chosen, state = job.best()
     if state is not None:
         job.keep(state)
@@ -140,22 +144,25 @@ class _Job:
         calibration: Calibration,
         settings: ReconstructSettings,
         seed: int,
+        aim: Mapping[str, Tensor] | None,
     ) -> None:
         self.model, self.calibration, self.settings, self.seed = model, calibration, settings, seed
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.dense = state_of(model)
+        own = state_of(model)
+        self.dense = own if aim is None else {name: aim[name].to(t) for name, t in own.items()}
         graph = trace(model, calibration.inputs[:1].to(self.device))
         asked = read_masks(model, masks, graph.aliases)
         self.kept, _ = extend_masks(graph, map_channels(graph), asked, Wiring(graph, asked))
         self.per_image = 2 * 4 * Replay(graph).most_elements()
         self.left: dict[str, str] = {}
-        self.masked = masked_state(self.dense, self.kept)
+        self.masked = masked_state(own, self.kept)
         self.work = copy.deepcopy(model)
 
     def best(self) -> tuple[Reconstruction, State | None]:
         """Find what serves best on images held out, and do that with all of them."""
         held = self.calibration.inputs[1::2].split(self.calibration.batch_size)
-        target = outputs_of(self.model, held)
+        self._load(self.dense)
+        target = outputs_of(self.work, held)
         seen = self.calibration.inputs[0::2]
         found: dict[tuple[bool, bool], float] = {}
         for refit in (False, True):
@@ -209,7 +216,7 @@ class _Job:
                 seed=self.seed,
                 progress=self.calibration.progress,
             )
-            state = walk.refit(self.dense, self.kept)
+            state = walk.refit(self.dense, self.kept, self.masked)
         self.left = walk.left
         return state
 

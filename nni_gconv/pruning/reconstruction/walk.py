@@ -78,7 +78,12 @@ class Walk:
         self._replay = Replay(self.graph)
         self._layers, self.left = find_layers(self.graph)
 
-    def refit(self, dense: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> State:
+    def refit(
+        self,
+        dense: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor],
+        begin: Mapping[str, Tensor] | None = None,
+    ) -> State:
         """Return the tensors of the pruned network, refitted.
 
         Parameters
@@ -87,8 +92,10 @@ class Walk:
             Parameters and buffers of the dense network.
         kept : mapping of str to bool Tensor
             Masks by parameter name; a parameter without one is whole.
+        begin : mapping of str to Tensor, optional
+            Tensors of the pruned network to begin with; default: the dense ones.
         """
-        pruned = masked_state(dense, kept)
+        pruned = masked_state(dense if begin is None else begin, kept)
         with counting("layers refitted", len(self._layers), enabled=self.progress) as done:
             for layers in self._rounds():
                 self._refit(layers, dense, pruned, kept, done)

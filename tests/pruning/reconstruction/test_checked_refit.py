@@ -87,6 +87,46 @@ def test_the_option_of_a_pruner_does_the_same():
         assert torch.equal(tensor, state(model)[name]), name
 
 
+def test_weights_come_near_to_another_network_where_one_is_given():
+    dense = randomised(plain_net()).eval()
+    model = copy.deepcopy(dense)
+    _, masks = pruned(model)
+    with torch.no_grad():  # as after a training in which masks hid them
+        for name, targets in masks.items():
+            hidden = targets["weight"] == 0
+            model.get_submodule(name).weight[hidden] = 7.0
+    fresh = images(32, seed=9)
+    with torch.no_grad():
+        wanted = dense(fresh)
+    before = (masked_outputs(model, masks, fresh) - wanted).square().mean()
+    reconstruct(model, masks, images(), aim=state(dense))
+    assert (masked_outputs(model, masks, fresh) - wanted).square().mean() < before
+
+
+@pytest.mark.parametrize(("schedule", "hidden"), [("constant", True), ("one-shot", False)])
+def test_what_masks_have_hidden_in_training_is_no_aim(schedule, hidden, monkeypatch):
+    model = randomised(plain_net())
+    began = copy.deepcopy(state(model))
+    aims = []
+    monkeypatch.setattr(
+        "nni_gconv.pruning.pruner.reconstruct", lambda *_, aim, **__: aims.append(aim)
+    )
+    x = images(8)
+    pruner = FPGMPruner(
+        model, CONVS, dummy_input=x[:1], calibration=x, reconstruct=True, schedule=schedule
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with pruner.training(optimizer, epochs=2, steps_per_epoch=1):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    (aim,) = aims
+    assert (aim is not None) == hidden
+    if hidden:
+        assert all(torch.equal(aim[name], tensor) for name, tensor in began.items())
+
+
 def test_what_masks_hide_stays_as_it_was():
     model = randomised(plain_net()).eval()
     dense = copy.deepcopy(model)
