@@ -141,56 +141,15 @@ class Bench:
 
     # -- Torch-Pruning ----------------------------------------------------------------------------
 
-    def peer(self, criterion: str, style: str, macs: float) -> dict[str, Any]:
-        """Prune with Torch-Pruning to a share of the MACs, found by halving its ratio."""
-        low, high, best = 0.0, 0.95, None
-        for _ in range(9):
-            middle = (low + high) / 2
-            model, found = self._peer_at(criterion, style, middle)
-            if found <= macs:
-                high, best = middle, (model, found)
-            else:
-                low = middle
-        if best is None:
-            raise ValueError("Torch-Pruning does not reach the budget")
-        model, found = best
+    def peer(self, criterion: Any, style: Any, macs: float) -> dict[str, Any]:
+        """Prune with Torch-Pruning to a share of the MACs."""
+        from torch_pruning_method import cut_to
+
+        model, _ = cut_to(self.model, self.calibration, criterion, style, macs)
+        found = count(model, self.images[:1]).macs / self.dense_macs
         row = {"macs": round(found, 4), "cut": self.accuracy(model)}
         recalibrate_bn(model, self.images.split(256))
         return {**row, "bn": self.accuracy(model)}
-
-    def _peer_at(self, criterion: str, style: str, ratio: float) -> tuple[nn.Module, float]:
-        import torch_pruning as tp
-
-        model, example = copy.deepcopy(self.model), self.images[:1]
-        importance = {
-            "L2": tp.importance.GroupMagnitudeImportance,
-            "Taylor": tp.importance.GroupTaylorImportance,
-            "Hessian": tp.importance.GroupHessianImportance,
-        }[criterion]()
-        pruner = tp.pruner.BasePruner(
-            model,
-            example,
-            importance,
-            pruning_ratio=ratio,
-            global_pruning=style != "local",
-            isomorphic=style == "isomorphic",
-            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)],
-        )
-        if criterion == "Taylor":
-            for x, y in zip(self.images.split(128), self.labels.split(128), strict=True):
-                nn.functional.cross_entropy(model(x), y, reduction="sum").backward()
-        elif criterion == "Hessian":
-            losses = nn.functional.cross_entropy(
-                model(self.images[:64]), self.labels[:64], reduction="none"
-            )
-            importance.zero_grad()
-            for loss in losses:
-                model.zero_grad()
-                loss.backward(retain_graph=True)
-                importance.accumulate_grad(model)
-        pruner.step()
-        model.zero_grad()
-        return model, count(model, example).macs / self.dense_macs
 
 
 def jobs(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -1,4 +1,4 @@
-"""Accuracy on CIFAR-10 after short fine-tuning: ours and peers, by the recipes in benchmarks/results.
+"""Accuracy on CIFAR-10 after short fine-tuning, ours and peers: recipes in benchmarks/results.
 
     python benchmarks/results.py DATA WEIGHTS --only resnet20b-half
     python benchmarks/results.py DATA WEIGHTS --only "resnet20b-half: NNI L1" --epochs 1
@@ -30,7 +30,7 @@ from rich.console import Console
 
 from nni_gconv import run_recipe
 from nni_gconv.errors import NniGconvError
-from nni_gconv.figure import picture
+from nni_gconv.figure import COLOURS, picture
 from nni_gconv.files import write_json, write_text
 
 HERE = Path(__file__).parent
@@ -118,6 +118,65 @@ def read(name: str) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
+def table(plan: dict[str, Any], done: dict[str, Any]) -> str:
+    """Write the rows of a file as Markdown, a line for each method and loss."""
+    numbers = plan["epochs"]
+    heads = [f"{n} epoch{'s' * (n > 1)}" for n in numbers]
+    lines = [
+        f"### {plan['title']}, {100 * next(iter(done.values()))['dense']:.2f} % dense",
+        "",
+        f"| method | loss | MACs | params | nothing trained | {' | '.join(heads)} |",
+        "|---" * (5 + len(heads)) + "|",
+    ]
+    for method in plan["methods"]:
+        for how in ("distilled", "labels alone"):
+            rows = [done.get(f"{method}, {n} epochs, {how}") for n in numbers]
+            found = next((row for row in rows if row), None)
+            if found is None:
+                continue
+            cells = [f"{100 * row['accuracy']:.2f}" if row else "" for row in rows]
+            lines.append(
+                f"| {method} | {how} | {found['macs']:.3f} | {found['params']:.3f} | "
+                f"{100 * found['small']:.2f} | {' | '.join(cells)} |"
+            )
+    commits = ", ".join(sorted({row["commit"] for row in done.values()}))
+    return "\n".join(
+        [*lines, "", f"Commit {commits}; each row's recipe and command stand beside it."]
+    )
+
+
+def draw(plan: dict[str, Any], done: dict[str, Any], path: Path) -> None:
+    """Draw accuracy against epochs of fine-tuning, a line for each method and loss."""
+    with picture(path, 7.0, 4.5) as figure:
+        axes = figure.subplots()
+        axes.axhline(100 * next(iter(done.values()))["dense"], color="0.3", ls=":", label="dense")
+        for method, colour in zip(plan["methods"], COLOURS, strict=False):
+            for how, line in (("distilled", "o-"), ("labels alone", "s--")):
+                named = {n: done.get(f"{method}, {n} epochs, {how}") for n in plan["epochs"]}
+                found = {n: row for n, row in named.items() if row}
+                if found:
+                    points = {0: next(iter(found.values()))["small"]}
+                    points |= {n: row["accuracy"] for n, row in found.items()}
+                    heights = [100 * accuracy for accuracy in points.values()]
+                    axes.plot(list(points), heights, line, color=colour, label=f"{method}, {how}")
+        axes.set(xlabel="epochs of fine-tuning", ylabel="test accuracy in %", title=plan["title"])
+        axes.legend(fontsize=8, loc="lower right")
+
+
+def document(plans: dict[str, Any]) -> None:
+    """Write the tables and pictures of docs/results.md from the rows that are there."""
+    begin, end = "<!-- rows: written by benchmarks/results.py -->\n", "<!-- end of rows -->"
+    parts = []
+    for name, plan in plans.items():
+        done = read(name)
+        if done:
+            draw(plan, done, DOCS / "images" / f"results-{name}.png")
+            parts += [f"![{plan['title']}](images/results-{name}.png)", table(plan, done)]
+    head, _, rest = (DOCS / "results.md").read_text().partition(begin)
+    text = "\n\n".join(parts)
+    write_text(DOCS / "results.md", f"{head}{begin}\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="?")
@@ -131,6 +190,8 @@ def main() -> None:
     if args.data is not None and args.weights is not None:
         args.data, args.weights = args.data.absolute(), args.weights.absolute()
         run(plans, args)
+    if args.docs:
+        document(plans)
 
 
 if __name__ == "__main__":

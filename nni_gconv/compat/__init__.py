@@ -171,8 +171,8 @@ __all__ = [
     "take_over_weights",
     "trained_weight",
     "trial_folder",
-    "unwrapped_state",
     "type_remedy",
+    "unwrapped_state",
     "write_launch_files",
     "write_resume_file",
 ]

@@ -41,9 +41,9 @@ class TrainedPruner(TrainingHooks):
     """Base of pruners that make masks at once, after training, or by a schedule while it lasts.
 
     A subclass overrides hooks and calls ``super()`` in those that this class fills
-    (``prepare_training``, ``begin_training``, ``after_step``, ``after_epoch``, ``finish_training``, ``state_dict``,
-    ``load_state_dict``). No constructor of these bases calls what a subclass overrides: it may set
-    its attributes after ``super().__init__()``.
+    (``prepare_training``, ``begin_training``, ``after_step``, ``after_epoch``, ``finish_training``,
+    ``state_dict``, ``load_state_dict``). No constructor of these bases calls what a subclass
+    overrides: it may set its attributes after ``super().__init__()``.
 
     Parameters
     ----------
@@ -282,10 +282,7 @@ class TrainedPruner(TrainingHooks):
         if self.options.reconstruct is None:
             return
         if self._unmasked is not None and not self.begins_trained:
-            _logger.warning(
-                "reconstruct: left out, masks acted from the start of the training and there is no "
-                "dense network to come near to"
-            )
+            _logger.warning("reconstruct: left out: there is no dense network to come near to")
             return
         masks = self.get_masks()
         with self.unwrapped() as model:
