@@ -78,8 +78,7 @@ class TrainedPruner(TrainingHooks):
     when_masked: Callable[[], None] | None = None
     #: What the reconstruction came to, after :meth:`compress`.
     reconstruction: Reconstruction | None = None
-    #: Whether the network that training with masks begins with can do something: what
-    #: reconstruction aims at.
+    #: Whether training with masks begins with a network that reconstruction can aim at.
     begins_trained = True
     #: That network; None: no masks acted while it was trained, so it has what they will hide.
     _unmasked: Mapping[str, Tensor] | None = None
@@ -284,11 +283,10 @@ class TrainedPruner(TrainingHooks):
         if self._unmasked is not None and not self.begins_trained:
             _logger.warning("reconstruct: left out: there is no dense network to come near to")
             return
-        masks = self.get_masks()
         with self.unwrapped() as model:
             self.reconstruction = reconstruct(
                 model,
-                masks,
+                self.get_masks(),
                 self.options.calibration,
                 settings=self.options.reconstruct,
                 aim=self._unmasked,
