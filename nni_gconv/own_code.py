@@ -24,7 +24,7 @@ NO_IMPORT = "NNI_GCONV_NO_IMPORT"
 """Variable that, set to 1, refuses own code in this process and those it starts."""
 
 #: What stands before a colon without naming a module of the user's.
-_NAMESPACES = ("torchvision", "nni")
+_NAMESPACES = ("torchvision", "timm", "nni")
 _PATH = re.compile(r"([^\W\d][\w.]*):[^\W\d][\w.]*")
 _NO_CONSTRUCTORS = frozenset(sys.stdlib_module_names) | {"numpy", "torch"}
 

@@ -14,16 +14,20 @@ from nni_gconv.artefact.files import (
     versions,
     weights_digest,
 )
+from nni_gconv.artefact.hub import from_pretrained, push_to_hub, save_pretrained
 from nni_gconv.artefact.plan import FORMAT, plan_of, rebuild
 
 __all__ = [
     "FORMAT",
+    "from_pretrained",
     "holds_plan",
     "load_compact",
     "plan_of",
+    "push_to_hub",
     "read_plan",
     "rebuild",
     "save_compact",
+    "save_pretrained",
     "versions",
     "weights_digest",
 ]

@@ -22,8 +22,8 @@ def doctor(
         str | None,
         typer.Argument(
             metavar="[MODEL|EXPERIMENT.yml]",
-            help="resnet56, torchvision:resnet50 or mypkg.module:factory; or an experiment's file; "
-            "without it the installation is looked at.",
+            help="resnet56, torchvision:resnet50, timm:NAME or mypkg.module:factory; or an "
+            "experiment's file; without it the installation is looked at.",
         ),
     ] = None,
     shape: InputShape = None,

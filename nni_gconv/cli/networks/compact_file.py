@@ -54,10 +54,11 @@ def _check_named(file: Path, recipe: Any) -> None:
     name = found.get("name") if isinstance(found, dict) else None
     if not isinstance(name, str):
         raise ConfigError(f"{file} names no architecture: give --model")
-    if name not in list_models() and not name.startswith("torchvision:"):
+    known = name.startswith(("torchvision:", "timm:")) and "hf-hub:" not in name
+    if name not in list_models() and not known:
         raise ConfigError(
-            f"{file} names {name!r}, which is no network of the zoo or of torchvision; a file may "
-            "not name code: give --model, if you know it"
+            f"{file} names {name!r}, which is no network of the zoo, of torchvision or of timm; "
+            "a file may not name code: give --model, if you know it"
         )
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="resnet56, torchvision:resnet50 or mypkg.module:factory."),
+    typer.Argument(
+        metavar="MODEL", help="resnet56, torchvision:resnet50, timm:NAME or mypkg.module:factory."
+    ),
 ]
 InputShape = Annotated[
     str | None,

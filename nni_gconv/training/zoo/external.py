@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.own_code import import_constructor, importable_here
 
+from .hub import is_pretrained_folder, read_pretrained
 from .weights import check_fit, load_weights
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ def create_from_path(
     num_classes : int, optional
         Passed where the constructor has a parameter of that name (or ``**kwargs``).
     weights : str, optional
-        A file for :func:`load_weights`.
+        A file for :func:`load_weights`; or a folder that ``PyTorchModelHubMixin`` saved, or
+        ``hf-hub:owner/name``, whose ``config.json`` has the constructor's arguments.
     **options
         Further arguments of the constructor.
 
@@ -169,6 +171,12 @@ def create_from_path(
     factory = import_factory(path)
     parameters = _parameters(factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if weights is not None and is_pretrained_folder(weights):
+        config, file = read_pretrained(weights)
+        known = {k: v for k, v in config.items() if k in parameters or open_ended}
+        options, weights = {**known, **options}, str(file)
+        if "num_classes" in known:
+            num_classes = None  # that of the weights
     if num_classes is not None and ("num_classes" in parameters or open_ended):
         options["num_classes"] = num_classes
     with importable_here():

@@ -13,6 +13,7 @@ from nni_gconv.errors import ConfigError, unknown_name
 
 from .external import create_from_path, create_torchvision, import_factory
 from .grouped import with_groups
+from .hub import TIMM, create_timm, timm_input_size
 from .registry import lookup
 from .weights import load_weights
 
@@ -47,15 +48,17 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(
-        description="A name of list_models(), torchvision:NAME, or package.module:factory"
+        description="A name of list_models(), torchvision:NAME, timm:NAME, or "
+        "package.module:factory"
     )
     num_classes: int | None = Field(
         default=None, ge=1, description="Length of the output; null: the constructor's own default"
     )
     weights: str | WeightsFile | None = Field(
         default=None,
-        description="A .safetensors or torch state dict file, or a name of torchvision's weights; "
-        "{file: ..., head: new} for a network of other classes",
+        description="A .safetensors or torch state dict file; a name of torchvision's weights; "
+        "pretrained for timm's; for a class of one's own a folder that PyTorchModelHubMixin saved, "
+        "or hf-hub:owner/name; {file: ..., head: new} for a network of other classes",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -101,7 +104,8 @@ def create_model(
     Parameters
     ----------
     name : str
-        One of :func:`list_models`; ``torchvision:NAME``; or ``package.module:factory``, which is
+        One of :func:`list_models`; ``torchvision:NAME``; ``timm:NAME``; or
+        ``package.module:factory``, which is
         imported (the working directory counts) and called.
     num_classes : int, optional
         Length of the output. Default: 10 for this zoo's models, the number of the published
@@ -151,6 +155,8 @@ def _create_dense(
 ) -> nn.Module:
     if name.startswith(TORCHVISION):
         return create_torchvision(name[len(TORCHVISION) :], num_classes, weights, **options)
+    if name.startswith(TIMM):
+        return create_timm(name[len(TIMM) :], num_classes, weights, **options)
     if ":" in name:
         return create_from_path(name, num_classes, weights, **options)
     entry = lookup(name)
@@ -190,6 +196,8 @@ def input_size(name: str) -> tuple[int, int, int]:
         if bare not in names:
             raise ConfigError(unknown_name("torchvision model", bare, names, "model.name"))
         return INCEPTION_INPUT if "inception" in bare else IMAGENET_INPUT
+    if name.startswith(TIMM):
+        return timm_input_size(name[len(TIMM) :])
     if ":" in name:
         size = getattr(import_factory(name), "input_size", None)
         if not isinstance(size, tuple | list) or len(size) != 3:

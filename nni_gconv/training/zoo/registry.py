@@ -135,5 +135,5 @@ def lookup(name: str) -> ModelEntry:
         )
     close = nearest(name, _MODELS)
     message = unknown_name("model", name, _MODELS, "model.name")
-    more = "" if close else "; also torchvision:NAME and package.module:factory"
+    more = "" if close else "; also torchvision:NAME, timm:NAME and package.module:factory"
     raise ConfigError(message + more)
