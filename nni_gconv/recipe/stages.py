@@ -5,35 +5,29 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import nn
 
 from nni_gconv import compat
-from nni_gconv.artefact import holds_plan, load_compact, save_compact, versions
+from nni_gconv.artefact import load_compact, save_compact, versions
 from nni_gconv.errors import ConfigError
 from nni_gconv.export import export_model
-from nni_gconv.graph import Graph, load_masks, trace
-from nni_gconv.profiling import Counts, LatencySettings, Profile, check_met, profile
-from nni_gconv.progress import Stages, say
+from nni_gconv.graph import load_masks, trace
+from nni_gconv.profiling import Counts, LatencySettings, check_met
 from nni_gconv.pruning import Calibration, PruneSettings, Traced, TrainedPruner, create_pruner
-from nni_gconv.recipe.folder import TrialFolder
-from nni_gconv.recipe.latency import TimingCache, quickest_forms, time_networks
-from nni_gconv.recipe.measure import Accuracies, accuracies, measure_models
+from nni_gconv.recipe.latency import quickest_forms, time_networks
+from nni_gconv.recipe.measure import Accuracies, measure_models
 from nni_gconv.recipe.pictures import log_blocks
 from nni_gconv.recipe.result import TrialResult
-from nni_gconv.recipe.schema import Recipe
-from nni_gconv.recipe.setup import check_runs, choose_device, reset_parameters
+from nni_gconv.recipe.setup import reset_parameters
 from nni_gconv.recipe.shared_dense import read_shared, shared_folder, train_shared
 from nni_gconv.recipe.state_files import load_state, save_masks, save_state
+from nni_gconv.recipe.workbench import Workbench
 from nni_gconv.speedup import ModelSpeedup, layer_sizes
 from nni_gconv.training import (
-    Distributed,
     FitResult,
     MetricLog,
     TrainSettings,
@@ -41,8 +35,6 @@ from nni_gconv.training import (
     make_evaluator,
     seed_everything,
 )
-from nni_gconv.training.data import load_data, make_loaders
-from nni_gconv.training.zoo import ModelSettings, list_models
 
 DENSE = "dense.safetensors"
 MASKS = "masks.safetensors"
@@ -53,7 +45,7 @@ STATISTICS = "calibration"
 OPTIMIZED = "optimized.safetensors"
 
 
-class Trial:
+class Trial(Workbench):
     """One run of a recipe; its methods are the stages and are called in the order they stand.
 
     Parameters
@@ -67,62 +59,6 @@ class Trial:
     quiet : bool
         No progress on standard error.
     """
-
-    def __init__(
-        self, recipe: Recipe, folder: TrialFolder, distributed: Distributed, *, quiet: bool = False
-    ) -> None:
-        self.recipe, self.folder, self.distributed = recipe, folder, distributed
-        self.quiet = quiet or not distributed.is_main
-        folder.shown = Stages(folder.path.name, enabled=not self.quiet)
-        self.device = choose_device(recipe.device, distributed.local_rank)
-        seed_everything(recipe.seed)
-        bundle = load_data(recipe.data, seed=recipe.seed)
-        if not self.quiet:
-            say(f"{folder.path.name}: {bundle.description}")
-        self.num_classes, self.input_shape = bundle.num_classes, bundle.input_shape
-        self.loaders = make_loaders(
-            bundle,
-            recipe.data,
-            seed=recipe.seed,
-            device=self.device,
-            rank=distributed.rank,
-            world_size=distributed.world_size,
-        )
-        self.log: MetricLog | None = None
-        self.model = self.build().to(self.device)
-        check_runs(
-            self.model,
-            self._example(),
-            model_name=recipe.model.name,
-            data_name=recipe.data.name,
-            num_classes=self.num_classes,
-        )
-        self.dense = self.model
-        self.fast: nn.Module | None = None  # the small model in its quickest form
-        self._timings = TimingCache.of_experiment()
-        self._graph: Graph | None = None
-        self._pruner: TrainedPruner | None = None
-        self._profiles: dict[str, Profile] = {}
-        if "onnx" in recipe.export.formats and not folder.finished("export"):
-            compat.check_onnx()
-
-    def __enter__(self) -> Trial:
-        self._threads = torch.get_num_threads()
-        if self.recipe.threads is not None:
-            torch.set_num_threads(self.recipe.threads)
-        if self.distributed.is_main:
-            self.log = MetricLog(self.folder.path)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        torch.set_num_threads(self._threads)
-        if self.log is not None:
-            self.log.close()
 
     # -- stages -----------------------------------------------------------------------------------
 
@@ -261,48 +197,7 @@ class Trial:
             output=self.folder.path,
         )
 
-    # -- building ---------------------------------------------------------------------------------
-
-    def architecture(self) -> nn.Module:
-        """Build the dense architecture, without weights of its own."""
-        return self._build(self.recipe.model.model_copy(update={"weights": None}))
-
-    def build(self) -> nn.Module:
-        """Build the network to begin with: the recipe's weights, or a small model's file."""
-        weights = self.recipe.model.weights_file
-        if weights is not None and holds_plan(path := Path(weights).expanduser()):
-            return load_compact(path, self.architecture, optimized=False).train()
-        return self._build(self.recipe.model)
-
-    def _build(self, settings: ModelSettings) -> nn.Module:
-        defaults: dict[str, Any] = {"num_classes": self.num_classes}
-        if settings.name in list_models():
-            defaults["in_channels"] = self.input_shape[0]
-        seed_everything(self.recipe.seed)
-        return settings.build(**defaults)
-
-    def _example(self, batch: int = 1) -> torch.Tensor:
-        return torch.zeros(batch, *self.input_shape, device=self.device)
-
-    def _prune_example(self) -> torch.Tensor:
-        """A budget of latency is for the batch size that is reported first."""
-        latency = self.recipe.report.latency
-        return self._example(1 if latency is None else latency.batch_sizes[0])
-
-    def _profile(self, which: Literal["small", "dense"]) -> Profile:
-        """What a network costs: it runs once for that, whoever asks."""
-        if which not in self._profiles:
-            model = self.model if which == "small" else self.dense
-            self._profiles[which] = profile(model, self._example())
-        return self._profiles[which]
-
-    def _teacher(self, stage: TrainSettings) -> nn.Module | None:
-        """Give the dense network to a stage that learns from it."""
-        return None if stage.distill is None else self.dense
-
-    def _accuracies(self, which: str) -> Accuracies:
-        given = self.loaders, self.device, self.distributed, self.num_classes
-        return accuracies(which, self.model, *given)
+    # -- the pruner -------------------------------------------------------------------------------
 
     def _make_pruner(self) -> TrainedPruner:
         """Make the pruner of the recipe for the network as it is; it is wrapped by that."""
@@ -456,7 +351,7 @@ class Trial:
         self._save_compact(COMPACT)
         return {}
 
-    # -- files ------------------------------------------------------------------------------------
+    # -- latencies and files ----------------------------------------------------------------------
 
     def _latency(self) -> list[dict[str, Any]]:
         """One process has the clock; all report what it saw."""
@@ -466,14 +361,6 @@ class Trial:
             given = settings, self._timings, self._say
             rows = time_networks(small, self.dense, self._example(), *given)
         return self.distributed.broadcast_object(rows)
-
-    def _say(self, what: str) -> None:
-        if not self.quiet:
-            sys.stderr.write(f"{what}\n")
-
-    def _load(self, path: Path) -> nn.Module:
-        """Load the small network as it is to be trained."""
-        return load_compact(path, self.architecture, device=self.device, optimized=False)
 
     def _save_compact(self, name: str) -> None:
         if self.distributed.is_main:

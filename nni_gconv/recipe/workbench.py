@@ -1,0 +1,155 @@
+"""What the stages of a trial work with: network, images, device, log, counts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from nni_gconv import compat
+from nni_gconv.artefact import holds_plan, load_compact
+from nni_gconv.graph import Graph
+from nni_gconv.profiling import Profile, profile
+from nni_gconv.progress import Stages, say
+from nni_gconv.pruning import TrainedPruner
+from nni_gconv.recipe.folder import TrialFolder
+from nni_gconv.recipe.latency import TimingCache
+from nni_gconv.recipe.measure import Accuracies, accuracies
+from nni_gconv.recipe.schema import Recipe
+from nni_gconv.recipe.setup import check_runs, choose_device
+from nni_gconv.training import (
+    Distributed,
+    MetricLog,
+    TrainSettings,
+    seed_everything,
+)
+from nni_gconv.training.data import load_data, make_loaders
+from nni_gconv.training.zoo import ModelSettings, list_models
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Workbench:
+    """A recipe made ready: the network built and tried, the images loaded.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to do.
+    folder : TrialFolder
+        Where files go and which stages are finished.
+    distributed : Distributed
+        The processes that run this trial together.
+    quiet : bool
+        No progress on standard error.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: TrialFolder, distributed: Distributed, *, quiet: bool = False
+    ) -> None:
+        self.recipe, self.folder, self.distributed = recipe, folder, distributed
+        self.quiet = quiet or not distributed.is_main
+        folder.shown = Stages(folder.path.name, enabled=not self.quiet)
+        self.device = choose_device(recipe.device, distributed.local_rank)
+        seed_everything(recipe.seed)
+        bundle = load_data(recipe.data, seed=recipe.seed)
+        if not self.quiet:
+            say(f"{folder.path.name}: {bundle.description}")
+        self.num_classes, self.input_shape = bundle.num_classes, bundle.input_shape
+        self.loaders = make_loaders(
+            bundle,
+            recipe.data,
+            seed=recipe.seed,
+            device=self.device,
+            rank=distributed.rank,
+            world_size=distributed.world_size,
+        )
+        self.log: MetricLog | None = None
+        self.model = self.build().to(self.device)
+        check_runs(
+            self.model,
+            self._example(),
+            model_name=recipe.model.name,
+            data_name=recipe.data.name,
+            num_classes=self.num_classes,
+        )
+        self.dense = self.model
+        self.fast: nn.Module | None = None  # the small model in its quickest form
+        self._timings = TimingCache.of_experiment()
+        self._graph: Graph | None = None
+        self._pruner: TrainedPruner | None = None
+        self._profiles: dict[str, Profile] = {}
+        if "onnx" in recipe.export.formats and not folder.finished("export"):
+            compat.check_onnx()
+
+    def __enter__(self) -> Self:
+        self._threads = torch.get_num_threads()
+        if self.recipe.threads is not None:
+            torch.set_num_threads(self.recipe.threads)
+        if self.distributed.is_main:
+            self.log = MetricLog(self.folder.path)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        torch.set_num_threads(self._threads)
+        if self.log is not None:
+            self.log.close()
+
+    def architecture(self) -> nn.Module:
+        """Build the dense architecture, without weights of its own."""
+        return self._build(self.recipe.model.model_copy(update={"weights": None}))
+
+    def build(self) -> nn.Module:
+        """Build the network to begin with: the recipe's weights, or a small model's file."""
+        weights = self.recipe.model.weights_file
+        if weights is not None and holds_plan(path := Path(weights).expanduser()):
+            return load_compact(path, self.architecture, optimized=False).train()
+        return self._build(self.recipe.model)
+
+    def _build(self, settings: ModelSettings) -> nn.Module:
+        defaults: dict[str, Any] = {"num_classes": self.num_classes}
+        if settings.name in list_models():
+            defaults["in_channels"] = self.input_shape[0]
+        seed_everything(self.recipe.seed)
+        return settings.build(**defaults)
+
+    def _example(self, batch: int = 1) -> torch.Tensor:
+        return torch.zeros(batch, *self.input_shape, device=self.device)
+
+    def _prune_example(self) -> torch.Tensor:
+        """A budget of latency is for the batch size that is reported first."""
+        latency = self.recipe.report.latency
+        return self._example(1 if latency is None else latency.batch_sizes[0])
+
+    def _profile(self, which: Literal["small", "dense"]) -> Profile:
+        """What a network costs: it runs once for that, whoever asks."""
+        if which not in self._profiles:
+            model = self.model if which == "small" else self.dense
+            self._profiles[which] = profile(model, self._example())
+        return self._profiles[which]
+
+    def _teacher(self, stage: TrainSettings) -> nn.Module | None:
+        """Give the dense network to a stage that learns from it."""
+        return None if stage.distill is None else self.dense
+
+    def _accuracies(self, which: str) -> Accuracies:
+        given = self.loaders, self.device, self.distributed, self.num_classes
+        return accuracies(which, self.model, *given)
+
+    def _say(self, what: str) -> None:
+        if not self.quiet:
+            sys.stderr.write(f"{what}\n")
+
+    def _load(self, path: Path) -> nn.Module:
+        """Load the small network as it is to be trained."""
+        return load_compact(path, self.architecture, device=self.device, optimized=False)
