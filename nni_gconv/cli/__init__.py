@@ -25,11 +25,13 @@ from nni_gconv.cli.experiments.resume import resume
 from nni_gconv.cli.experiments.search_space import search_space
 from nni_gconv.cli.networks.compare import compare
 from nni_gconv.cli.networks.export import export
+from nni_gconv.cli.networks.init import init
 from nni_gconv.cli.networks.inspect import inspect
 from nni_gconv.cli.networks.optimize import optimize
 from nni_gconv.cli.networks.profile import profile
 from nni_gconv.cli.networks.search_groups import search_groups
 from nni_gconv.cli.networks.sensitivity import sensitivity
+from nni_gconv.cli.networks.shrink import shrink
 from nni_gconv.cli.run import run
 from nni_gconv.cli.signals import Terminated, interruptible
 from nni_gconv.errors import NniGconvError
@@ -76,6 +78,8 @@ def _options(
 
 
 for _command in (
+    shrink,
+    init,
     run,
     quickstart,
     create,

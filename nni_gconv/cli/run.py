@@ -83,8 +83,9 @@ def _run(
     if as_json:
         print_json(result.to_dict())
         return
+    width = max(map(len, result.metrics))
     for name, value in result.metrics.items():
-        typer.echo(f"{name:16} {value:.6g}")
+        typer.echo(f"{name:{width}} {value:.6g}")
     note(f"kept in {result.output}")
 
 

@@ -12,10 +12,11 @@ import lazy_loader
 if TYPE_CHECKING:
     from nni_gconv.recipe.folder import TrialFolder, choose_output
     from nni_gconv.recipe.gpus import run_torchrun, torchrun_size
-    from nni_gconv.recipe.load import load_recipe
+    from nni_gconv.recipe.load import load_recipe, parse_recipe
     from nni_gconv.recipe.result import TrialResult
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
+    from nni_gconv.recipe.setup import check_runs
     from nni_gconv.recipe.stages import Trial
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "Trial",
     "TrialFolder",
     "TrialResult",
+    "check_runs",
     "choose_output",
     "load_recipe",
+    "parse_recipe",
     "run_recipe",
     "run_torchrun",
     "torchrun_size",
@@ -35,10 +38,11 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "folder": ["TrialFolder", "choose_output"],
         "gpus": ["run_torchrun", "torchrun_size"],
-        "load": ["load_recipe"],
+        "load": ["load_recipe", "parse_recipe"],
         "result": ["TrialResult"],
         "run": ["run_recipe"],
         "schema": ["Recipe"],
+        "setup": ["check_runs"],
         "stages": ["Trial"],
     },
 )
