@@ -1,181 +1,174 @@
-"""Is half of the MACs half of the time? Dense and small networks timed in turn.
+"""How long do small networks take? Dense and small ones timed in turn, back-end by back-end.
 
-    python benchmarks/latency.py --cache latency.csv --out docs/latency.md
+    pip install torch-pruning                 # for its rows alone
+    python benchmarks/latency.py --cache latency.csv --networks nets --out docs/latency.md
+    python benchmarks/latency.py --cache latency.csv --networks nets --backends onnxruntime compile
 
-Each network is pruned by FPGM to half of its MACs (weights are random: time does not depend on
-them), once with any number of channels and once with multiples of 8 and of 16. Dense and small
-network, with batch norms and with them folded into the convolutions, run in turn (A B C D A B C
-D), and every time is divided by the dense network's of the same round; medians are reported.
-Cases that the cache file holds are not run again.
+For each network, batch and back-end: the dense network, and small ones of it (channels cut to half
+and to a quarter of the MACs, Torch-Pruning's at equal MACs, group convolutions in every layer that
+allows them) run in turn, A B C A B C, and every time is divided by that of the dense network of the
+same round: what slows the machine for a while slows neighbours alike. Medians with 95 % intervals
+of a bootstrap over the rounds. Weights are random: time does not depend on them. In eager mode each
+network is timed as it is in both memory formats and in its quickest form (`nni_gconv.optimize`);
+the dense one with norms folded too. Rows that the cache file holds are not timed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
-import platform
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from latency_networks import kinds, network
+from latency_tables import write_page
+from speedup_models import write_cache
+from torch import Tensor, nn
 
-from nni_gconv import FPGMPruner, ModelSpeedup
-from nni_gconv.export import fold_batch_norms
-from nni_gconv.profiling import compare_latency, count
-from nni_gconv.training.zoo import create_model, input_size
+from nni_gconv import optimize
+from nni_gconv.inference import fold_batch_norms, report_of
+from nni_gconv.profiling import (
+    count,
+    cpu_threads,
+    in_turn,
+    machine_of,
+    measuring,
+    milliseconds,
+    on_backend,
+    paired_ratio,
+)
 
-MODELS = ["resnet56", "torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:resnet50",
-          "torchvision:vgg16_bn"]  # fmt: skip
-ROUNDED = ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:resnet50"]
-MULTIPLES = (8, 16)
-BATCHES = (1, 64)
-FIELDS = ["model", "kind", "batch", "channels_last", "macs_left", "params_left", "dense_ms",
-          "ratio", "low", "high"]  # fmt: skip
-
-
-def prune(model: nn.Module, dummy: torch.Tensor, round_to: int) -> nn.Module:
-    """Return a copy with half of the MACs."""
-    small = copy.deepcopy(model)
-    config = [{"op_types": ["Conv2d"], "round_to": round_to}]
-    pruner = FPGMPruner(small, config, budget={"macs": 0.5}, dummy_input=dummy)
-    _, masks = pruner.compress()
-    pruner.unwrap_model()
-    return ModelSpeedup(small, dummy, masks, verify=False).speedup_model()
+MODELS = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vgg16_bn"]
+FIELDS = ["device", "model", "batch", "backend", "kind", "form", "macs_left", "ms", "ratio", "low",
+          "high", "folded", "folded_low", "folded_high", "rounds", "groups_paid"]  # fmt: skip
+Variant = tuple[str, str]
 
 
-def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time one network in all cases."""
-    torch.manual_seed(0)
-    model = create_model(name).eval()
-    dummy = torch.randn(1, *input_size(name))
-    models = {"dense": model, "small": prune(model, dummy, 1)}
-    models |= {f"{k}, folded": fold_batch_norms(m, dummy) for k, m in list(models.items())}
-    if name in ROUNDED:
-        models |= {f"small, multiples of {n}": prune(model, dummy, n) for n in MULTIPLES}
-    dense = count(model, dummy)
-    counts = {kind: count(m, dummy) for kind, m in models.items()}
-    rows = []
-    for batch in BATCHES:
-        for channels_last in (False, True):
-            found = compare_latency(
-                models, dummy, batch_size=batch, threads=args.threads, min_runs=args.runs,
-                min_seconds=args.seconds, warmup=1, channels_last=channels_last,
-            )  # fmt: skip
-            rows += [
-                {
-                    "model": name,
-                    "kind": kind,
-                    "batch": batch,
-                    "channels_last": int(channels_last),
-                    "macs_left": counts[kind].macs / dense.macs,
-                    "params_left": counts[kind].params / dense.params,
-                    "dense_ms": found.latencies["dense"].median_ms,
-                    "ratio": found.ratios[kind],
-                    "low": found.ratio_quartiles[kind][0],
-                    "high": found.ratio_quartiles[kind][1],
-                }
-                for kind in models
-            ]
-    return rows
+def last(model: nn.Module) -> nn.Module:
+    """Return a model in the channels-last format."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def read_cache(path: Path | None) -> list[dict[str, Any]]:
-    if path is None or not path.is_file():
+def eager(
+    nets: Mapping[str, nn.Module], x: Tensor, args: argparse.Namespace
+) -> tuple[dict[Variant, nn.Module], dict[str, str]]:
+    """Return every network in every form that eager mode is timed in; and where groups paid."""
+    import copy
+
+    made: dict[Variant, nn.Module] = {}
+    paid = {}
+    for kind, net in nets.items():
+        made[kind, "contiguous"] = net
+        made[kind, "channels last"] = last(copy.deepcopy(net))
+        if kind == "dense":
+            made[kind, "folded, contiguous"] = fold_batch_norms(net, x)
+            made[kind, "folded, channels last"] = last(fold_batch_norms(net, x))
+        fast = optimize(net, x, threads=args.threads, max_seconds=args.optimize_seconds)
+        made[kind, "optimized"] = fast
+        paid[kind] = str(report_of(fast).groups_paid)
+    return made, paid
+
+
+def measure(name: str, batch: int, backend: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time one network and its small ones with one batch on one back-end."""
+    nets, said = {}, []
+    for kind in ["dense", *kinds()]:
+        try:
+            nets[kind] = network(f"torchvision:{name}", kind, args.networks).to(args.device)
+        except Exception as error:  # a kind that this network has not
+            said.append(f"{name}, {kind}: {str(error).splitlines()[0][:150]}")
+    x = torch.randn(batch, 3, 224, 224, device=args.device)
+    paid: dict[str, str] = {}
+    if backend == "eager":
+        made, paid = eager(nets, x, args)
+    else:
+        made = {
+            (kind, backend): on_backend(net, x, backend, threads=args.threads)
+            for kind, net in nets.items()
+        }
+    calls = {
+        "/".join(variant): partial(milliseconds, model, _laid_out(x, variant[1]))
+        for variant, model in made.items()
+    }
+    with measuring(*made.values()), cpu_threads(args.threads):
+        times = in_turn(
+            calls, warmup=1, min_runs=args.runs, min_seconds=args.seconds,
+            max_seconds=args.max_seconds,
+        )  # fmt: skip
+    for line in said:
+        print(line, flush=True)
+    dense = count(nets["dense"], x).macs
+    left = {kind: count(net, x).macs / dense for kind, net in nets.items()}
+    device = machine_of(args.device, threads=args.threads)["device"]
+    base = {"device": device, "model": name, "batch": batch, "backend": backend}
+    return [{**base, **row, "groups_paid": paid.get(row["kind"], "")} for row in _rows(times, left)]
+
+
+def _laid_out(x: Tensor, form: str) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if "last" in form else x
+
+
+def _rows(times: Mapping[str, list[float]], left: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """Ratios to the dense network as it is, and to the quicker of it with norms folded."""
+    dense = next(times[key] for key in times if key.startswith("dense/"))
+    folded = [key for key in times if key.startswith("dense/folded")]
+    best = times[min(folded, key=lambda key: sorted(times[key])[len(times[key]) // 2])] if (
+        folded
+    ) else dense  # fmt: skip
+    for key, own in times.items():
+        kind, _, form = key.partition("/")
+        row = dict(zip(("ratio", "low", "high"), paired_ratio(own, dense), strict=True))
+        ends = ("folded", "folded_low", "folded_high")
+        row |= dict(zip(ends, paired_ratio(own, best), strict=True))
+        middle = sorted(own)[len(own) // 2]
+        yield {
+            "kind": kind, "form": form, "macs_left": left[kind], "ms": middle, **row,
+            "rounds": len(own),
+        }  # fmt: skip
+
+
+def read_cache(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [
-            {k: v if k in ("model", "kind") else float(v) for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
-
-
-def write_cache(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
-
-
-def cases(rows: list[dict[str, Any]]) -> list[tuple[list[str], dict[str, dict[str, Any]]]]:
-    """Group rows by model, batch and layout; return the first cells of each and its kinds."""
-    grouped: dict[tuple[str, float, float], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        grouped.setdefault((row["model"], row["batch"], row["channels_last"]), {})[row["kind"]] = (
-            row
-        )
-    return [
-        (
-            [
-                model.removeprefix("torchvision:"),
-                f"{batch:.0f}",
-                "channels last" if last else "channels first",
-                f"{kinds['dense']['dense_ms']:.1f}",
-            ],
-            kinds,
-        )
-        for (model, batch, last), kinds in grouped.items()
-    ]
-
-
-def folding_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| model | batch | layout | dense ms | MACs left | params left | small | dense, folded "
-        "| small, folded | folded small over folded dense |",
-        "|" + "---|" * 10,
-    ]
-    for cells, kinds in cases(rows):
-        small, folded = kinds["small"], kinds["dense, folded"]["ratio"]
-        cells += [f"{small['macs_left']:.3f}", f"{small['params_left']:.3f}"]
-        cells.append(f"{small['ratio']:.2f} ({small['low']:.2f} to {small['high']:.2f})")
-        cells += [f"{kinds[k]['ratio']:.2f}" for k in ("dense, folded", "small, folded")]
-        cells.append(f"{kinds['small, folded']['ratio'] / folded:.2f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def rounding_table(rows: list[dict[str, Any]]) -> str:
-    names = [f"small, multiples of {n}" for n in MULTIPLES]
-    lines = [
-        "| model | batch | layout | any number | " + " | ".join(n[7:] for n in names) + " |",
-        "|" + "---|" * (4 + len(names)),
-    ]
-    for cells, kinds in cases(rows):
-        if names[0] in kinds:
-            found = [kinds[k] for k in ("small", *names)]
-            shown = [f"{row['ratio']:.2f} (MACs {row['macs_left']:.3f})" for row in found]
-            lines.append("| " + " | ".join([*cells[:3], *shown]) + " |")
-    return "\n".join(lines)
+        return list(csv.DictReader(file))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated names")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--backends", nargs="+", default=["eager"])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=7, help="rounds at least")
-    parser.add_argument("--seconds", type=float, default=2.0, help="seconds a network at least")
-    parser.add_argument("--cache", type=Path, help="CSV file; models in it are not timed again")
-    parser.add_argument("--out", type=Path, help="Markdown file whose tables are replaced")
+    parser.add_argument("--runs", type=int, default=15, help="rounds at least")
+    parser.add_argument("--seconds", type=float, default=0.5, help="at least, a network")
+    parser.add_argument("--max-seconds", type=float, default=150.0, help="at most, all in turn")
+    parser.add_argument("--optimize-seconds", type=float, default=6.0)
+    parser.add_argument("--cache", type=Path, required=True, help="CSV file of rows")
+    parser.add_argument("--networks", type=Path, default=Path("nets"), help="small networks")
+    parser.add_argument("--out", type=Path, help="Markdown page whose tables are replaced")
     args = parser.parse_args()
+    args.networks.mkdir(parents=True, exist_ok=True)
     rows = read_cache(args.cache)
-    for name in args.models.split(","):
-        if not any(row["model"] == name for row in rows):
-            rows += measure(name, args)
-            if args.cache:
-                write_cache(args.cache, rows)
-            print(folding_table([r for r in rows if r["model"] == name]), flush=True)
-    machine = f"{platform.machine()}, {args.threads} thread(s), torch {torch.__version__}"
-    tables = {"folding": folding_table(rows), "rounding": rounding_table(rows)}
-    for name, text in tables.items():
-        print("\n" + text)
-        if args.out:
-            begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-            head, _, rest = args.out.read_text().partition(begin)
-            after = rest.partition(end)[2]
-            args.out.write_text(f"{head}{begin}{machine}.\n\n{text}\n{end}{after}")
+    for backend in args.backends:
+        for batch in args.batches:
+            for name in args.models:
+                case = (name, str(batch), backend)
+                if any((r["model"], str(r["batch"]), r["backend"]) == case for r in rows):
+                    continue
+                begun = time.perf_counter()
+                rows += measure(name, batch, backend, args)
+                write_cache(args.cache, FIELDS, rows)
+                print(*case, f"{time.perf_counter() - begun:.0f} s", flush=True)
+    if args.out:
+        write_page(args.out, read_cache(args.cache), args.threads)
 
 
 if __name__ == "__main__":
