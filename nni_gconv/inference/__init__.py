@@ -1,9 +1,8 @@
 """Networks for inference: norms folded, and every layer in its quickest equal form.
 
 Begin with :func:`optimize`. :func:`find_forms` measures and makes a :class:`FormPlan` (`plan`),
-:func:`apply_forms` builds the network of one. `norms` folds batch norms, `units` finds the layers
-and their inputs, `search` times them and whole networks, `chain` decides memory formats of
-neighbours together, `check` compares numbers.
+:func:`apply_forms` builds the network of one. `norms` folds batch norms, `search` times layers and
+whole networks, `chain` decides memory formats of neighbours together, `check` compares numbers.
 Knows of graph, groupconv's forms and profiling.
 """
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
         report_of,
     )
     from nni_gconv.inference.plan import FormPlan, LayerForm, apply_forms
+    from nni_gconv.inference.ratio import quick_ratio
     from nni_gconv.inference.report import LayerChoice, OptimizeReport, TimedNetwork
     from nni_gconv.inference.search import find_forms
 
@@ -39,6 +39,7 @@ __all__ = [
     "mark_optimized",
     "optimize",
     "origin_of",
+    "quick_ratio",
     "report_of",
 ]
 
@@ -55,6 +56,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "report_of",
         ],
         "plan": ["FormPlan", "LayerForm", "apply_forms"],
+        "ratio": ["quick_ratio"],
         "report": ["LayerChoice", "OptimizeReport", "TimedNetwork"],
         "search": ["find_forms"],
     },

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from nni_gconv.groupconv import unwrapped
-from nni_gconv.groupconv.forms import Form, FormTimer, TimedForm
+from nni_gconv.groupconv.forms import Form, FormTimer, TimedForm, Unit, find_units
 from nni_gconv.inference.chain import cheapest_path
 from nni_gconv.inference.norms import foldable_norms
 from nni_gconv.inference.plan import FormPlan, LayerForm, ToMemoryFormat, apply_forms
 from nni_gconv.inference.report import LayerChoice, OptimizeReport, TimedNetwork
-from nni_gconv.inference.units import Unit, find_units
 from nni_gconv.profiling import (
     batch_of,
     compare_latency,

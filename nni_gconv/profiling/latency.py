@@ -86,6 +86,8 @@ class LatencyComparison:
         Quartiles of the same.
     ratio_intervals : dict of str to (float, float)
         95 % interval of each ratio, of a bootstrap over the rounds.
+    times : dict of str to list of float
+        Milliseconds of every run; entry k of each list is of the same round.
     """
 
     reference: str
@@ -93,6 +95,11 @@ class LatencyComparison:
     ratios: dict[str, float]
     ratio_quartiles: dict[str, tuple[float, float]]
     ratio_intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    times: dict[str, list[float]] = dataclasses.field(default_factory=dict, repr=False)
+
+    def ratio_to(self, name: str, reference: str) -> tuple[float, float, float]:
+        """Return the ratio of two of the models, and the ends of its interval."""
+        return paired_ratio(self.times[name], self.times[reference])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
@@ -274,7 +281,8 @@ def _summary(
         spreads[name] = (low, high)
         ratios[name], *ends = paired_ratio(times, columns[reference])
         intervals[name] = (ends[0], ends[1])
-    return LatencyComparison(reference, latencies, ratios, spreads, intervals)
+    times_by_name = {name: list(times) for name, times in columns.items()}
+    return LatencyComparison(reference, latencies, ratios, spreads, intervals, times_by_name)
 
 
 def milliseconds(model: nn.Module, inputs: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -110,8 +111,9 @@ def time_networks(
     Parameters
     ----------
     small, dense : nn.Module
-        If `small` comes from :func:`nni_gconv.optimize`, the norms of `dense` are folded too; its
-        forms are timed in eager mode, other back-ends get the network as it was.
+        If `small` comes from :func:`nni_gconv.optimize`, `dense` has its norms folded too and the
+        quicker memory format. Forms are timed in eager mode; other back-ends get the network as it
+        was.
     example : Tensor
         One image.
     settings : LatencySettings
@@ -150,13 +152,19 @@ def time_networks(
 def _pair(
     small: nn.Module, dense: nn.Module, example: torch.Tensor, backend: str
 ) -> dict[str, nn.Module]:
-    """Return what a back-end times, the reference first: forms are of torch's eager mode alone."""
+    """Return what a back-end times: forms are of torch's eager mode alone."""
     origin = origin_of(small)
     if origin is None:
         return {"dense": dense, "small": small}
     if backend != "eager":
         return {"dense": dense, "small": origin.model}
-    return {"dense, norms folded": fold_batch_norms(dense, example), "small": small}
+    folded = fold_batch_norms(dense, example)
+    last = copy.deepcopy(folded).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return {
+        "dense, norms folded": folded,
+        "dense, norms folded, channels last": last,
+        "small": small,
+    }
 
 
 def _row(
@@ -167,7 +175,6 @@ def _row(
     settings: LatencySettings,
     say: Say,
 ) -> dict[str, Any]:
-    reference = next(iter(models))
     seconds = settings.max_seconds / (len(settings.batch_sizes) * len(settings.backends))
     say(
         f"timing the small network in turn with the dense one: {backend}, batch {batch}, "
@@ -175,7 +182,8 @@ def _row(
     )
     options = {**settings.options(), "max_seconds": seconds, "backend": backend}
     found = compare_latency(models, example, batch_size=batch, **options)
-    ratio, (low, high) = found.ratios["small"], found.ratio_intervals["small"]
+    reference = min((n for n in models if n != "small"), key=found.ratios.__getitem__)
+    ratio, low, high = found.ratio_to("small", reference)
     dense_ms = found.latencies[reference].median_ms
     return {
         "batch_size": batch,

@@ -57,11 +57,12 @@ class ExportSettings(BaseModel):
     formats: tuple[Literal["safetensors", "onnx", "pt2"], ...] = Field(
         ("safetensors",), description="Files to write; safetensors is always written."
     )
-    optimize: bool = Field(
-        False,
+    optimize: bool | None = Field(
+        None,
         description="Find the quickest equal form of every layer on this machine, for the batch "
         "size and threads of report.latency; they are written to optimized.safetensors, and "
-        "latency is that of the network in these forms, over the dense one with norms folded.",
+        "latency is that of the network in these forms, over the dense one with norms folded. "
+        "null: where the budget is of latency.",
     )
 
 
@@ -141,6 +142,13 @@ class Recipe(BaseModel):
         if timed and self.report.latency is None:
             raise ValueError(f"objective.{timed[0]}: not measured, since report.latency is null")
         return self
+
+    @property
+    def optimizes(self) -> bool:
+        """Whether the network's quickest forms are looked for: a budget of latency means these."""
+        budget = (self.prune.budget if self.prune is not None else None) or {}
+        asked = self.export.optimize
+        return "latency" in budget if asked is None else asked
 
     @property
     def dense_is_trained(self) -> bool:

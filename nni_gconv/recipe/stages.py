@@ -142,7 +142,7 @@ class Trial(Workbench):
 
     def optimize(self) -> None:
         """Find the quickest equal form of every layer; the network in these forms is timed."""
-        if not self.recipe.export.optimize:
+        if not self.recipe.optimizes:
             return
 
         def work() -> dict[str, Any]:

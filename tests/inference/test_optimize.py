@@ -11,7 +11,7 @@ from torch import nn
 from nni_gconv import load_compact, save_compact
 from nni_gconv.errors import CheckpointError, ConfigError, SpeedupError
 from nni_gconv.groupconv import wrap_gathers
-from nni_gconv.groupconv.forms import Form, forms_of
+from nni_gconv.groupconv.forms import Form, find_units, forms_of
 from nni_gconv.inference import (
     FormPlan,
     LayerForm,
@@ -25,7 +25,6 @@ from nni_gconv.inference import (
 )
 from nni_gconv.inference.chain import cheapest_path
 from nni_gconv.inference.check import check_equal
-from nni_gconv.inference.units import find_units
 
 X = torch.zeros(2, 3, 8, 8)
 QUICK = {"max_seconds": 0.0}

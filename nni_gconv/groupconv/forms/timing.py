@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -74,73 +74,96 @@ class FormTimer:
             "min_seconds": min_seconds,
             "max_seconds": max_seconds,
         }
-        self._known: dict[tuple[Any, ...], tuple[TimedForm, ...]] = {}
+        self._known: dict[tuple[Any, ...], list[tuple[TimedForm, ...]]] = {}
 
     def times(
-        self,
-        unit: nn.Module,
-        shape: Sequence[int],
-        layouts: Sequence[bool] = (False, True),
-        *,
-        forms: Sequence[Form] | None = None,
+        self, unit: nn.Module, shape: Sequence[int], layouts: Sequence[bool] = (False, True)
     ) -> tuple[TimedForm, ...]:
         """Time every form of a layer in every layout, the quickest first.
 
         Parameters
         ----------
         unit : nn.Module
-            A layer or one between gathers.
+            A layer or one between gathers; one without forms is timed as it is.
         shape : sequence of int
             Of its input, with the batch.
         layouts : sequence of bool, default (False, True)
             Contiguous, channels last, or both.
-        forms : sequence of Form, optional
-            Default: all that the layer allows.
         """
-        forms = tuple(forms_of(unit) if forms is None else forms)
-        layer = unwrapped(unit)
-        kind = (type(layer), layer.extra_repr(), layer.weight.dtype, layer.weight.device)
-        key = (*kind, tuple(shape), tuple(gathers_of(unit)), tuple(layouts), forms)
+        return self.race([unit], shape, layouts)[0]
+
+    def race(
+        self,
+        units: Sequence[nn.Module],
+        shape: Sequence[int],
+        layouts: Sequence[bool] = (False, True),
+    ) -> list[tuple[TimedForm, ...]]:
+        """Time layers that could stand in one place, all in turn; see :meth:`times`."""
+        key = (tuple(map(_kind_of, units)), tuple(shape), tuple(layouts))
         if key not in self._known:
-            self._known[key] = self._measure(unit, shape, layouts, forms)
+            self._known[key] = self._measure(units, shape, layouts)
         return self._known[key]
 
     def _measure(
-        self,
-        unit: nn.Module,
-        shape: Sequence[int],
-        layouts: Sequence[bool],
-        forms: Sequence[Form],
-    ) -> tuple[TimedForm, ...]:
-        weight: Any = unwrapped(unit).weight
+        self, units: Sequence[nn.Module], shape: Sequence[int], layouts: Sequence[bool]
+    ) -> list[tuple[TimedForm, ...]]:
+        weight: Any = unwrapped(units[0]).weight
         example = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
         example = example.to(weight.device, weight.dtype)
-        made, calls = {}, {}
-        for last in layouts:
-            given = _laid_out(example, last)
-            for form in forms:
-                if form.kind == "packed" and not last:
-                    continue  # its output is channels last whatever the input is
-                model = in_form(unit, form, channels_last=last)
-                made[str(form), last] = (form, last, model)
-                calls[f"{form} {last}"] = partial(milliseconds, model, given)
-        models = [entry[2] for entry in made.values()]
-        with measuring(*models), cpu_threads(self._threads):
-            best = self._race(calls)
-        return tuple(
-            sorted(
-                (TimedForm(f, last, best[f"{f} {last}"]) for f, last, _ in made.values()),
-                key=lambda row: row.milliseconds,
+        made, calls = [], []
+        for number, unit in enumerate(units):
+            for form, last, model in _in_forms(unit, layouts):
+                made.append((number, form, last, model))
+                calls.append(partial(milliseconds, model, _laid_out(example, last)))
+        owners = [number for number, *_ in made]
+        with measuring(*(entry[3] for entry in made)), cpu_threads(self._threads):
+            best = self._race(calls, owners)
+        rows = [
+            TimedForm(form, last, ms) for (_, form, last, _), ms in zip(made, best, strict=True)
+        ]
+        return [
+            tuple(
+                sorted(
+                    (row for row, owner in zip(rows, owners, strict=True) if owner == number),
+                    key=lambda row: row.milliseconds,
+                )
             )
-        )
+            for number in range(len(units))
+        ]
 
-    def _race(self, calls: Mapping[str, Any]) -> dict[str, float]:
-        first = in_turn(calls, warmup=1, min_runs=_FIRST_RUNS, min_seconds=0, max_seconds=0)
-        best = {name: min(times) for name, times in first.items()}
-        limit = _HOPELESS * min(best.values())
-        near = {name: call for name, call in calls.items() if best[name] <= limit}
+    def _race(self, calls: Sequence[Any], owners: Sequence[int]) -> list[float]:
+        """Return the fastest run of each call; what is far behind its owner's best runs no more."""
+        named = {str(i): call for i, call in enumerate(calls)}
+        first = in_turn(named, warmup=1, min_runs=_FIRST_RUNS, min_seconds=0, max_seconds=0)
+        best = [min(first[str(i)]) for i in range(len(calls))]
+        limits = {
+            owner: _HOPELESS * min(ms for ms, o in zip(best, owners, strict=True) if o == owner)
+            for owner in owners
+        }
+        near = {n: call for n, call in named.items() if best[int(n)] <= limits[owners[int(n)]]}
         again = in_turn(near, warmup=0, **self._options)  # type: ignore[arg-type]
-        return {**best, **{n: min(best[n], *times) for n, times in again.items()}}
+        for name, times in again.items():
+            best[int(name)] = min(best[int(name)], *times)
+        return best
+
+
+def _kind_of(unit: nn.Module) -> tuple[Any, ...]:
+    """What the time of a layer depends on, beside its input."""
+    layer: Any = unwrapped(unit)
+    kind = (type(layer), layer.extra_repr(), layer.weight.dtype, layer.weight.device)
+    return (*kind, tuple(gathers_of(unit)), forms_of(unit))
+
+
+def _in_forms(unit: nn.Module, layouts: Sequence[bool]) -> Iterator[tuple[Form, bool, nn.Module]]:
+    forms = forms_of(unit)
+    for last in layouts if forms else ():
+        for form in forms:
+            # The output of packed weights is channels last whatever the input is.
+            if last or form.kind != "packed":
+                yield form, last, in_form(unit, form, channels_last=last)
+    if not forms:
+        layer: Any = unwrapped(unit)
+        yield Form("plain", layer.groups), False, unit
 
 
 def _laid_out(example: Tensor, channels_last: bool) -> Tensor:

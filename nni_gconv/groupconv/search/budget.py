@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from nni_gconv.errors import BudgetError
+from nni_gconv.groupconv.forms import FormTimer, quickest_copy
 from nni_gconv.groupconv.search.knapsack import (
     ChoiceProblem,
     Solution,
@@ -122,14 +123,15 @@ def solve_timed(
     solution : Solution
         Option of each layer; its bound is for the time that the estimate allowed it.
     ratio : float
-        Time of the grouped over that of the dense network, measured in turn.
+        Time of the grouped over that of the dense network, measured in turn, both with every layer
+        in its quickest form.
 
     Raises
     ------
     BudgetError
         None of them measured fast enough.
     """
-    wanted = budget["latency"]
+    wanted, timer = budget["latency"], FormTimer()
     dense_ms = sum(table.dense_milliseconds or 0.0 for table in tables.layers)
     limit, points = wanted * dense_ms, [(dense_ms, 1.0)]
     measured: dict[tuple[int, ...], tuple[Solution, float]] = {}
@@ -140,7 +142,7 @@ def solve_timed(
         solution = solve_exact(problem)
         if solution is None or solution.chosen in measured:
             break
-        ratio = _measured(model, dummy_input, tables, solution, gathers)
+        ratio = _measured(model, dummy_input, tables, solution, gathers, timer)
         measured[solution.chosen] = _shares(solution, score), ratio
         if _CLOSE * wanted <= ratio <= wanted:
             break
@@ -178,14 +180,22 @@ def _next_limit(points: Sequence[tuple[float, float]], wanted: float) -> float:
 
 
 def _measured(
-    model: nn.Module, dummy_input: Any, tables: GroupTables, solution: Solution, gathers: int
+    model: nn.Module,
+    dummy_input: Any,
+    tables: GroupTables,
+    solution: Solution,
+    gathers: int,
+    timer: FormTimer,
 ) -> float:
-    """Time of the grouped network over that of the dense one."""
+    """Time of the grouped network over that of the dense one, their layers in quickest forms."""
     options = zip(tables.layers, solution.chosen, strict=True)
     groups = {table.name: table.choices[option] for table, option in options}
     if set(groups.values()) == {1}:
         return 1.0
-    models = {"dense": model, "grouped": grouped_copy(model, groups, gathers=gathers)}
+    models = {
+        "dense": quickest_copy(model, dummy_input, timer),
+        "grouped": quickest_copy(grouped_copy(model, groups, gathers=gathers), dummy_input, timer),
+    }
     return compare_latency(models, dummy_input, batch_size=batch_of(dummy_input)).ratios["grouped"]
 
 

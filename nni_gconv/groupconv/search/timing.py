@@ -2,7 +2,8 @@
 
 A group convolution needs 1/G of the multiply-accumulates, and may take longer all the same: its
 kernels are less tuned, and channels that have to be gathered in front of it or behind it are
-memory traffic that the dense layer does not have. What holds for a layer is found by timing it.
+memory traffic that the dense layer does not have. What holds for a layer is found by timing it, in
+the quickest form that it has here (:mod:`nni_gconv.groupconv.forms`), as is the dense layer.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch import nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.config import check_groups
+from nni_gconv.groupconv.forms import FormTimer, TimedForm
 from nni_gconv.groupconv.gather import wrap_gathers
 from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
-from nni_gconv.profiling import compare_latency, device_of, measuring, run, to_device
+from nni_gconv.profiling import device_of, measuring, run, to_device
 from nni_gconv.tables import Table
 
 #: Gathers of a layer: none, one in front, one in front and one behind.
@@ -38,13 +40,17 @@ class LayerLatency:
     groups : int
         G.
     dense_ms, grouped_ms : float
-        Fastest runs (others are longer for what else the machine does), summed over all its calls.
+        Fastest runs (others are longer for what else the machine does), each in its quickest form,
+        summed over all its calls.
+    form : str
+        The quickest form of the grouped layer.
     """
 
     name: str
     groups: int
     dense_ms: float
     grouped_ms: float
+    form: str = ""
 
     @property
     def ratio(self) -> float:
@@ -69,8 +75,12 @@ class LatencyGate:
 
     @property
     def slower(self) -> dict[str, LayerLatency]:
-        """The layers to leave dense."""
-        return {row.name: row for row in self.rows if row.ratio > self.limit}
+        """The layers to leave dense: also those that would be computed as dense ones."""
+        return {
+            row.name: row
+            for row in self.rows
+            if row.ratio > self.limit or row.form.endswith(", dense")
+        }
 
     def passed(self, groups: Mapping[str, int]) -> dict[str, int]:
         """Return group counts with 1 for the layers that are slower grouped."""
@@ -183,14 +193,10 @@ class LayerTimer:
         min_runs: int = 10,
         min_seconds: float = 0.1,
     ) -> None:
-        self._options: dict[str, Any] = {
-            "threads": threads,
-            "min_runs": min_runs,
-            "min_seconds": min_seconds,
-        }
+        self._timer = FormTimer(threads=threads, min_runs=min_runs, min_seconds=min_seconds)
         self._layers: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         self._shapes = _input_shapes(model, dummy_input)
-        self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
+        self._known: dict[tuple[Any, ...], tuple[TimedForm, TimedForm]] = {}
 
     def calls(self, name: str) -> int:
         """How often the layer runs in one forward pass."""
@@ -213,23 +219,28 @@ class LayerTimer:
             self._times(layer, shape, counts, gathers) for shape in self._shapes.get(layer, ())
         ]
         return [
-            LayerLatency(name, count, *(sum(call[count][i] for call in calls) for i in (0, 1)))
-            for count in counts
+            LayerLatency(
+                name,
+                count,
+                sum(dense.milliseconds for dense, _ in by_call),
+                sum(grouped.milliseconds for _, grouped in by_call),
+                str(by_call[0][1].form) if by_call else "",
+            )
+            for count, by_call in ((count, [call[count] for call in calls]) for count in counts)
         ]
 
     def _times(
         self, layer: Any, shape: tuple[int, ...], counts: tuple[int, ...], gathers: int
-    ) -> dict[int, tuple[float, float]]:
-        """Dense and grouped milliseconds on one input, for each group count."""
+    ) -> dict[int, tuple[TimedForm, TimedForm]]:
+        """Dense and grouped layer in their quickest forms on one input, for each group count."""
         kind = (type(layer), layer.extra_repr(), shape, gathers)
         keys = {count: (*kind, count) for count in counts}
         new = [count for count in counts if keys[count] not in self._known]
         if new:
-            models = {"1": _alone(layer, 1, 0)}
-            models.update({str(g): _alone(layer, g, gathers) for g in new if g > 1})
-            example = torch.ones(shape, device=layer.weight.device, dtype=layer.weight.dtype)
-            found = compare_latency(models, example, batch_size=shape[0], **self._options)
-            best = {int(name): times.best_ms for name, times in found.latencies.items()}
+            several = [count for count in new if count > 1]
+            units = [_alone(layer, 1, 0)[0], *(_alone(layer, g, gathers)[0] for g in several)]
+            found = [rows[0] for rows in self._timer.race(units, shape)]
+            best = dict(zip([1, *several], found, strict=True))
             self._known.update({keys[count]: (best[1], best[count]) for count in new})
         return {count: self._known[key] for count, key in keys.items()}
 
@@ -278,7 +289,7 @@ def _add_gathers(model: nn.Module, name: str, gathers: int) -> None:
         wrap_gathers(model, name, *orders)
 
 
-def _alone(layer: Any, count: int, gathers: int) -> nn.Module:
+def _alone(layer: Any, count: int, gathers: int) -> nn.Sequential:
     """A layer of its kind with so many groups, and its gathers."""
     model = nn.Sequential(conv_like(layer, count))
     _add_gathers(model, "0", gathers)

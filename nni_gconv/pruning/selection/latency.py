@@ -1,5 +1,7 @@
 """A budget of latency: seconds are measured on the really small model, not predicted.
 
+Dense and small model are in their quick forms for inference, as ``export.optimize`` leaves them.
+
 What is measured depends on the machine and on what else runs on it, so masks that meet a budget of
 latency are reproducible only as far as the measurement is.
 """
@@ -10,22 +12,16 @@ import copy
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from nni_gconv.graph import Coupling
-from nni_gconv.profiling import compare_latency
+from nni_gconv.inference import quick_ratio
 from nni_gconv.speedup import ModelSpeedup
 
 
 def measured_ratio(dense: nn.Module, small: nn.Module, dummy_input: Any) -> float:
-    """Return the time of the small model over the dense one's, both run in turn.
-
-    The batch is that of `dummy_input`, on one CPU thread or on the GPU the models are on.
-    """
-    batch = next((len(t) for t in pytree.tree_leaves(dummy_input) if isinstance(t, Tensor)), 1)
-    models = {"dense": dense, "small": small}
-    return compare_latency(models, dummy_input, batch_size=batch).ratios["small"]
+    """Return the time of the small model over the dense one's, see :func:`quick_ratio`."""
+    return quick_ratio(dense, small, dummy_input)
 
 
 class LatencyModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -406,7 +407,13 @@ def test_the_gate_tells_slower_layers_by_their_figures():
     found = slower_than_dense(model, torch.zeros(1, 64, 16, 16), groups, gathers=2, min_seconds=0)
     assert [(row.name, row.groups) for row in found.rows] == [("0", 4), ("1", 8)]
     assert all(row.dense_ms > 0 and row.grouped_ms > 0 for row in found.rows)
-    assert list(found.slower) == [row.name for row in found.rows if row.ratio > 1]
+    as_dense = [row.name for row in found.rows if row.form.endswith("dense") or row.ratio > 1]
+    assert list(found.slower) == as_dense
+    rows = tuple(replace(row, form="plain, 4 groups") for row in found.rows)
+    found = type(found)(rows, limit=1.0)
+    assert list(found.slower) == [row.name for row in rows if row.ratio > 1]
+    dense = type(found)((replace(rows[0], form="packed, dense"), rows[1]), limit=1e9)
+    assert list(dense.slower) == ["0"]  # groups that are computed as a dense layer gain nothing
     every = type(found)(found.rows, limit=0.0)
     assert every.passed({"0": 4, "1": 8, "2": 1}) == {"0": 1, "1": 1, "2": 1}
     none = type(found)(found.rows, limit=1e9)

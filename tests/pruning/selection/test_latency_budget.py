@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pruning_nets import GroupBlock
 from torch import nn
 
 from nni_gconv.errors import BudgetError, ConfigError
+from nni_gconv.inference import ratio
 from nni_gconv.profiling import count
 from nni_gconv.pruning.methods.fpgm import FPGMPruner
 from nni_gconv.pruning.selection import latency
 
 CONVS = [{"op_types": ["Conv2d"]}]
 EXAMPLE = torch.zeros(4, 3, 16, 16)
+FORMS = ("contiguous", "channels last")
 
 
 @pytest.fixture
@@ -105,15 +109,34 @@ def test_it_needs_an_input_and_a_fraction():
 
 
 def test_both_models_are_really_timed_in_one_run(monkeypatch):
+    """Each with norms folded and in two forms, the same work as the models themselves."""
     seen = {}
 
     def compare(models, example, *, batch_size):
         seen.update(models=dict(models), batch_size=batch_size)
         return real(models, example, batch_size=batch_size, min_runs=2, min_seconds=0.0)
 
-    real = latency.compare_latency
-    monkeypatch.setattr(latency, "compare_latency", compare)
-    dense, small = build(), build()
-    ratio = latency.measured_ratio(dense, small, {"x": EXAMPLE})
-    assert ratio > 0
-    assert seen == {"models": {"dense": dense, "small": small}, "batch_size": 4}
+    real = ratio.compare_latency
+    monkeypatch.setattr(ratio, "compare_latency", compare)
+    dense, small = build().eval(), build().eval()
+    assert latency.measured_ratio(dense, small, {"x": EXAMPLE}) > 0
+    assert seen["batch_size"] == 4
+    forms = [f"{name}, {form}" for name in ("dense", "small") for form in FORMS]
+    assert list(seen["models"]) == forms
+    x = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        for name, made in seen["models"].items():
+            model = dense if name.startswith("dense") else small
+            assert torch.allclose(made(x), model(x), atol=1e-4)
+
+
+def test_the_quicker_form_of_each_counts(monkeypatch):
+    times = {"dense, contiguous": 10.0, "dense, channels last": 8.0,
+             "small, contiguous": 5.0, "small, channels last": 6.0}  # fmt: skip
+
+    def compare(models, example, *, batch_size):
+        del example, batch_size
+        return SimpleNamespace(ratios={name: times[name] / 10 for name in models})
+
+    monkeypatch.setattr(ratio, "compare_latency", compare)
+    assert latency.measured_ratio(build(), build(), EXAMPLE) == pytest.approx(5 / 8)

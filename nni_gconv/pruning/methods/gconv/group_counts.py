@@ -202,10 +202,13 @@ def slower_layers(
     }
     gate = slower_than_dense(model, dummy_input, groups, gathers=gathers)
     # A measurement differs from process to process.
-    slower = from_main_process({name: row.ratio for name, row in gate.slower.items()})
+    slower = from_main_process(
+        {name: (row.ratio, row.form.endswith(", dense")) for name, row in gate.slower.items()}
+    )
     return {
         name: f"measured: with {groups[name]} groups it takes {ratio:.2f} times as long as dense"
-        for name, ratio in slower.items()
+        + (", computed as a dense layer" if as_dense else "")
+        for name, (ratio, as_dense) in slower.items()
     }
 
 

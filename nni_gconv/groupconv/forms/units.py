@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nni_gconv.groupconv import gathers_of
-from nni_gconv.groupconv.forms import forms_of
+from nni_gconv.groupconv.forms.form import forms_of
+from nni_gconv.groupconv.gather import gathers_of
 from nni_gconv.profiling import device_of, measuring, run, to_device
 
 
