@@ -129,7 +129,7 @@ class Draft:
             prune:                      # which channels go
               config_list: [{{op_types: [{", ".join(kinds)}]}}]
               budget: {{macs: {self.budget:g}}}      # also params, and latency on this machine
-              calibration: {{images: {count}}}   # of the training split: channels are chosen by these,
+              calibration: {{images: {count}}}   # of the training split: they choose the channels,
                                         # and the weights that are left are fitted to them
 
             finetune:                   # the small network; without it nothing is trained
