@@ -1,10 +1,10 @@
 """GroupConvPruner: group counts, partitions, masks that hold, and the network they become."""
 
-from __future__ from dataclasses import replace
-import annotations
+from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
