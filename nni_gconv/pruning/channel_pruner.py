@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from nni.compression.base.target_space import PruningTargetSpace
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
 from nni_gconv import compat
-from nni_gconv.config_list import LayerConfig, nni_entries, resolve
+from nni_gconv.config_list import nni_entries, resolve
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import CoupledSet, Coupling, Member, trace
 from nni_gconv.pruning.options import ChannelOptions
 from nni_gconv.pruning.pruner import Masks, TrainedPruner, read_options, unwrapped_input
 from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
-from nni_gconv.pruning.selection.budget import check_cuttable, check_reachable, fit
+from nni_gconv.pruning.selection.budget import check_cuttable, check_goals, check_reachable, fit
 from nni_gconv.pruning.selection.cost import CostModel
 from nni_gconv.pruning.selection.coupled_sets import (
     agreed,
+    asked_together,
     entry_beside,
     filter_scores,
     followers,
@@ -141,7 +141,7 @@ class ChannelPruner(TrainedPruner):
             model, evaluator, asked, remedy="use from_compressor()", counted=True
         )
         self.layers, self._excluded = resolve(model, config_list)
-        _check_goals(self.layers, self.budget)
+        check_goals(self.layers, self.budget)
         self._given = asked.masks or earlier_masks(existed_wrappers, grouped=True)
         ties = tied_weights(model, self.layers)
         graph, counts = asked.traced or (trace(model, self.dummy_input), None)
@@ -180,11 +180,10 @@ class ChannelPruner(TrainedPruner):
         given = {name: getattr(asked, name) for name in options}
         super().__init__(model, entries, evaluator, existed_wrappers, **given)
         if self.budget is not None:
-            for coupled in self.sets:
-                for member in coupled.members:
-                    # NNI's scheduling pruners move what has a number; by it a budget follows them.
-                    space = self._target_spaces[member.module]["weight"]
-                    space.max_sparse_ratio = self.layers[member.module].max_sparse_ratio
+            for name in {member.module for coupled in self.sets for member in coupled.members}:
+                # NNI's scheduling pruners move what has a number; by it a budget follows them.
+                space = self._target_spaces[name]["weight"]
+                space.max_sparse_ratio = self.layers[name].max_sparse_ratio
             # Said now and not after hours of training: what can go does not depend on scores.
             requests = [self._asked(s, np.zeros(s.size), s.members) for s in self.sets]
             check_reachable(self.budget, self.cost, self.sets, requests, self.latency)
@@ -294,9 +293,8 @@ class ChannelPruner(TrainedPruner):
         data: dict[str, dict[str, Tensor]] = {}
         for coupled in self.sets:
             for member in coupled.members:
-                target = self._target_spaces[member.module]["weight"].target
+                weight = self._target_spaces[member.module]["weight"].target.detach()
                 given = self._given.get(member.module, {}).get("weight")
-                weight = target.detach()
                 data[member.module] = {"weight": weight if given is None else weight * given}
         return data
 
@@ -313,12 +311,12 @@ class ChannelPruner(TrainedPruner):
             apart = self.scores_apart or self.rule == "union"
             shared = None if apart else self.rank(matrices)
             for member, matrix in zip(coupled.members, matrices, strict=True):
-                scores = (self.rank([matrix]) if shared is None else shared).to(
-                    "cpu", torch.float64
-                )
+                scores = self.rank([matrix]) if shared is None else shared
                 size = data[member.module]["weight"].shape[member.dim]
                 own = metrics.setdefault(member.module, {})
-                own["weight"] = filter_scores(scores, member, own.get("weight"), size)
+                own["weight"] = filter_scores(
+                    scores.cpu().double(), member, own.get("weight"), size
+                )
         return metrics
 
     def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
@@ -382,24 +380,11 @@ class ChannelPruner(TrainedPruner):
         # Ratios live in NNI's target space, where its scheduling pruners move them.
         asked = [self._target_spaces[m.module]["weight"] for m in members]
         settings = [self.layers[m.module] for m in members]
-        ratios = [a.sparse_ratio for a in asked if a.sparse_ratio is not None]
-        thresholds = [a.sparse_threshold for a in asked if a.sparse_threshold is not None]
         steps = removal_steps(scores, **self._limits(coupled, members))
-        bounds: Sequence[LayerConfig | PruningTargetSpace] = (
-            asked if self.budget is None else settings
-        )
-        return Request(
-            scores=scores,
-            steps=steps,
-            ratio=min(ratios) * self.share if ratios else None,
-            threshold=min(thresholds) * self.share if thresholds and not ratios else None,
-            low=max(a.min_sparse_ratio or 0.0 for a in asked) * self.share,
-            high=min(1.0 if b.max_sparse_ratio is None else b.max_sparse_ratio for b in bounds),
-            group=next(
-                (s.global_group_id for s in settings if s.global_group_id is not None), None
-            ),
-            unit=self.score_unit,
-        )
+        most = [a.max_sparse_ratio for a in (asked if self.budget is None else settings)]
+        request = asked_together(scores, steps, asked, self.share, most)
+        groups = (s.global_group_id for s in settings if s.global_group_id is not None)
+        return replace(request, group=next(groups, None), unit=self.score_unit)
 
     def requests(self) -> list[Request]:
         """Score the channels of each of :attr:`sets` by the weights as they are; mask nothing.
@@ -415,17 +400,3 @@ class ChannelPruner(TrainedPruner):
     def table(self) -> Table:
         """Show each set: its layers, how many channels stay, and why a layer was not pruned."""
         return channel_table(type(self).__name__, self.sets, self.get_masks(), self.skipped)
-
-
-def _check_goals(layers: Mapping[str, LayerConfig], budget: Mapping[str, float] | None) -> None:
-    """Each layer has a goal of its own, or there is a budget: not both, not neither."""
-    for name, layer in layers.items():
-        goals = ("sparse_ratio", "sparse_threshold")
-        given = [key for key in goals if getattr(layer, key) is not None]
-        if budget is not None and given:
-            raise ConfigError(f"budget: {name} has a {given[0]} too; give one or the other")
-        if budget is None and not given:
-            raise ConfigError(
-                f"config_list: {name} has neither sparse_ratio nor sparse_threshold, and there "
-                "is no budget"
-            )

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from nni_gconv.errors import BudgetError
+from nni_gconv.config_list import LayerConfig
+from nni_gconv.errors import BudgetError, ConfigError
 from nni_gconv.graph import CoupledSet, Wiring, decide, extend_masks
 from nni_gconv.profiling import check_met
 from nni_gconv.pruning.selection.allocation import Request, fit_budget, fit_measured
@@ -15,6 +16,20 @@ from nni_gconv.pruning.selection.cost import CostModel
 
 #: Classes removed -> latency relative to the dense model.
 Latency = Callable[[np.ndarray], float]
+
+
+def check_goals(layers: Mapping[str, LayerConfig], budget: Mapping[str, float] | None) -> None:
+    """Each layer has a goal of its own, or there is a budget: not both, not neither."""
+    for name, layer in layers.items():
+        goals = ("sparse_ratio", "sparse_threshold")
+        given = [key for key in goals if getattr(layer, key) is not None]
+        if budget is not None and given:
+            raise ConfigError(f"budget: {name} has a {given[0]} too; give one or the other")
+        if budget is None and not given:
+            raise ConfigError(
+                f"config_list: {name} has neither sparse_ratio nor sparse_threshold, and there "
+                "is no budget"
+            )
 
 
 def check_reachable(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,14 @@ from nni_gconv.config_list import LayerConfig
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.graph import CoupledSet, Coupling, Member
 from nni_gconv.pruning.selection.allocation import Request, removal_steps
+
+
+class Goal(Protocol):
+    """What a layer asks by now: NNI's scheduling pruners move it."""
+
+    sparse_ratio: float | None
+    sparse_threshold: float | None
+    min_sparse_ratio: float | None
 
 
 def followers(coupling: Coupling, sets: Sequence[CoupledSet]) -> dict[str, list[str]]:
@@ -183,3 +191,35 @@ def _check_tie(modules: Mapping[str, nn.Module], leader: str, name: str, key: st
             f"config_list: {key} ties {leader} with {widths[0]} channels to {name} with "
             f"{widths[1]}; only equal widths can lose the same channels"
         )
+
+
+def asked_together(
+    scores: np.ndarray,
+    steps: list[np.ndarray],
+    asked: Sequence[Goal],
+    share: float,
+    most: Sequence[float | None],
+) -> Request:
+    """Gather what the layers of a set ask; where they differ the more careful one wins.
+
+    Parameters
+    ----------
+    scores, steps
+        Of the set's channels.
+    asked : sequence
+        What each layer asks.
+    share : float
+        How much of it is asked by now.
+    most : sequence of float or None
+        The largest share of each layer that may go.
+    """
+    ratios = [a.sparse_ratio for a in asked if a.sparse_ratio is not None]
+    thresholds = [a.sparse_threshold for a in asked if a.sparse_threshold is not None]
+    return Request(
+        scores=scores,
+        steps=steps,
+        ratio=min(ratios) * share if ratios else None,
+        threshold=min(thresholds) * share if thresholds and not ratios else None,
+        low=max(a.min_sparse_ratio or 0.0 for a in asked) * share,
+        high=min(1.0 if largest is None else largest for largest in most),
+    )
