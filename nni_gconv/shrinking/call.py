@@ -29,6 +29,7 @@ from nni_gconv.pruning import (
 from nni_gconv.shrinking.report import ShrinkReport
 from nni_gconv.shrinking.request import (
     Request,
+    check_asked,
     check_options,
     check_trainer,
     copied,
@@ -131,6 +132,7 @@ def shrink(  # noqa: PLR0913 - all that a person may want to say, each with a de
     """
     check_trainer(trainer)
     budget = {"macs": macs, "params": params, "latency": latency}
+    check_asked(budget, groups, options)
     request = read_request(model, budget, groups, criterion, keep, calibration is not None)
     if reconstruct and calibration is None:
         raise ConfigError("reconstruct: needs calibration= (images of the training split)")

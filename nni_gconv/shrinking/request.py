@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -54,6 +55,20 @@ class Request:
         return [{**entry, "exclude_op_names": self.kept} if self.kept else entry]
 
 
+def check_asked(budget: Mapping[str, Any], groups: Any, others: Iterable[str]) -> None:
+    """Raise a ConfigError if nothing says how small; among the other arguments may be a typo."""
+    if groups is not None or any(value is not None for value in budget.values()):
+        return
+    amounts = [*budget, "groups"]
+    for name in others:
+        if get_close_matches(name, amounts):
+            raise ConfigError(unknown_name("argument", name, amounts, "shrink"))
+    raise ConfigError(
+        "shrink: how small? give macs=0.5, params=0.5 or latency=0.7 (fractions of the dense "
+        "network), or groups=4"
+    )
+
+
 def read_request(
     model: nn.Module,
     budget: dict[str, Any],
@@ -67,17 +82,12 @@ def read_request(
     Raises
     ------
     ConfigError
-        Nothing is asked, a name is unknown or a value is not allowed.
+        A name is unknown or a value is not allowed.
     """
     check_layers(model)
     if compat.is_wrapped(model):
         raise ConfigError("the model is wrapped by a pruner: call pruner.unwrap_model()")
     given = {measure: value for measure, value in budget.items() if value is not None}
-    if not given and groups is None:
-        raise ConfigError(
-            "shrink: how small? give macs=0.5, params=0.5 or latency=0.7 (fractions of the dense "
-            "network), or groups=4"
-        )
     if isinstance(groups, bool) or (isinstance(groups, int) and groups < 1):
         raise ConfigError(f"groups: {groups!r} is not a number of groups from 1")
     if groups == "search" and not given:

@@ -166,6 +166,7 @@ class Watched:
     ("asked", "error", "words"),
     [
         ({}, ConfigError, "how small"),
+        ({"mac": 0.5}, ConfigError, "unknown argument 'mac'; did you mean 'macs'"),
         ({"macs": 0}, ConfigError, "budget.macs"),
         ({"latency": 20}, ConfigError, "budget.latency"),
         ({"macs": 1e-6}, BudgetError, "the selected layers allow macs of"),
