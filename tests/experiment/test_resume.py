@@ -44,7 +44,7 @@ write = MetricLog.write
 def slowly(self, *args):
     fresh = write(self, *args)
     if fresh:
-        time.sleep(2)
+        time.sleep(1)
     return fresh
 
 MetricLog.write = slowly
