@@ -20,7 +20,8 @@ def test_the_quickstart_gives_small_networks_that_are_nearly_as_good(workshop, s
     assert finished.code == 0, finished.err
     rows = json.loads(finished.out)
     compared = {(row["method"], row["budget"]["macs"]) for row in rows}
-    assert compared == set(itertools.product([*COMPARED, "nni:L1NormPruner"], [0.5, 0.25]))
+    methods = ["second_order", *COMPARED, "nni:L1NormPruner"]
+    assert compared == set(itertools.product(methods, [0.5, 0.25]))
     assert len(rows) == len(compared)
     for row in rows:
         (metric, limit), *_ = row["budget"].items()
@@ -32,13 +33,14 @@ def test_the_quickstart_gives_small_networks_that_are_nearly_as_good(workshop, s
     assert len({row["accuracy_dense"] for row in rows}) == 1  # one dense network for all
     # Of the channel and of the group methods alike.
     good = {row["method"]: row for row in rows if row["accuracy"] >= row["accuracy_dense"] - 0.02}
-    assert {"fpgm", "gconv"} <= set(good)
+    assert {"second_order", "fpgm", "gconv"} <= set(good)
+    assert all(row["accuracy_small"] > row["accuracy_masked"] for row in rows)  # all are fitted
     (folder,) = [path.parent for path in output.glob("[!_]*/db")]
     assert still_running(folder) == []
     picture = folder / "report" / "accuracy_vs_macs.png"
     assert picture.is_file()
     assert str(picture) in finished.err
-    for method in COMPARED:
+    for method in ("second_order", *COMPARED):
         assert_reloadable(next(row for row in rows if row["method"] == method))
 
 
