@@ -1,7 +1,7 @@
 """Does accuracy without training choose well? Trials of a one-shot search, fine-tuned and compared.
 
     nni-gconv create experiments/oneshot-search/experiment.yml --output runs/search
-    python benchmarks/oneshot_rank.py runs/search/ID --out runs/rank --docs --figure docs/images/rank.png
+    python benchmarks/oneshot_rank.py runs/search/ID --docs --figure docs/images/rank.png
 
 The trials of the Pareto front, and those of nearly the same cost (--band, where a choice by MACs
 alone says nothing), are fine-tuned with the dense network as teacher, each from its own recipe; the

@@ -62,7 +62,7 @@ def test_every_method_has_the_same_budgets_epochs_and_rates():
     trials = grid("compare-methods")
     recipes = [load_recipe(experiment_file("compare-methods", "recipe.yml"), t) for t in trials]
     methods = {r.prune.method for r in recipes}
-    assert methods == {*COMPARED, "nni:L1NormPruner"}
+    assert methods == {"second_order", *COMPARED, "nni:L1NormPruner"}
     asked = {
         m: sorted(
             (r.prune.budget["macs"], r.finetune.optimizer.lr)
