@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from nni_gconv import optimize
 from nni_gconv.inference import fold_batch_norms, report_of
 from nni_gconv.profiling import (
+    clock_for,
     count,
     cpu_threads,
     in_turn,
@@ -91,7 +92,9 @@ def measure(name: str, batch: int, backend: str, args: argparse.Namespace) -> li
             for kind, net in nets.items()
         }
     calls = {
-        "/".join(variant): partial(milliseconds, model, _laid_out(x, variant[1]))
+        "/".join(variant): partial(
+            milliseconds, model, _laid_out(x, variant[1]), clock_for(args.threads)
+        )
         for variant, model in made.items()
     }
     with measuring(*made.values()), cpu_threads(args.threads):

@@ -19,6 +19,7 @@ from nni_gconv.inference.plan import FormPlan, LayerForm, ToMemoryFormat, apply_
 from nni_gconv.inference.report import LayerChoice, OptimizeReport, TimedNetwork
 from nni_gconv.profiling import (
     batch_of,
+    clock_for,
     compare_latency,
     cpu_threads,
     device_of,
@@ -179,7 +180,7 @@ def _changes(timed: Sequence[_Timed], threads: int) -> list[float]:
         weight: Any = unwrapped(t.unit.module).weight
         if t.unit.shape not in known:
             x = torch.zeros(t.unit.shape, device=weight.device, dtype=weight.dtype)
-            call = partial(milliseconds, ToMemoryFormat(True), x)
+            call = partial(milliseconds, ToMemoryFormat(True), x, clock_for(threads))
             with cpu_threads(threads):
                 found = in_turn({"change": call}, warmup=1, min_runs=3, min_seconds=0)
             known[t.unit.shape] = min(found["change"])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         milliseconds,
     )
     from nni_gconv.profiling.machine import machine_of
-    from nni_gconv.profiling.rounds import cpu_threads, in_turn, paired_ratio
+    from nni_gconv.profiling.rounds import clock_for, cpu_threads, in_turn, paired_ratio
     from nni_gconv.profiling.settings import LatencySettings
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Profile",
     "batch_of",
     "check_met",
+    "clock_for",
     "compare_latency",
     "count",
     "cpu_threads",
@@ -88,6 +89,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "milliseconds",
         ],
         "machine": ["machine_of"],
-        "rounds": ["cpu_threads", "in_turn", "paired_ratio"],
+        "rounds": ["clock_for", "cpu_threads", "in_turn", "paired_ratio"],
     },
 )

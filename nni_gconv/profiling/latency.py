@@ -28,12 +28,23 @@ from nni_gconv.profiling.forward import (
     to_device,
     with_batch,
 )
-from nni_gconv.profiling.rounds import cpu_threads, in_turn, paired_ratio, quartiles
+from nni_gconv.profiling.rounds import (
+    Clock,
+    clock_for,
+    cpu_threads,
+    in_turn,
+    paired_ratio,
+    quartiles,
+)
 
 
 @dataclass(frozen=True)
 class Latency:
     """Milliseconds of one forward pass of a whole batch.
+
+    On one CPU thread they are of the process's CPU time, which does not count what a busy machine
+    gives to other processes meanwhile; on several threads they are of the wall clock, on a GPU of
+    its own.
 
     Attributes
     ----------
@@ -241,7 +252,7 @@ def compare_latency(
         if channels_last:
             inputs = _inputs_channels_last(inputs)
         running.append(on_backend(model, inputs, backend, threads=threads))
-        calls[name] = partial(milliseconds, running[-1], inputs)
+        calls[name] = partial(milliseconds, running[-1], inputs, clock_for(threads))
     with measuring(*models.values(), *running), cpu_threads(threads):
         columns = in_turn(
             calls,
@@ -285,8 +296,16 @@ def _summary(
     return LatencyComparison(reference, latencies, ratios, spreads, intervals, times_by_name)
 
 
-def milliseconds(model: nn.Module, inputs: Any) -> float:
-    """Time one run; on a GPU by its own clock, from an idle device until the work is done."""
+def milliseconds(model: nn.Module, inputs: Any, clock: Clock = time.process_time) -> float:
+    """Time one run; on a GPU by its own clock, from an idle device until the work is done.
+
+    Parameters
+    ----------
+    model, inputs
+        What is run.
+    clock : callable
+        Of :func:`clock_for`, for the CPU.
+    """
     device = device_of(model)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -298,9 +317,9 @@ def milliseconds(model: nn.Module, inputs: Any) -> float:
             end.record()
             end.synchronize()
             return begin.elapsed_time(end)
-    start = time.perf_counter()
+    start = clock()
     run(model, inputs)
-    return (time.perf_counter() - start) * 1e3
+    return (clock() - start) * 1e3
 
 
 def _device_name(device: torch.device) -> str:

@@ -17,6 +17,8 @@ _RESAMPLES = 1000
 
 #: Runs once and returns its milliseconds.
 Timed = Callable[[], float]
+#: Returns seconds.
+Clock = Callable[[], float]
 
 
 def in_turn(
@@ -72,6 +74,21 @@ def in_turn(
             times[name].append(call())
         rounds += 1
     return times
+
+
+def clock_for(threads: int) -> Clock:
+    """Return the clock that a forward pass on the CPU is timed by.
+
+    On one thread it is the process's own CPU time: what a busy machine gives to others meanwhile
+    does not count, which on a wall clock hides differences. Several threads wait for each other,
+    so that only the wall clock tells what they take.
+
+    Examples
+    --------
+    >>> clock_for(1) is time.process_time, clock_for(4) is time.perf_counter
+    (True, True)
+    """
+    return time.process_time if threads == 1 else time.perf_counter
 
 
 def paired_ratio(own: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nni_gconv.groupconv.forms.form import Form, forms_of, in_form
 from nni_gconv.groupconv.gather import gathers_of, unwrapped
-from nni_gconv.profiling import cpu_threads, in_turn, measuring, milliseconds
+from nni_gconv.profiling import clock_for, cpu_threads, in_turn, measuring, milliseconds
 
 #: After a first look what takes this many times the quickest is timed no more.
 _HOPELESS = 1.4
@@ -110,11 +110,11 @@ class FormTimer:
         weight: Any = unwrapped(units[0]).weight
         example = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
         example = example.to(weight.device, weight.dtype)
-        made, calls = [], []
+        made, calls, clock = [], [], clock_for(self._threads)
         for number, unit in enumerate(units):
             for form, last, model in _in_forms(unit, layouts):
                 made.append((number, form, last, model))
-                calls.append(partial(milliseconds, model, _laid_out(example, last)))
+                calls.append(partial(milliseconds, model, _laid_out(example, last), clock))
         owners = [number for number, *_ in made]
         with measuring(*(entry[3] for entry in made)), cpu_threads(self._threads):
             best = self._race(calls, owners)
