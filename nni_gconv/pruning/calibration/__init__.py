@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from nni_gconv.pruning.calibration.gram import gram
     from nni_gconv.pruning.calibration.images import Calibration
     from nni_gconv.pruning.calibration.moments import layer_covariances, read_moments
     from nni_gconv.pruning.calibration.patches import (
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "Geometry",
+    "gram",
     "is_matrix_layer",
     "layer_covariances",
     "places_for",
@@ -31,6 +33,7 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "gram": ["gram"],
         "images": ["Calibration"],
         "moments": ["layer_covariances", "read_moments"],
         "patches": ["Geometry", "is_matrix_layer", "places_for", "read_samples"],

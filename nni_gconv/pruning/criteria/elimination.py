@@ -35,15 +35,15 @@ class Reader:
         Columns of the weight that belong to each channel; none where it is not read.
     moments : Tensor of float64, shape (columns, columns)
         E[x x^T] of what all columns read.
-    gram : Tensor of float64, shape (columns, columns)
-        W^T W, summed over filters.
+    weight : Tensor of float64, shape (filters, columns)
+        What it multiplies them with.
     energy : float
         E |W x|^2: what errors are relative to.
     """
 
     columns: Sequence[Sequence[int]]
     moments: Tensor
-    gram: Tensor
+    weight: Tensor
     energy: float
 
 
@@ -68,8 +68,8 @@ def eliminate(readers: Sequence[Reader], *, ridge: float = 1e-3) -> tuple[np.nda
     --------
     >>> moments = torch.eye(3, dtype=torch.float64)
     >>> moments[0, 1] = moments[1, 0] = 0.99  # the first two say nearly the same
-    >>> gram = torch.diag(torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64))
-    >>> order, error = eliminate([Reader([[0], [1], [2]], moments, gram, 4.0)])
+    >>> weight = torch.diag(torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)).sqrt()
+    >>> order, error = eliminate([Reader([[0], [1], [2]], moments, weight, 4.0)])
     >>> order.tolist()
     [1, 2, 0]
     """
@@ -93,44 +93,91 @@ def eliminate(readers: Sequence[Reader], *, ridge: float = 1e-3) -> tuple[np.nda
 
 
 class _State:
-    """Inverse moments and gram matrix of one reader as channels go."""
+    """Inverse moments and weights of one reader as channels go.
+
+    With S all columns that have gone, the inverse moments are H - Y^T Y, where Y has a row for each
+    of S: only rows that are needed, and the block of each channel on the diagonal, are worked out.
+    """
 
     def __init__(self, reader: Reader, ridge: float) -> None:
         size = len(reader.moments)
         strength = ridge * float(reader.moments.diagonal().mean()) or 1.0
-        damped = reader.moments + strength * torch.eye(size, dtype=torch.float64)
+        damped = reader.moments.clone()
+        damped.diagonal().add_(strength)
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        self._gram = reader.gram.clone()
+        # Errors see the weights through W^T W alone: a factor of it serves, where that is smaller.
+        tall = len(reader.weight) > size
+        self._weight = torch.linalg.qr(reader.weight, mode="r").R if tall else reader.weight.clone()
         self._energy = max(reader.energy, 1e-300)
-        self._columns = reader.columns
+        self._columns = [torch.tensor(list(own), dtype=torch.int64) for own in reader.columns]
+        self._rows = damped.new_empty(sum(map(len, self._columns)), size)
+        self._gone = 0
         # Channels that are read in as many columns are worked out together.
-        self._alike: dict[int, list[int]] = {}
-        for channel, columns in enumerate(reader.columns):
-            if columns:
-                self._alike.setdefault(len(columns), []).append(channel)
+        alike: dict[int, list[int]] = {}
+        for channel, own in enumerate(self._columns):
+            if len(own):
+                alike.setdefault(len(own), []).append(channel)
+        self._alike = [_Alike.of(c, self._columns, self._inverse) for c in alike.values()]
 
     def costs(self) -> Tensor:
         """What each channel costs now; numbers of channels that have gone mean nothing."""
         found = torch.zeros(len(self._columns), dtype=torch.float64)
-        for channels in self._alike.values():
-            columns = torch.tensor([list(self._columns[c]) for c in channels])
-            rows, across = columns[:, :, None], columns[:, None, :]
-            solved = torch.linalg.solve_ex(self._inverse[rows, across], self._gram[rows, across])
+        for alike in self._alike:
+            own = self._weight[:, alike.columns].movedim(0, 1)  # (channels, filters, columns)
+            solved = torch.linalg.solve_ex(alike.blocks, own.mT @ own)
             cost = solved.result.diagonal(dim1=1, dim2=2).sum(1)
-            found[torch.tensor(channels)] = cost.nan_to_num(0.0) / self._energy
+            found[alike.channels] = cost.nan_to_num(0.0) / self._energy
         return found
 
     def remove(self, channels: Tensor) -> None:
         """Let the others answer for these channels."""
-        gone = torch.tensor([c for channel in channels.tolist() for c in self._columns[channel]])
+        gone = torch.cat([self._columns[channel] for channel in channels.tolist()])
         if not len(gone):
             return
-        inner, across = self._inverse[gone][:, gone], self._inverse[gone]
-        answer = torch.linalg.solve(inner, across)
-        lost = self._gram[:, gone] @ answer
-        self._gram += answer.T @ (self._gram[gone][:, gone] @ answer) - lost - lost.T
-        self._inverse -= across.T @ answer
-        for matrix in (self._inverse, self._gram):
-            matrix[gone] = 0
-            matrix[:, gone] = 0
-        self._inverse[gone, gone] = 1  # no longer read; keeps the blocks of the rest solvable
+        before = self._rows[: self._gone]
+        rows = self._inverse[gone].addmm_(before[:, gone].T, before, alpha=-1)
+        factor = _factor(rows[:, gone])
+        new = torch.linalg.solve_triangular(factor, rows, upper=False)
+        lost = torch.linalg.solve_triangular(factor, self._weight[:, gone].T, upper=False)
+        self._weight.addmm_(lost.T, new, alpha=-1)
+        self._weight[:, gone] = 0
+        self._rows[self._gone : self._gone + len(gone)] = new
+        self._gone += len(gone)
+        for alike in self._alike:
+            own = new[:, alike.columns].movedim(0, 1)
+            alike.blocks.baddbmm_(own.mT, own, alpha=-1)
+        self._settle(channels)
+
+    def _settle(self, channels: Tensor) -> None:
+        """Keep the blocks of what has gone solvable; they are no longer read."""
+        for alike in self._alike:
+            alike.blocks[torch.isin(alike.channels, channels)] = torch.eye(
+                alike.columns.shape[1], dtype=torch.float64
+            )
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Channels with as many columns each, and their blocks of the inverse moments."""
+
+    channels: Tensor
+    columns: Tensor
+    blocks: Tensor
+
+    @classmethod
+    def of(cls, channels: list[int], columns: Sequence[Tensor], inverse: Tensor) -> _Alike:
+        """Take the blocks out of the inverse."""
+        own = torch.stack([columns[channel] for channel in channels])
+        return cls(torch.tensor(channels), own, inverse[own[:, :, None], own[:, None, :]])
+
+
+def _factor(block: Tensor) -> Tensor:
+    """Return the Cholesky factor of a block, which rounding may have left not quite positive."""
+    scale = float(block.diagonal().abs().mean())
+    for extra in (0.0, *(scale * 10.0**power for power in range(-12, 3))):
+        damped = block.clone()
+        damped.diagonal().add_(extra)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            return factor
+    return block.new_ones(len(block)).diag()

@@ -190,5 +190,5 @@ def _of_groups(
             continue
         rows = weight.flatten(1).chunk(groups)[group][:, begin : begin + width]
         energy = float((rows @ covariance * rows).sum())
-        found.append(Reader(columns, covariance, rows.T @ rows, energy))
+        found.append(Reader(columns, covariance, rows, energy))
     return found

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nni_gconv.pruning.calibration import gram
+
 
 @dataclass
 class Moments:
@@ -59,7 +61,7 @@ class Moments:
         """Add places: `read` of shape (groups, n, columns), `said` of shape (n, filters)."""
         groups, n, _ = read.shape
         by_group = said.view(n, groups, -1).permute(1, 2, 0)
-        self.read += (read.mT @ read).cpu().double()
+        self.read += gram(read).cpu()
         self.cross += (by_group @ read).flatten(0, 1).cpu().double()
         self.read_sum += read.sum(1).cpu().double()
         self.said_sum += said.sum(0).cpu().double()
@@ -73,6 +75,15 @@ class Moments:
             self.said_sum + other.said_sum, self.said_square + other.said_square,
             self.count + other.count,
         )  # fmt: skip
+
+    def widened(self, columns: Tensor, size: int) -> Moments:
+        """Give columns new places among `size`, of which the others have read nothing but zeros."""
+        wide = Moments.empty(len(self.cross), size, len(self.read))
+        wide.read[:, columns[:, None], columns] = self.read
+        wide.cross[:, columns] = self.cross
+        wide.read_sum[:, columns] = self.read_sum
+        wide.said_sum, wide.said_square, wide.count = self.said_sum, self.said_square, self.count
+        return wide
 
     def means(self, *, centred: bool) -> tuple[Tensor, Tensor]:
         """Return A (groups, columns, columns) and B (filters, columns), about the means or not."""
@@ -133,20 +144,35 @@ def refit(weight: Tensor, a: Tensor, b: Tensor, kept: Tensor, ridge: float) -> T
     >>> refit(dense * kept, a, b, kept, 0.0).round(decimals=6).tolist()
     [[4.0, -1.0, 0.0]]
     """
-    fitted = weight * kept
-    filters = len(weight) // len(a)
-    for group in range(len(a)):
-        own = slice(group * filters, (group + 1) * filters)
-        live = a[group].diagonal() > 0
-        patterns, which = torch.unique(kept[own] & live, dim=0, return_inverse=True)
-        strength = ridge * a[group].diagonal()[live].mean() if bool(live.any()) else 0.0
-        for number, pattern in enumerate(patterns):
-            columns = pattern.nonzero()[:, 0]
-            if not len(columns):
-                continue
-            rows = (which == number).nonzero()[:, 0] + own.start
-            inner = a[group][columns][:, columns]
-            inner.diagonal().add_(strength + 1e-12 * inner.diagonal().mean())
-            missing = (b[rows] - fitted[rows] @ a[group])[:, columns]
-            fitted[rows[:, None], columns] += torch.linalg.solve(inner, missing.T).T
-    return fitted
+    return Refit(weight, a, kept, ridge)(b)
+
+
+class Refit:
+    """The same for several `b`: what is solved for each is factored once."""
+
+    def __init__(self, weight: Tensor, a: Tensor, kept: Tensor, ridge: float) -> None:
+        self._start = weight * kept
+        self._a = a
+        self._parts: list[tuple[int, Tensor, Tensor, tuple[Tensor, Tensor]]] = []
+        filters = len(weight) // len(a)
+        for group in range(len(a)):
+            own = slice(group * filters, (group + 1) * filters)
+            live = a[group].diagonal() > 0
+            patterns, which = torch.unique(kept[own] & live, dim=0, return_inverse=True)
+            strength = ridge * a[group].diagonal()[live].mean() if bool(live.any()) else 0.0
+            for number, pattern in enumerate(patterns):
+                columns = pattern.nonzero()[:, 0]
+                if not len(columns):
+                    continue
+                rows = (which == number).nonzero()[:, 0] + own.start
+                inner = a[group][columns][:, columns]
+                inner.diagonal().add_(strength + 1e-12 * inner.diagonal().mean())
+                self._parts.append((group, rows, columns, torch.linalg.lu_factor(inner)))
+
+    def __call__(self, b: Tensor) -> Tensor:
+        """Solve for these moments of what should be said and what is read."""
+        fitted = self._start.clone()
+        for group, rows, columns, factors in self._parts:
+            missing = b[rows][:, columns] - self._start[rows] @ self._a[group][:, columns]
+            fitted[rows[:, None], columns] += torch.linalg.lu_solve(*factors, missing.T).T
+        return fitted

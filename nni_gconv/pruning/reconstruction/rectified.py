@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
+from nni_gconv.pruning.reconstruction.least_squares import Moments, Refit
 
 #: Bytes of places that are held for one layer.
 _MEMORY = 2**28
 #: Products of one pass over the places of a layer.
-_WORK = 2**32
+_WORK = 2**31
 
 
 def places_held(columns: int, filters: int) -> int:
@@ -33,7 +33,7 @@ def places_held(columns: int, filters: int) -> int:
     Examples
     --------
     >>> [places_held(144, 16), places_held(2304, 512)]
-    [381300, 3640]
+    [381300, 1820]
     """
     return int(min(_MEMORY / (4 * (columns + 2 * filters)), _WORK / (columns * filters)))
 
@@ -58,6 +58,15 @@ class RectifiedPlaces:
     def __add__(self, other: RectifiedPlaces) -> RectifiedPlaces:
         """Hold the places of both."""
         return RectifiedPlaces(self.slope, self._parts + other._parts)
+
+    def widened(self, columns: Tensor, size: int) -> RectifiedPlaces:
+        """Give columns new places among `size`, of which the others have read nothing but zeros."""
+        wide = RectifiedPlaces(self.slope)
+        for read, said, before in self._parts:
+            more = read.new_zeros(*read.shape[:2], size)
+            more[..., columns.to(read.device)] = read
+            wide._parts.append((more, said, before))
+        return wide
 
     def __len__(self) -> int:
         """Number of places."""
@@ -142,6 +151,7 @@ def rectified_steps(
     ridge : float
     """
     a, b = moments.means(centred=centred)
+    solve = Refit(masked, a, kept, ridge)
     mean = moments.read_sum / max(moments.count, 1)
     by_filter = mean.repeat_interleave(len(masked) // len(mean), 0)
     before, now = start, start
@@ -152,7 +162,7 @@ def rectified_steps(
         cross, moved = places.moves(weight, constant)
         if centred:
             cross = cross - moved[:, None] * by_filter
-        fitted = refit(masked, a, b + cross, kept, ridge)
+        fitted = solve(b + cross)
         constant = moments.constant(fitted) + moved if centred else torch.zeros_like(moved)
         before, now = now, Fitted(fitted, constant * kept.any(1))
         yield now

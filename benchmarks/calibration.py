@@ -1,0 +1,204 @@
+"""Time and memory of a second-order choice and of reconstruction, without the forward passes.
+
+    python benchmarks/calibration.py --out docs/calibration.md
+    python benchmarks/calibration.py --depths --out docs/calibration.md
+
+A ResNet-50 with random weights loses half of its MACs by 1,024 images of 224 pixels: smooth random
+fields, since what counts here is the size of things. Seconds are CPU time of the process: of the
+forward passes (which a GPU takes over), of the choice and of the reconstruction. Memory is the peak
+of the process, images included. `--depths` does the same for CIFAR ResNets of growing depth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DEPTHS = (20, 56, 110, 164)
+BEGIN, END = "<!-- {}: written by benchmarks/calibration.py -->", "<!-- end of {} -->"
+
+
+class Forward:
+    """CPU seconds of forward passes: those of replays, of whole networks and of traces."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count what a block of code runs."""
+        from nni_gconv.graph import Replay
+        from nni_gconv.pruning.calibration import moments
+        from nni_gconv.pruning.reconstruction import checked_refit
+
+        whole = Replay.run
+
+        def run(replay: Any, versions: Any, inputs: Any, at: Any = None, **more: Any) -> Any:
+            inside = 0.0
+
+            def visit(work: Callable[..., None]) -> Callable[..., None]:
+                def timed(*args: Any) -> None:
+                    nonlocal inside
+                    begun = time.process_time()
+                    work(*args)
+                    inside += time.process_time() - begun
+
+                return timed
+
+            begun = time.process_time()
+            found = whole(
+                replay, versions, inputs, {n: visit(w) for n, w in (at or {}).items()}, **more
+            )
+            self.seconds += time.process_time() - begun - inside
+            return found
+
+        Replay.run = run  # type: ignore[method-assign]
+        names = [(moments, "trace"), (checked_refit, "trace")]
+        names += [(checked_refit, "outputs_of"), (checked_refit, "recalibrate_bn")]
+        before = [getattr(*name) for name in names]
+        for (place, name), function in zip(names, before, strict=True):
+            setattr(place, name, self._timed(function))
+        yield
+        Replay.run = whole  # type: ignore[method-assign]
+        for (place, name), function in zip(names, before, strict=True):
+            setattr(place, name, function)
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **more: Any) -> Any:
+            begun = time.process_time()
+            found = function(*args, **more)
+            self.seconds += time.process_time() - begun
+            return found
+
+        return timed
+
+
+def smooth_images(count: int, size: int) -> Any:
+    """Random fields whose pixels are like their neighbours, as in pictures."""
+    import torch
+
+    torch.manual_seed(0)
+    coarse = torch.randn(count, 3, size // 8, size // 8)
+    fine = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    return fine + 0.2 * torch.randn(1, 3, size, size)
+
+
+def child(name: str, images: int, size: int, threads: int) -> None:
+    """Prune and reconstruct one network; print a line of JSON."""
+    import torch
+
+    from nni_gconv import SecondOrderPruner, recalibrate_bn, reconstruct
+    from nni_gconv.pruning import Calibration
+    from nni_gconv.training.zoo import create_model
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if name.startswith("depth"):
+        model = create_model("resnet", depth=int(name[5:]), shortcut="B").eval()
+    else:
+        import torchvision
+
+        model = getattr(torchvision.models, name)().eval()
+    x = smooth_images(images, size)
+    recalibrate_bn(model, x[:32].split(32))  # random weights: else their outputs grow or die out
+    forward, found = Forward(), {}
+
+    def part(what: str, work: Callable[[], Any]) -> Any:
+        begun, before = time.process_time(), forward.seconds
+        done = work()
+        passes = forward.seconds - before
+        found[what] = time.process_time() - begun - passes
+        found[f"{what}, forward"] = passes
+        found[f"{what}, peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return done
+
+    with forward.watched():
+        calibration = Calibration(x, images=images, progress=False)
+        pruner = SecondOrderPruner(
+            model,
+            [{"op_types": ["Conv2d"]}],
+            budget={"macs": 0.5},
+            dummy_input=x[:1],
+            calibration=calibration,
+        )
+        _, masks = part("choice", pruner.compress)
+        pruner.unwrap_model()
+        done = part("reconstruction", lambda: reconstruct(model, masks, calibration))
+    print(json.dumps({**found, "without": done.without, "error": done.error}))
+
+
+def run(name: str, images: int, size: int, threads: int) -> dict[str, float]:
+    """Run a child of its own, for its memory."""
+    command = [sys.executable, __file__, "--child", name, "--images", str(images)]
+    command += ["--size", str(size), "--threads", str(threads)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Write rows as Markdown."""
+    lines = [
+        "| network | choice, s | reconstruction, s | together, s | forward passes, s | peak, GiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        passes = row["choice, forward"] + row["reconstruction, forward"]
+        own = row["choice"] + row["reconstruction"]
+        numbers = f"{row['choice']:.1f} | {row['reconstruction']:.1f} | {own:.1f} | {passes:.0f}"
+        lines.append(f"| {name} | {numbers} | {row['reconstruction, peak']:.2f} |")
+    return "\n".join(lines)
+
+
+def replace_table(page: Path, which: str, text: str) -> None:
+    """Put a table between its two comments."""
+    begin, end = BEGIN.format(which), END.format(which)
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["resnet50"])
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--depths", action="store_true", help="CIFAR ResNets instead")
+    parser.add_argument("--out", type=Path, help="Markdown page whose table is replaced")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child is not None:
+        child(args.child, args.images, args.size, args.threads)
+        return
+    rows = {}
+    size, names = (
+        args.size,
+        {f"{name}, {args.images} images of {args.size}": name for name in args.models},
+    )
+    if args.depths:
+        size, names = 32, {f"ResNet-{d}, {args.images} images of 32": f"depth{d}" for d in DEPTHS}
+    for shown, name in names.items():
+        rows[shown] = run(name, args.images, size, args.threads)
+        print(shown, json.dumps({k: round(v, 3) for k, v in rows[shown].items()}), flush=True)
+    said = f"CPU seconds on {platform.machine()}, {args.threads} threads.\n\n{table(rows)}"
+    print(said)
+    if args.out is not None:
+        replace_table(args.out, "depths" if args.depths else "sizes", said)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What is summed up of one layer on the way to its refit: only of what masks leave, and is alive.
+
+Channels that have gone read zeros at every place; their columns would cost time and memory for
+nothing. Which these are is seen, not concluded: a channel that shows another number in a later
+batch is taken in then, and what was summed up before is right as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from nni_gconv.graph import Values, shape_of
+from nni_gconv.pruning.calibration import places_for, read_samples
+from nni_gconv.pruning.reconstruction.layers import Layer
+from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
+from nni_gconv.pruning.reconstruction.rectified import (
+    Fitted,
+    RectifiedPlaces,
+    fewest_errors,
+    places_held,
+    rectified_steps,
+)
+
+#: Most moves of the targets of a layer in front of a ReLU.
+_STEPS = 6
+
+
+class LayerSums:
+    """Moments of one layer, over every second image and over the others.
+
+    Parameters
+    ----------
+    layer : Layer
+    weight : Tensor of float64, shape (filters, columns)
+        Of the masked network.
+    alive : Tensor of bool, shape (filters, columns)
+        Weights that its mask leaves.
+    batches : int
+        How often :meth:`add` will be called.
+    """
+
+    def __init__(self, layer: Layer, weight: Tensor, alive: Tensor, batches: int) -> None:
+        self.layer = layer
+        self._weight, self._alive, self._batches = weight, alive, batches
+        self._groups = 1 if layer.geometry is None else layer.geometry.groups
+        self._taps = weight.shape[1] // shape_of(layer.node.args[1])[1]
+        if self._groups == 1 and bool(alive.any()):
+            self._rows = alive.any(1).nonzero()[:, 0]
+        else:
+            self._rows = torch.arange(len(weight))
+        self._channels = torch.zeros(0, dtype=torch.int64)
+        self._fit, self._check = (Moments.empty(len(self._rows), 0, self._groups) for _ in range(2))
+        #: What the same two halves of the images hold for a ReLU; None where none follows.
+        self._rectified: tuple[RectifiedPlaces, RectifiedPlaces] | None = None
+
+    def add(self, values: tuple[Values, Values], generator: torch.Generator) -> None:
+        """Add places of one batch."""
+        layer, axis = self.layer, -1 if self.layer.geometry is None else 1
+        said, read = layer.wanted(values), values[1][cast("Node", layer.node.args[0])]
+        rows, width = self._rows.to(said.device), len(self._rows)
+        said = said.index_select(axis, rows)
+        relu = layer.before_relu(values)
+        if relu is not None:
+            before, slope = relu
+            said = torch.cat([said, before.index_select(axis, rows)], axis)
+            slope = slope[rows]
+            self._rectified = self._rectified or (RectifiedPlaces(slope), RectifiedPlaces(slope))
+        self._see(read, axis)
+        if self._groups == 1:
+            read = read.index_select(axis, self._channels.to(read.device))
+        columns = self._fit.cross.shape[1]
+        places = places_for(columns)
+        every = math.ceil(places / places_held(columns, width))
+        for part, found, wanted in read_samples(
+            read, said, layer.geometry, places / self._batches, generator, parts=2
+        ):
+            (self._fit, self._check)[part].add(found, wanted[:, :width])
+            if self._rectified is not None:
+                self._rectified[part].add(found[:, ::every], *wanted[::every].split(width, 1))
+
+    def _see(self, read: Tensor, axis: int) -> None:
+        """Take channels in that are not zero throughout, and that a weight is left for."""
+        every = self._weight.shape[1] // self._taps
+        if self._groups == 1:
+            alive = (read != 0).movedim(axis, 0).flatten(1).any(1).cpu()
+            alive &= self._alive.any(0).view(every, self._taps).any(1)
+            alive[self._channels] = True
+            if not bool(alive.any()):
+                alive[0] = True
+            channels = alive.nonzero()[:, 0]
+        else:
+            channels = torch.arange(every)
+        if len(channels) == len(self._channels):
+            return
+        places = self._columns(torch.searchsorted(channels, self._channels))
+        size, self._channels = len(channels) * self._taps, channels
+        self._fit, self._check = (m.widened(places, size) for m in (self._fit, self._check))
+        if self._rectified is not None:
+            fit, check = self._rectified
+            self._rectified = fit.widened(places, size), check.widened(places, size)
+
+    def _columns(self, channels: Tensor) -> Tensor:
+        return (channels[:, None] * self._taps + torch.arange(self._taps)).flatten()
+
+    def fitted(self, ridges: Sequence[float]) -> Fitted:
+        """Fit with every second image, choose by the others, and fit with all."""
+        where = self._rows[:, None], self._columns(self._channels)
+        found = self._fitted(self._weight[where], self._alive[where], ridges)
+        weight = self._weight.clone()
+        weight[where] = found.weight
+        constant = weight.new_zeros(len(weight))
+        constant[self._rows] = found.constant
+        return Fitted(weight, constant)
+
+    def _fitted(self, masked: Tensor, alive: Tensor, ridges: Sequence[float]) -> Fitted:
+        centred = self.layer.takes_constant
+        whole = self._fit + self._check
+        best, ridge = self._check.error(masked, centred=centred), None
+        found = Fitted(masked, whole.constant(masked) * alive.any(1))
+        for candidate in ridges:
+            fitted = self._linear(self._fit, masked, alive, candidate)
+            error = self._check.error(fitted.weight, centred=centred)
+            if error < best:
+                best, ridge, found = error, candidate, fitted
+        if ridge is None:
+            return found
+        everything = self._linear(whole, masked, alive, ridge)
+        if self._rectified is None:
+            return everything
+        fit, check = self._rectified
+        steps = partial(rectified_steps, masked=masked, kept=alive, centred=centred, ridge=ridge)
+        tried = [found, *islice(steps(found, moments=self._fit, places=fit), _STEPS)]
+        number = fewest_errors([check.error(t.weight, t.constant) for t in tried])
+        again = steps(everything, moments=whole, places=fit + check)
+        return [everything, *islice(again, number)][-1]
+
+    def _linear(self, moments: Moments, masked: Tensor, alive: Tensor, ridge: float) -> Fitted:
+        centred = self.layer.takes_constant
+        flat = refit(masked, *moments.means(centred=centred), alive, ridge)
+        constant = moments.constant(flat) * alive.any(1)
+        return Fitted(flat, constant if centred else torch.zeros_like(constant))

@@ -1,0 +1,97 @@
+"""Sums of what is alive: the same refit as with everything, whenever a channel wakes up."""
+
+import pytest
+import torch
+from torch import nn
+
+from nni_gconv.graph import Replay, state_of, trace
+from nni_gconv.pruning.reconstruction.layer_sums import LayerSums
+from nni_gconv.pruning.reconstruction.layers import find_layers
+from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
+from nni_gconv.pruning.reconstruction.walk import Walk, masked_state
+
+
+def net(*, relu=False):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1)]
+    return nn.Sequential(*layers, *[nn.ReLU()] * relu).eval()
+
+
+def masks(dense):
+    kept = {name: torch.ones_like(t, dtype=torch.bool) for name, t in dense.items()}
+    for name in ("0.weight", "0.bias"):
+        kept[name][[1, 4]] = False
+    kept["2.weight"][3] = kept["2.bias"][3] = False
+    kept["2.weight"][0, 2] = False  # a filter with a mask of its own
+    return kept
+
+
+def patches(x):
+    return torch.nn.functional.unfold(x, 3, padding=1).movedim(1, 2).flatten(0, 1).double()
+
+
+def test_what_is_alive_is_refitted_as_all_of_it_would_be():
+    model = net()
+    dense = state_of(model)
+    kept = masks(dense)
+    x = torch.randn(12, 3, 8, 8)
+    found = Walk(trace(model, x), [x], ridges=[0.05]).refit(dense, kept)
+    # The second layer by hand, on what it reads behind the first as that was refitted.
+    read = torch.nn.functional.conv2d(x, found["0.weight"], found["0.bias"], padding=1).relu()
+    said = model(x).detach().movedim(1, -1).flatten(0, 2).double()
+    sums = Moments.empty(5, 54, 1)
+    sums.add(patches(read)[None].float(), said.float())
+    masked = (dense["2.weight"] * kept["2.weight"]).flatten(1).double()
+    alive = kept["2.weight"].flatten(1)
+    expected = refit(masked, *sums.means(centred=True), alive, 0.05)
+    assert torch.allclose(found["2.weight"].flatten(1).double(), expected, atol=1e-4)
+    constant = sums.constant(expected) * alive.any(1)
+    assert torch.allclose(found["2.bias"].double(), constant, atol=1e-4)
+    assert not found["2.weight"][3].any()
+    assert not found["2.bias"][3].any()
+    assert not found["2.weight"][0, 2].any()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_channel_that_wakes_in_a_later_batch_is_taken_in(relu):
+    """Zero throughout the first batch: the sums end as if it had been there from the start."""
+    model = net(relu=relu)
+    dense = state_of(model)
+    kept = masks(dense)
+    pruned = masked_state(dense, kept)
+    asleep = torch.rand(8, 3, 8, 8)
+    with torch.no_grad():
+        for state in (dense, pruned):
+            state["0.weight"][5].abs_()
+            state["0.bias"][5] = 0
+    batches = [-asleep, torch.randn(8, 3, 8, 8)]
+
+    def sums(order):
+        graph = trace(model, asleep)
+        layer = find_layers(graph)[0][1]
+        weight = pruned["2.weight"].flatten(1).double()
+        found = LayerSums(layer, weight, kept["2.weight"].flatten(1), len(order))
+        for batch in order:
+            at = {layer.node: lambda v: found.add((v[0], v[1]), torch.Generator())}
+            Replay(graph).run([dense, pruned], [batch], at)
+        return found
+
+    late, early = sums(batches), sums(batches[::-1])
+    assert late._channels.tolist() == early._channels.tolist() == [0, 2, 3, 5]
+    assert torch.allclose(late._fit.read, early._fit.read)
+    first, second = late.fitted([1e-3]), early.fitted([1e-3])
+    assert torch.allclose(first.weight, second.weight, atol=1e-4)
+    assert torch.allclose(first.constant, second.constant, atol=1e-4)
+
+
+def test_a_layer_that_reads_nothing_but_zeros_is_left_alone():
+    model = net()
+    dense = state_of(model)
+    kept = {name: torch.ones_like(t, dtype=torch.bool) for name, t in dense.items()}
+    for name in ("0.weight", "0.bias"):
+        kept[name][:] = False
+    x = torch.randn(4, 3, 8, 8)
+    found = Walk(trace(model, x), [x]).refit(dense, kept)
+    assert torch.equal(found["2.weight"], dense["2.weight"])
+    said = model(x).mean((0, 2, 3))
+    assert torch.allclose(found["2.bias"], said, atol=1e-5)  # right on average
