@@ -107,7 +107,8 @@ class _State:
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         # Errors see the weights through W^T W alone: a factor of it serves, where that is smaller.
         tall = len(reader.weight) > size
-        self._weight = torch.linalg.qr(reader.weight, mode="r").R if tall else reader.weight.clone()
+        weight = torch.linalg.qr(reader.weight, mode="r").R if tall else reader.weight
+        self._weight = weight.T.contiguous().clone()  # (columns, filters)
         self._energy = max(reader.energy, 1e-300)
         self._columns = [torch.tensor(list(own), dtype=torch.int64) for own in reader.columns]
         self._rows = damped.new_empty(sum(map(len, self._columns)), size)
@@ -123,9 +124,12 @@ class _State:
         """What each channel costs now; numbers of channels that have gone mean nothing."""
         found = torch.zeros(len(self._columns), dtype=torch.float64)
         for alike in self._alike:
-            own = self._weight[:, alike.columns].movedim(0, 1)  # (channels, filters, columns)
-            solved = torch.linalg.solve_ex(alike.blocks, own.mT @ own)
-            cost = solved.result.diagonal(dim1=1, dim2=2).sum(1)
+            own = alike.of_each(self._weight)
+            if own.shape[1] == 1:
+                cost = own.square().sum((1, 2)) / alike.blocks[:, 0, 0]
+            else:
+                solved = torch.linalg.solve_ex(alike.blocks, own @ own.mT)
+                cost = solved.result.diagonal(dim1=1, dim2=2).sum(1)
             found[alike.channels] = cost.nan_to_num(0.0) / self._energy
         return found
 
@@ -138,14 +142,14 @@ class _State:
         rows = self._inverse[gone].addmm_(before[:, gone].T, before, alpha=-1)
         factor = _factor(rows[:, gone])
         new = torch.linalg.solve_triangular(factor, rows, upper=False)
-        lost = torch.linalg.solve_triangular(factor, self._weight[:, gone].T, upper=False)
-        self._weight.addmm_(lost.T, new, alpha=-1)
-        self._weight[:, gone] = 0
+        lost = torch.linalg.solve_triangular(factor, self._weight[gone], upper=False)
+        self._weight.addmm_(new.T, lost, alpha=-1)
+        self._weight[gone] = 0
         self._rows[self._gone : self._gone + len(gone)] = new
         self._gone += len(gone)
         for alike in self._alike:
-            own = new[:, alike.columns].movedim(0, 1)
-            alike.blocks.baddbmm_(own.mT, own, alpha=-1)
+            own = alike.of_each(new.T)
+            alike.blocks.baddbmm_(own, own.mT, alpha=-1)
         self._settle(channels)
 
     def _settle(self, channels: Tensor) -> None:
@@ -169,6 +173,13 @@ class _Alike:
         """Take the blocks out of the inverse."""
         own = torch.stack([columns[channel] for channel in channels])
         return cls(torch.tensor(channels), own, inverse[own[:, :, None], own[:, None, :]])
+
+    def of_each(self, rows: Tensor) -> Tensor:
+        """Take the rows of each channel's columns out of (columns, n): (channels, columns, n)."""
+        first, flat = int(self.columns[0, 0]), self.columns.flatten()
+        if torch.equal(flat, torch.arange(first, first + len(flat))):  # no copy is needed
+            return rows[first : first + len(flat)].unflatten(0, self.columns.shape)
+        return rows[self.columns]
 
 
 def _factor(block: Tensor) -> Tensor:

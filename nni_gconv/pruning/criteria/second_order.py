@@ -177,6 +177,8 @@ def _of_groups(
     weight = weight.cpu().double()
     groups, width = read.groups, covariances.shape[-1]
     per_group, taps = weight.shape[1], int(np.prod(weight.shape[2:]))
+    if not np.isin(classes, coupled.classes).any():
+        return []
     of = {number: unit for unit, number in enumerate(coupled.classes.tolist())}
     found = []
     for number, covariance in enumerate(covariances):
