@@ -25,6 +25,10 @@ class OptionError(ConfigError, TypeError):
     """An option does not exist, as a TypeError says of an argument."""
 
 
+class UnseenError(ConfigError):
+    """A method that looks at images cannot see what some layers are read by."""
+
+
 class TraceError(NniGconvError):
     """The model could not be traced; the message names the line of its forward."""
 

@@ -100,9 +100,12 @@ class Stages:
         finally:
             _current.reset(token)
         self.seconds[name] = time.monotonic() - stage.begun
+        self.say(f"{name:<11} {stage.result}".rstrip() + f"  ({self.seconds[name]:.1f} s)")
+
+    def say(self, text: str) -> None:
+        """Write a line, if lines are wanted."""
         if self.enabled:
-            took = f"({self.seconds[name]:.1f} s)"
-            say(f"{self.name}: {name:<11} {stage.result}".rstrip() + f"  {took}")
+            say(f"{self.name}: {text}")
 
 
 def _bar() -> Progress:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+#: Lists of torch's schedulers that have an item for each group of the optimizer.
+_BY_GROUP = (
+    "base_lrs", "max_lrs", "min_lrs", "lr_lambdas", "_last_lr", "base_momentums", "max_momentums",
+)  # fmt: skip
+
+
 def is_wrapped(model: nn.Module) -> bool:
     """Tell whether an NNI compressor still holds the model's modules in its wrappers."""
     return any(hasattr(module, "_nni_wrapper") for module in model.modules())
@@ -119,7 +125,7 @@ def split_parameter_groups(evaluator: Any, parameters: Iterable[Tensor], **chang
             group["params"] = [p for p in group["params"] if id(p) not in wanted]
             optimizer.add_param_group({**group, "params": mine, **changes})
             for scheduler in _schedulers(evaluator):
-                for name in ("base_lrs", "lr_lambdas", "min_lrs", "_last_lr"):
+                for name in _BY_GROUP:
                     numbers = getattr(scheduler, name, None)
                     if isinstance(numbers, list):
                         setattr(scheduler, name, [*numbers, numbers[index]])

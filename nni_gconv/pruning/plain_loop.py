@@ -6,6 +6,7 @@ Face Trainer), and only the optimizer is watched. ``pruner.training()`` is how i
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from nni.compression.utils import Evaluator
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -83,6 +85,21 @@ class PlainLoop(Evaluator):
         """Run tasks before and after each step of the optimizer."""
         self._before += before_step_tasks
         self._after += after_step_tasks
+
+    @property
+    def _lr_schedulers(self) -> list[LRScheduler]:
+        """Schedulers of the optimizer: whoever made them keeps them, and no optimizer knows of its.
+
+        A group that is split needs a rate in each of them.
+        """
+        # By their type: to ask an object for its class may run its code.
+        known = [one for one in gc.get_objects() if issubclass(type(one), LRScheduler)]
+        return [one for one in known if self._is_first(one.optimizer)]
+
+    def _is_first(self, optimizer: Any) -> bool:
+        """Tell whether an optimizer is the one watched, or holds it as accelerate's does."""
+        inner = getattr(optimizer, "optimizer", optimizer)
+        return bool(self._optimizers) and self._optimizers[0] in (optimizer, inner)
 
     def get_dummy_input(self) -> Any:
         """Return the example input that was given."""

@@ -12,9 +12,15 @@ import lazy_loader
 if TYPE_CHECKING:
     from nni_gconv.shrinking.call import shrink
     from nni_gconv.shrinking.report import ShrinkReport
+    from nni_gconv.shrinking.request import example_of, read_request
 
-__all__ = ["ShrinkReport", "shrink"]
+__all__ = ["ShrinkReport", "example_of", "read_request", "shrink"]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
-    __name__, submod_attrs={"call": ["shrink"], "report": ["ShrinkReport"]}
+    __name__,
+    submod_attrs={
+        "call": ["shrink"],
+        "report": ["ShrinkReport"],
+        "request": ["example_of", "read_request"],
+    },
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from nni_gconv.errors import ConfigError
+from nni_gconv.errors import ConfigError, UnseenError
 from nni_gconv.graph import trace
 from nni_gconv.profiling import Counts, batch_of, compare_latency, count
 from nni_gconv.progress import Stages
@@ -28,6 +28,7 @@ from nni_gconv.pruning import (
 )
 from nni_gconv.shrinking.report import ShrinkReport
 from nni_gconv.shrinking.request import (
+    BY_WEIGHTS,
     Request,
     check_asked,
     check_options,
@@ -142,7 +143,9 @@ def shrink(  # noqa: PLR0913 - all that a person may want to say, each with a de
     settings = ReconstructSettings.parse(reconstruct)
     how = _How(options, settings, trainer, epochs, steps_per_epoch, verify)
     with _quiet():
-        return _Shrinking(model, x, request, how, Stages("shrink", progress)).run(calibration)
+        work = _Shrinking(model, x, request, how, Stages("shrink", progress))
+        work.by_default = criterion is None
+        return work.run(calibration)
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ class _Shrinking:
     kept: dict[str, str] = field(default_factory=dict)
     least: dict[str, float] = field(default_factory=dict)
     reconstruction: Reconstruction | None = None
+    by_default: bool = False
 
     def run(self, calibration: Any) -> tuple[nn.Module, ShrinkReport]:
         """Do all stages."""
@@ -187,7 +191,7 @@ class _Shrinking:
                 stage.result = f"{len(self.images):,} calibration images"
         masks = self._group(model, traced)
         if self.request.budget and self.request.groups != "search":
-            masks = self._choose(model, traced, masks)
+            masks = self._chosen(model, traced, masks)
         with stages.stage("speedup") as stage:
             speedup = ModelSpeedup(
                 model, x, masks, verify=self.how.verify, graph=traced.graph,
@@ -247,6 +251,17 @@ class _Shrinking:
             stage.result = f"{len(pruner.groups)} layers become group convolutions"
         return masks
 
+    def _chosen(self, model: nn.Module, traced: Traced, masks: Masks | None) -> Masks:
+        try:
+            return self._choose(model, traced, masks)
+        except UnseenError as error:
+            if not self.by_default:
+                raise
+            self.stages.say(f"{BY_WEIGHTS} instead: {error}")
+            other = find_method(BY_WEIGHTS)
+            self.request = replace(self.request, name=BY_WEIGHTS, method=other)
+            return self._choose(model, traced, masks)
+
     def _choose(self, model: nn.Module, traced: Traced, masks: Masks | None) -> Masks:
         request, how = self.request, self.how
         inside = how.trainer is not None and acts_in_training(request.method.kind, how.options)
@@ -268,7 +283,11 @@ class _Shrinking:
                 model.eval()
                 found = pruner.get_masks()
             else:
-                _, found = pruner.compress()
+                try:
+                    _, found = pruner.compress()
+                except UnseenError:
+                    pruner.unwrap_model()
+                    raise
             self._keep_from(pruner)
             layers = sum(1 for one in found.values() if _cuts(one.get("weight")))
             stage.result = f"by {request.name}: {layers} layers lose channels"

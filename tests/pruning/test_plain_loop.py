@@ -96,6 +96,37 @@ def test_it_does_what_it_does_in_nnis_evaluator(kind, config, options, made):
     optimizer.step()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda sgd: torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.9**step),
+        lambda sgd: torch.optim.lr_scheduler.CosineAnnealingLR(sgd, EPOCHS * STEPS),
+        lambda sgd: torch.optim.lr_scheduler.OneCycleLR(sgd, 0.05, EPOCHS * STEPS + 1),
+        lambda sgd: torch.optim.lr_scheduler.CyclicLR(sgd, 0.01, 0.05),
+        lambda sgd: torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, patience=0),
+    ],
+)
+@pytest.mark.parametrize("kind", [SlimmingPruner, GSparsityPruner])
+def test_schedulers_made_before_go_on_in_every_group(kind, make):
+    net = network()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    scheduler = make(sgd)
+    loop = PlainLoop(steps_per_epoch=STEPS)
+    pruner = kind(net, CONVS, loop, budget={"macs": 0.5}, dummy_input=X[0][:1])
+    with pruner.training(sgd, epochs=EPOCHS):
+        for images in [*X] * EPOCHS:
+            sgd.zero_grad()
+            loss_of(images, net).backward()
+            sgd.step()
+            asked = (
+                [1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []
+            )
+            scheduler.step(*asked)
+    rates = {group["lr"] for group in sgd.param_groups}
+    assert len(sgd.param_groups) == 2
+    assert len(rates) == 1
+
+
 def test_what_a_training_needs_is_said():
     net = network()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1)

@@ -19,7 +19,7 @@ from nni.compression.utils import Evaluator
 from pydantic import Field
 from torch import Tensor, nn
 
-from nni_gconv.errors import ConfigError
+from nni_gconv.errors import UnseenError
 from nni_gconv.graph import CoupledSet, Read
 from nni_gconv.pruning.calibration import read_moments
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
@@ -142,7 +142,7 @@ class SecondOrderPruner(ChannelPruner):
                     moments[read.weight],
                 )
         if not readers:
-            raise ConfigError(
+            raise UnseenError(
                 f"second_order: {coupled.name} is read by no convolution or linear layer whose "
                 "inputs can be seen; exclude it, or use another method for it"
             )
