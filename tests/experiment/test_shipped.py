@@ -92,6 +92,23 @@ def test_the_groups_of_the_search_are_those_of_the_recipe():
     assert recipe.prune.options["group_config"]["layer3"]["2"]["conv2"] == 16
 
 
+def test_the_one_shot_search_trains_nothing_but_the_dense_network():
+    assert space("oneshot-search") == space("group-search")  # the same network
+    for recipe_file, space_file in (
+        ("recipe.yml", "search_space.json"),
+        ("channels_recipe.yml", "channels_space.json"),
+    ):
+        text = experiment_file("oneshot-search", space_file).read_text()
+        last = {name: spec["_value"][-1] for name, spec in json.loads(text).items()}
+        recipe = load_recipe(experiment_file("oneshot-search", recipe_file), last)
+        assert recipe.sparsify is None
+        assert recipe.finetune is None
+        assert recipe.train.share == recipe.prune.calibration.share == "experiment"
+        assert recipe.prune.reconstruction is not None
+    channels = preflight(experiment_file("oneshot-search", "channels.yml"))
+    assert channels.config.tuner.name == "TPE"
+
+
 @pytest.mark.slow
 def test_one_trial_measures_one_coupled_set():
     import torch
