@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import nn
@@ -66,8 +66,8 @@ class LayerConfig:
         So many equal blocks lose equally many channels.
     min_channels : int
         Never keep fewer channels.
-    round_to : int
-        Keep a multiple of this wherever channels are removed.
+    round_to : int or "auto"
+        Keep a multiple of this wherever channels are removed; ``auto`` until it is measured.
     """
 
     sparse_ratio: float | None = None
@@ -78,7 +78,7 @@ class LayerConfig:
     dependency_group_id: int | str | None = None
     internal_metric_block: int | None = None
     min_channels: int = 1
-    round_to: int = 1
+    round_to: int | Literal["auto"] = 1
     apply_method: str = "mul"
     align: str | None = None
 
@@ -322,7 +322,7 @@ class _Values(Checked):
     apply_method: Literal["mul", "bypass"] | None = None
     align: str | None = None
     min_channels: int | None = Field(None, ge=1)
-    round_to: int | None = Field(None, ge=1)
+    round_to: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
 
 
 def _checked_values(given: dict[str, Any], where: str) -> dict[str, Any]:

@@ -42,10 +42,12 @@ from nni_gconv.pruning.selection.coupled_sets import (
 )
 from nni_gconv.pruning.selection.earlier_masks import check_given, check_unmasked, earlier_masks
 from nni_gconv.pruning.selection.latency import LatencyModel
+from nni_gconv.pruning.selection.multiples import measured_multiples
 from nni_gconv.pruning.selection.prunable import judged
 from nni_gconv.pruning.selection.skipped import find_skipped, first_reason, skip_lines
 from nni_gconv.pruning.table import channel_table
 from nni_gconv.tables import Table
+from nni_gconv.training import from_main_process
 
 _logger = logging.getLogger(__name__)
 
@@ -140,7 +142,9 @@ class ChannelPruner(TrainedPruner):
         self.dummy_input = unwrapped_input(
             model, evaluator, asked, remedy="use from_compressor()", counted=True
         )
-        self.layers, self._excluded = resolve(model, config_list)
+        layers, self._excluded = resolve(model, config_list)
+        # A measurement differs from process to process.
+        self.layers = from_main_process(measured_multiples(model, self.dummy_input, layers))
         check_goals(self.layers, self.budget)
         self._given = asked.masks or earlier_masks(existed_wrappers, grouped=True)
         ties = tied_weights(model, self.layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -129,7 +130,7 @@ def step_limits(
             -(-layer.min_channels * coupled.size // width)
             for layer, width in zip(settings, widths, strict=True)
         ),
-        "round_to": int(np.lcm.reduce([layer.round_to for layer in settings])),
+        "round_to": math.lcm(*(layer.round_to for layer in settings if layer.round_to != "auto")),
     }
 
 
