@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Examples
     --------
     >>> main(["--version"])  # doctest: +SKIP
-    nni-gconv 0.1.0
+    nni-gconv 0.2.0
     """
     try:
         # What is heavy is imported later, when a command says how to go on.
