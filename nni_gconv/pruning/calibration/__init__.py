@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.calibration.patches import (
         Geometry,
         is_matrix_layer,
+        matrix_shape,
         places_for,
         read_samples,
+        weight_matrix,
+        weight_of,
     )
 
 __all__ = [
@@ -25,9 +28,12 @@ __all__ = [
     "gram",
     "is_matrix_layer",
     "layer_covariances",
+    "matrix_shape",
     "places_for",
     "read_moments",
     "read_samples",
+    "weight_matrix",
+    "weight_of",
 ]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
@@ -36,6 +42,14 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "gram": ["gram"],
         "images": ["Calibration"],
         "moments": ["layer_covariances", "read_moments"],
-        "patches": ["Geometry", "is_matrix_layer", "places_for", "read_samples"],
+        "patches": [
+            "Geometry",
+            "is_matrix_layer",
+            "matrix_shape",
+            "places_for",
+            "read_samples",
+            "weight_matrix",
+            "weight_of",
+        ],
     },
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv.errors import DataError
-from nni_gconv.graph import Graph, Replay, Values, shape_of, state_of, trace
+from nni_gconv.graph import Graph, Replay, Values, state_of, trace
 from nni_gconv.modes import evaluating
 from nni_gconv.pruning.calibration.gram import gram
 from nni_gconv.pruning.calibration.images import Calibration
@@ -22,6 +21,7 @@ from nni_gconv.pruning.calibration.kept import content_key, gathered_once
 from nni_gconv.pruning.calibration.patches import (
     Geometry,
     is_matrix_layer,
+    matrix_shape,
     places_for,
     read_samples,
 )
@@ -45,7 +45,7 @@ class _Sum:
     def __init__(self, node: Node, batches: int) -> None:
         self.node = node
         self.geometry = Geometry.of(node)
-        columns = math.prod(shape_of(node.args[1])[1:])
+        columns = matrix_shape(node)[1]
         blocks = blocks_of(columns) or 1
         self._blocks, width = blocks, columns // blocks
         self._groups = 1 if self.geometry is None else self.geometry.groups
@@ -120,7 +120,8 @@ def read_moments(model: nn.Module, calibration: Calibration, *, seed: int = 0) -
         Covariance of the columns of each flattened weight, by the weight's dotted name, the first
         of its names. Layers of more than 8,192 columns are parted in equal blocks of columns, each
         of which stands like a group, without what is between them; where no blocks fit a layer is
-        left out, as are transposed convolutions and weights that are computed in the forward.
+        left out, as are weights that are computed in the forward. Columns are in the order of
+        :func:`nni_gconv.pruning.calibration.patches.weight_matrix`.
 
     Raises
     ------
@@ -257,8 +258,12 @@ def layer_covariances(
     return {
         name: moments[key][0]
         for name, key in keys.items()
-        if key in moments and len(moments[key]) == 1
+        if key in moments and len(moments[key]) == 1 and not _transposed(modules[name])
     }
+
+
+def _transposed(module: nn.Module) -> bool:
+    return bool(getattr(module, "transposed", False))
 
 
 def _layers(graph: Graph) -> dict[Node, str]:
@@ -268,7 +273,7 @@ def _layers(graph: Graph) -> dict[Node, str]:
             weight = node.args[1]
             if isinstance(weight, Node) and weight.name in graph.tensors:
                 name = graph.tensors[weight.name]
-                if blocks_of(math.prod(shape_of(weight)[1:])) is None:
+                if blocks_of(matrix_shape(node)[1]) is None:
                     _logger.warning("calibration: %s has too many columns: left out", name)
                 elif name not in found.values():  # of a shared layer, its first call
                     found[node] = name

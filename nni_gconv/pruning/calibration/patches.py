@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from torch.fx import Node
 from nni_gconv.graph import argument, op_name, shape_of
 
 #: Layers whose outputs are a matrix of weights times what they read.
-MATRIX_LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+MATRIX_LAYERS = frozenset(
+    {"linear", *(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3))}
+)
 #: Places that are read at a time.
 _CHUNK = 4096
 
@@ -31,13 +33,18 @@ def places_for(columns: int) -> int:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution moves over its input, one number for each spatial dimension."""
+    """How a convolution moves over its input, one number for each spatial dimension.
+
+    A transposed one reads its input with zeros between the pixels, as many as its stride leaves,
+    and moves over that pixel by pixel.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    transposed: bool = False
 
     @classmethod
     def of(cls, node: Node) -> Geometry | None:
@@ -52,7 +59,8 @@ class Geometry:
             given = [given] if isinstance(given, int) else list(given)
             return tuple(given * rank if len(given) == 1 else given)
 
-        dilation = each(5, "dilation", 1)
+        transposed = "transpose" in op_name(node)
+        dilation = each(7 if transposed else 5, "dilation", 1)
         padding = argument(node, 4, "padding", 0)
         if padding == "same":
             pads = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
@@ -61,7 +69,34 @@ class Geometry:
         else:
             pads = each(4, "padding", 0)
         groups = int(argument(node, 6, "groups", 1))
-        return cls(kernel, each(3, "stride", 1), pads, dilation, groups)
+        return cls(kernel, each(3, "stride", 1), pads, dilation, groups, transposed)
+
+
+def matrix_shape(node: Node) -> tuple[int, int]:
+    """Filters of a layer, and columns of each: of the weight as a matrix."""
+    first, second, *kernel = shape_of(node.args[1])
+    geometry = Geometry.of(node)
+    if geometry is not None and geometry.transposed:
+        first, second = second * geometry.groups, first // geometry.groups
+    return first, second * math.prod(kernel)
+
+
+def weight_matrix(weight: Tensor, geometry: Geometry | None) -> Tensor:
+    """Lay a weight out with a row for each filter: (filters, columns)."""
+    if geometry is None or not geometry.transposed:
+        return weight.flatten(1)
+    groups = geometry.groups
+    each = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+    return each.transpose(1, 2).reshape(groups * weight.shape[1], -1)
+
+
+def weight_of(matrix: Tensor, like: Tensor, geometry: Geometry | None) -> Tensor:
+    """Undo :func:`weight_matrix`."""
+    if geometry is None or not geometry.transposed:
+        return matrix.view(like.shape)
+    groups = geometry.groups
+    each = matrix.view(groups, like.shape[1], len(like) // groups, -1)
+    return each.transpose(1, 2).reshape(like.shape)
 
 
 def sample_places(shape: tuple[int, ...], most: int, generator: torch.Generator) -> Tensor:
@@ -104,8 +139,10 @@ def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (groups, n, channels / groups * taps)
-        Columns in the order of the flattened weight of a filter.
+        Columns in the order of :func:`weight_matrix`.
     """
+    if geometry.transposed:
+        x, geometry = _spread(x, geometry)
     rank = len(geometry.kernel)
     pads = [p for size in reversed(geometry.padding) for p in (size, size)]
     # A "same" padding of an even kernel is one wider behind; what lies further out is not read.
@@ -113,6 +150,7 @@ def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
     index = [places[:, 0].view(-1, *[1] * rank).to(x.device)]
     for d in range(rank):
         taps = torch.arange(geometry.kernel[d]) * geometry.dilation[d]
+        taps = taps.flip(0) if geometry.transposed else taps
         at = places[:, 1 + d, None] * geometry.stride[d] + taps
         view = [len(places)] + [1] * rank
         view[1 + d] = -1
@@ -121,6 +159,22 @@ def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
     read = padded.movedim(1, -1)[tuple(index)]
     groups = read.reshape(len(places), -1, geometry.groups, x.shape[1] // geometry.groups)
     return groups.permute(2, 0, 3, 1).reshape(geometry.groups, len(places), -1)
+
+
+def _spread(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
+    """Put zeros between pixels, so that a transposed convolution is one that moves over them."""
+    sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], geometry.stride, strict=True)]
+    spread = x.new_zeros(*x.shape[:2], *sizes)
+    every = tuple(slice(None, None, step) for step in (1, 1, *geometry.stride))
+    spread[every] = x
+    pads: list[int] = []
+    for axis, kernel in enumerate(geometry.kernel):
+        stride, dilation = geometry.stride[axis], geometry.dilation[axis]
+        before = (kernel - 1) * dilation - geometry.padding[axis]
+        pads = [before, before + max(stride, dilation), *pads]
+    still = (0,) * len(geometry.kernel)
+    moved = replace(geometry, padding=still, stride=tuple(1 for _ in still))
+    return torch.nn.functional.pad(spread, pads), moved
 
 
 def said_at(y: Tensor, places: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import UnseenError
 from nni_gconv.graph import CoupledSet, Read
-from nni_gconv.pruning.calibration import read_moments
+from nni_gconv.pruning.calibration import Geometry, read_moments, weight_matrix
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
 from nni_gconv.pruning.criteria.base import needed_images
 from nni_gconv.pruning.criteria.elimination import Reader, eliminate
@@ -55,7 +55,7 @@ class SecondOrderPruner(ChannelPruner):
     Raises
     ------
     ConfigError
-        There is no calibration, or a set is read by transposed convolutions alone.
+        There is no calibration, or what reads a set cannot be seen.
 
     Examples
     --------
@@ -174,23 +174,24 @@ def _of_groups(
     coupled: CoupledSet, classes: np.ndarray, read: Read, weight: Tensor, covariances: Tensor
 ) -> list[Reader]:
     """One reader for each group, or block of columns, of a layer that reads channels of a set."""
-    weight = weight.cpu().double()
-    groups, width = read.groups, covariances.shape[-1]
-    per_group, taps = weight.shape[1], int(np.prod(weight.shape[2:]))
+    geometry = Geometry.of(read.node)
+    groups = 1 if geometry is None else geometry.groups
+    matrix = weight_matrix(weight.cpu().double(), geometry)
+    width, taps = covariances.shape[-1], groups * matrix.shape[1] // len(classes)
     if not np.isin(classes, coupled.classes).any():
         return []
     of = {number: unit for unit, number in enumerate(coupled.classes.tolist())}
     found = []
     for number, covariance in enumerate(covariances):
-        group, begin = divmod(number * width, per_group * taps)
+        group, begin = divmod(number * width, matrix.shape[1])
         columns: list[list[int]] = [[] for _ in range(coupled.size)]
         for column in range(width):
-            unit = of.get(int(classes[group * per_group + (begin + column) // taps]))
+            unit = of.get(int(classes[(number * width + column) // taps]))
             if unit is not None:
                 columns[unit].append(column)
         if not any(columns):
             continue
-        rows = weight.flatten(1).chunk(groups)[group][:, begin : begin + width]
+        rows = matrix.chunk(groups)[group][:, begin : begin + width]
         energy = float((rows @ covariance * rows).sum())
         found.append(Reader(columns, covariance, rows, energy))
     return found

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph import Values, shape_of
+from nni_gconv.graph import Values
 from nni_gconv.pruning.calibration import places_for, read_samples
 from nni_gconv.pruning.reconstruction.layers import Layer
 from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
@@ -51,7 +51,7 @@ class LayerSums:
         self.layer = layer
         self._weight, self._alive, self._batches = weight, alive, batches
         self._groups = 1 if layer.geometry is None else layer.geometry.groups
-        self._taps = weight.shape[1] // shape_of(layer.node.args[1])[1]
+        self._taps = 1 if layer.geometry is None else math.prod(layer.geometry.kernel)
         if self._groups == 1 and bool(alive.any()):
             self._rows = alive.any(1).nonzero()[:, 0]
         else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph import Graph, Values, argument, op_name, shape_of
-from nni_gconv.pruning.calibration import Geometry, is_matrix_layer
+from nni_gconv.pruning.calibration import Geometry, is_matrix_layer, matrix_shape
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Layer:
     @property
     def filters(self) -> int:
         """Number of outputs."""
-        return shape_of(self.node.args[1])[0]
+        return matrix_shape(self.node)[0]
 
     def wanted(self, values: tuple[Values, Values]) -> Tensor:
         """What the layer should say: what the dense one does, and what its sum partner lacks."""
@@ -147,7 +147,7 @@ def find_layers(graph: Graph) -> tuple[list[Layer], dict[str, str]]:
         if weight is None:
             continue
         if not is_matrix_layer(node):
-            left[weight] = "transposed convolutions are not refitted"
+            left[weight] = f"layers such as {op_name(node)} are not refitted"
         elif used[weight] > 1:
             left[weight] = "its weight is used more than once"
         elif used[names.get(argument(node, 2, "bias"), "")] > 1:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nni_gconv.graph import Graph, Replay, Values
+from nni_gconv.pruning.calibration import weight_matrix, weight_of
 from nni_gconv.pruning.reconstruction.layer_sums import LayerSums
 from nni_gconv.pruning.reconstruction.layers import Layer, find_layers
 from nni_gconv.training import counting
@@ -118,10 +119,11 @@ class Walk:
                 solve(each)
 
     def _sums(self, layer: Layer, pruned: State, kept: Mapping[str, Tensor]) -> LayerSums:
-        weight = pruned[layer.weight].flatten(1).cpu().double()
+        weight = weight_matrix(pruned[layer.weight], layer.geometry).cpu().double()
         mask = kept.get(layer.weight)
-        alive = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.flatten(1)
-        return LayerSums(layer, weight, alive.cpu(), len(self.batches))
+        alive = None if mask is None else weight_matrix(mask, layer.geometry).cpu()
+        whole = torch.ones_like(weight, dtype=torch.bool)
+        return LayerSums(layer, weight, whole if alive is None else alive, len(self.batches))
 
     def _rounds(self) -> Iterator[list[Layer]]:
         count = 1 if len(self.batches) == 1 else min(self.rounds, len(self._layers))
@@ -132,7 +134,7 @@ class Walk:
     def _solve(self, sums: LayerSums, pruned: State) -> None:
         layer, fitted = sums.layer, sums.fitted(self.ridges)
         weight = pruned[layer.weight]
-        weight.copy_(fitted.weight.view(weight.shape))
+        weight.copy_(weight_of(fitted.weight, weight, layer.geometry))
         if layer.bias is not None:
             pruned[layer.bias].copy_(fitted.constant)
         elif layer.mean is not None:

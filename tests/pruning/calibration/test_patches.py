@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from nni_gconv.graph import trace
-from nni_gconv.pruning.calibration.patches import Geometry, read_at, said_at, sample_places
+from nni_gconv.pruning.calibration.patches import (
+    Geometry,
+    matrix_shape,
+    read_at,
+    said_at,
+    sample_places,
+    weight_matrix,
+    weight_of,
+)
 
 CASES = [
     (nn.Conv1d, {"stride": 2, "padding": 1, "dilation": 2}),
@@ -16,6 +24,11 @@ CASES = [
     (nn.Conv2d, {"padding": "valid", "groups": 2}),
     (nn.Conv2d, {"padding": 1, "groups": 4}),
     (nn.Conv3d, {"padding": 1, "groups": 2, "stride": 2}),
+    (nn.ConvTranspose1d, {"stride": 3, "dilation": 2, "output_padding": 2}),
+    (nn.ConvTranspose2d, {"stride": 2, "padding": 1, "output_padding": (0, 1)}),
+    (nn.ConvTranspose2d, {"groups": 2, "padding": 2, "stride": (1, 3)}),
+    (nn.ConvTranspose2d, {"groups": 4, "padding": (1, 0), "dilation": 3, "stride": 2}),
+    (nn.ConvTranspose3d, {"groups": 2, "stride": 2}),
 ]
 
 
@@ -32,7 +45,10 @@ def test_patches_times_weights_are_the_outputs(kind, options, kernel):
     places = sample_places((3, *y.shape[2:]), 5, torch.Generator().manual_seed(0))
     geometry = Geometry.of(node)
     read = read_at(x, geometry, places)
-    weight = layer.weight.flatten(1).view(geometry.groups, -1, read.shape[2])
+    matrix = weight_matrix(layer.weight, geometry)
+    assert matrix.shape == matrix_shape(node)
+    assert torch.equal(weight_of(matrix, layer.weight, geometry), layer.weight)
+    weight = matrix.view(geometry.groups, -1, read.shape[2])
     said = torch.einsum("gnc,gfc->ngf", read, weight).flatten(1)
     assert torch.allclose(said, said_at(y, places), atol=1e-5)
 
