@@ -3,7 +3,8 @@
     python benchmarks/group_latency.py --plot docs/images/group_latency.png      # two minutes
     python benchmarks/group_latency.py --device cuda --batch 1 64
 
-Prints Markdown: ratios to the dense layer, run in turn with it, fastest runs. The layers are of an
+Prints Markdown: ratios to the dense layer, run in turn with it, fastest runs, each layer in its
+quickest equal form (`nni_gconv.groupconv.forms`). The layers are of an
 ImageNet ResNet: C = F = 64 at 56x56 to 512 at 7x7. "1 gather" stands in front of the layer, with
 "2 gathers" another behind it, each an `index_select` in an order as scattered as any.
 """
