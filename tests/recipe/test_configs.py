@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from nni_gconv.profiling import count
 from nni_gconv.pruning.methods.fpgm import FPGMPruner
@@ -16,6 +17,7 @@ from nni_gconv.speedup import ModelSpeedup
 from nni_gconv.training.zoo.grouped import with_groups
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+RESULTS = CONFIGS.parent / "benchmarks" / "results"
 FILES = sorted(CONFIGS.rglob("*.yml"))
 #: Parameters and MACs in millions of the published networks.
 PUBLISHED = {
@@ -38,6 +40,19 @@ def test_it_loads(path):
     recipe = load_recipe(path, {})
     assert recipe.prune is not None
     assert path.name in path.read_text(encoding="utf-8"), "the command in its head names it"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.yml")), ids=lambda path: path.stem)
+def test_recipes_of_the_benchmark_load(path):
+    plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    shared = plan["recipe"]
+    for method in plan["methods"].values():
+        if ":TorchPruning" in method.get("method", ""):
+            continue  # not a requirement
+        prune = {**shared["prune"], **method}
+        model = {**shared["model"], "weights": plan["weights"]}
+        recipe = load_recipe({**shared, "model": model, "prune": prune}, {"finetune.epochs": 1})
+        assert recipe.finetune.epochs == 1
 
 
 def classes(recipe):
