@@ -3,8 +3,8 @@
     nni-gconv create experiments/oneshot-search/experiment.yml --output runs/search
     python benchmarks/oneshot_rank.py runs/search/ID --docs --figure docs/images/rank.png
 
-The trials of the Pareto front, and those of nearly the same cost (--band, where a choice by MACs
-alone says nothing), are fine-tuned with the dense network as teacher, each from its own recipe; the
+Trials of the Pareto front, of nearly the same cost (--band, where MACs alone do not choose) and of
+all costs are fine-tuned with the dense network as teacher, each from its own recipe; the
 dense network and its statistics are those of the experiment. Spearman's and Kendall's correlation
 say how well the order without training is the order after it. All accuracies are of validation
 images. Runs that are finished already are not run again.
@@ -31,12 +31,12 @@ _console = Console(stderr=True)
 
 
 def chosen(rows: Sequence[TrialRow], band: tuple[float, float], points: int) -> list[TrialRow]:
-    """Take the front's trials and those of a narrow band of costs, each in equal steps."""
+    """Take trials of the front, of a narrow band of costs, and of all costs, in equal steps."""
     inside = [r for r in rows if r.macs_ratio is not None and band[0] <= r.macs_ratio <= band[1]]
     inside.sort(key=lambda row: row.accuracy or 0)
-    taken = {
-        row.trial: row for part in (pareto_front(rows), inside) for row in spread(part, points)
-    }
+    every = sorted(rows, key=lambda row: row.macs_ratio or 0)
+    parts = pareto_front(rows), inside, every
+    taken = {row.trial: row for part in parts for row in spread(part, points)}
     return list(taken.values())
 
 
@@ -47,13 +47,14 @@ def spread(rows: Sequence[TrialRow], points: int) -> list[TrialRow]:
     return [rows[round(i * (len(rows) - 1) / (points - 1))] for i in range(points)]
 
 
-def tuned(row: TrialRow, experiment: Path, args: argparse.Namespace) -> dict[str, Any]:
+def tuned(row: TrialRow, args: argparse.Namespace) -> dict[str, Any]:
     """Fine-tune one trial's network; return its accuracies before and after."""
     if row.folder is None:
         raise ValueError(f"{row.trial} has no folder")
+    shared = Path(row.folder).parents[1]
     overrides = {
-        "train.share": str(experiment),
-        "prune.calibration.share": str(experiment / "nni_gconv_statistics"),
+        "train.share": str(shared),
+        "prune.calibration.share": str(shared / "nni_gconv_statistics"),
         "objective": None,
         "finetune": {
             "epochs": args.epochs,
@@ -122,7 +123,7 @@ def main() -> None:
     rows = [row for row in collect(experiment) if row.accuracy is not None]
     found = []
     for row in chosen(rows, band, args.points):
-        found.append(tuned(row, experiment, args))
+        found.append(tuned(row, args))
         _console.print(json.dumps(found[-1]), markup=False, highlight=False)
     write_json(args.out / "rows.json", found)
     text = table(found, band)
