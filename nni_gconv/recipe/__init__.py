@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from nni_gconv.recipe.result import TrialResult
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
-    from nni_gconv.recipe.setup import check_runs
     from nni_gconv.recipe.stages import Trial
+    from nni_gconv.recipe.workbench import check_runs
 
 __all__ = [
     "Recipe",
@@ -42,7 +42,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "result": ["TrialResult"],
         "run": ["run_recipe"],
         "schema": ["Recipe"],
-        "setup": ["check_runs"],
         "stages": ["Trial"],
+        "workbench": ["check_runs"],
     },
 )

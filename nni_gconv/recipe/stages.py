@@ -22,7 +22,6 @@ from nni_gconv.recipe.latency import quickest_forms, time_networks
 from nni_gconv.recipe.measure import Accuracies, measure_models
 from nni_gconv.recipe.pictures import log_blocks
 from nni_gconv.recipe.result import TrialResult
-from nni_gconv.recipe.setup import reset_parameters
 from nni_gconv.recipe.shared_dense import read_shared, shared_folder, train_shared
 from nni_gconv.recipe.state_files import load_state, save_masks, save_state
 from nni_gconv.recipe.workbench import Workbench
@@ -342,7 +341,7 @@ class Trial(Workbench):
             raise ConfigError("finetune: the recipe has no such section")
         if settings.from_scratch:
             seed_everything(self.recipe.seed)
-            reset_parameters(self.model)
+            _reset_parameters(self.model)
         result = self._fit(settings, "finetune", self.folder.path, self.log)
         self._save_compact(COMPACT)
         return {"best_epoch": result.best_epoch, "val_accuracy": result.best_accuracy}
@@ -373,3 +372,11 @@ class Trial(Workbench):
         }
         content = self.recipe.model_dump(mode="json")
         save_compact(model, self.folder.path / name, recipe=content, layers=sizes)
+
+
+def _reset_parameters(model: nn.Module) -> None:
+    """Initialise every layer anew, as its class does when it is made."""
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()

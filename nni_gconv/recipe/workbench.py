@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from torch import nn
 
 from nni_gconv import compat
 from nni_gconv.artefact import holds_plan, load_compact
+from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Graph
 from nni_gconv.profiling import Profile, profile
 from nni_gconv.progress import Stages, say
@@ -20,7 +22,6 @@ from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.latency import TimingCache
 from nni_gconv.recipe.measure import Accuracies, accuracies
 from nni_gconv.recipe.schema import Recipe
-from nni_gconv.recipe.setup import check_runs, choose_device
 from nni_gconv.training import (
     Distributed,
     MetricLog,
@@ -153,3 +154,65 @@ class Workbench:
     def _load(self, path: Path) -> nn.Module:
         """Load the small network as it is to be trained."""
         return load_compact(path, self.architecture, device=self.device, optimized=False)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that is there.
+
+    Raises
+    ------
+    ConfigError
+        No such device on this machine.
+    """
+    if name == "auto":
+        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {name!r} is not allowed (allowed: auto, cpu, cuda, cuda:N)")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: {name!r} is not there; this machine has {torch.cuda.device_count()} GPUs"
+        )
+    return device
+
+
+def check_runs(
+    model: nn.Module,
+    example: torch.Tensor,
+    *,
+    model_name: str,
+    data_name: str,
+    num_classes: int,
+) -> None:
+    """Run the model once on an example, so that what does not fit is said before training.
+
+    Raises
+    ------
+    ConfigError
+        The forward fails, or its output is not one number a class.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(example)
+    except (RuntimeError, ValueError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"model {model_name} does not run on {data_name} images "
+            f"({_shown(example.shape[1:])}): {first}"
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(output, torch.Tensor) or output.shape[-1] < num_classes:
+        raise ConfigError(
+            f"model {model_name} does not give one number for each of the {num_classes} classes "
+            f"of {data_name}"
+        )
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return "×".join(str(s) for s in shape)
