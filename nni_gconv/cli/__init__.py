@@ -12,11 +12,12 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from nni_gconv.cli.doctor.command import doctor
+from nni_gconv.cli.examples import epilog
 from nni_gconv.cli.experiments.create import create
 from nni_gconv.cli.experiments.fetch import fetch
 from nni_gconv.cli.experiments.quickstart import quickstart
@@ -44,12 +45,13 @@ _UsageError: type[Exception] = next(
 )
 
 _INTERRUPTED = 130
+#: Without them next to nothing works: the doctor says why they are not there.
+_INSTALLED_WITH_US = ("torch", "torchvision", "nni", "numpy", "scipy", "pydantic", "safetensors")
 
 app = typer.Typer(
     name="nni-gconv",
     help="Structured pruning and group convolution for NNI: smaller, equal, reloadable networks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     epilog="Exit codes: 0 success, 1 a bug, 2 a mistake in the input, 3 trials failed, "
@@ -59,9 +61,18 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
         from nni_gconv._version import __version__
 
-        typer.echo(f"nni-gconv {__version__}")
+        parts = []
+        for package in ("torch", "nni"):
+            try:
+                parts.append(f"{package} {version(package)}")
+            except PackageNotFoundError:
+                parts.append(f"{package} not installed")
+        python = ".".join(map(str, sys.version_info[:3]))
+        typer.echo(f"nni-gconv {__version__} ({', '.join(parts)}, Python {python})")
         raise typer.Exit
 
 
@@ -96,7 +107,8 @@ for _command in (
     export,
     optimize,
 ):
-    app.command()(_command)
+    _name = _command.__name__.replace("_", "-")
+    app.command(_name, epilog=epilog(_name))(_command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -116,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Examples
     --------
     >>> main(["--version"])  # doctest: +SKIP
-    nni-gconv 0.2.0
+    nni-gconv 0.2.0 (torch 2.15.0, nni 3.0, Python 3.11.2)
     """
     try:
         # What is heavy is imported later, when a command says how to go on.
@@ -127,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except NniGconvError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        _not_installed(error)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help page
             typer.echo(error.format_message())  # type: ignore[attr-defined]
@@ -158,6 +172,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _not_installed(error: ModuleNotFoundError) -> NoReturn:
+    """Send a person to the doctor for what has to be there; anything else is a bug."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _INSTALLED_WITH_US:
+        raise error
+    _fail(f"{package} is not installed; `nni-gconv doctor` says what is missing and how to fix it")
+
+
 def _end_by(number: signal.Signals) -> None:
     """End as one that this signal ended; whoever started the process can tell."""
     signal.signal(number, signal.SIG_DFL)
@@ -179,6 +201,6 @@ def _os_words(error: OSError) -> str:
     return f"{place}{what}{remedy}"
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.echo("error: " + " ".join(message.split()), err=True)
     sys.exit(2)

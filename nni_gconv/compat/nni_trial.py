@@ -98,13 +98,24 @@ def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def rounded(metrics: dict[str, float]) -> dict[str, float]:
+    """Numbers of six digits, so that the columns of NNI's pages hold them.
+
+    Examples
+    --------
+    >>> rounded({"default": 0.93123456789, "macs": 20412345})
+    {'default': 0.931235, 'macs': 20412345}
+    """
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}
+
+
 def report_intermediate(metrics: dict[str, float]) -> None:
     """Send flat numbers with a key ``default`` as NNI's intermediate result; else do nothing."""
     if running_under_nni():
         import nni
 
         next_parameters()  # NNI asserts that a trial asked for its parameters first
-        nni.report_intermediate_result(metrics)
+        nni.report_intermediate_result(rounded(metrics))
         folder = trial_folder()
         if folder is not None and not _database(folder).is_file():
             told = {"trial": os.environ.get("NNI_TRIAL_JOB_ID"), "told": _sequence()}
@@ -220,4 +231,4 @@ def report_final(metrics: dict[str, float]) -> None:
         import nni
 
         next_parameters()
-        nni.report_final_result(metrics)
+        nni.report_final_result(rounded(metrics))

@@ -108,6 +108,8 @@ def run_experiment(
     keep_ui: bool = False,
     max_failed: int = 5,
     view: ExperimentView | None = None,
+    max_trials: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> Outcome:
     """Check, start and watch an experiment until it has ended.
 
@@ -117,7 +119,7 @@ def run_experiment(
         An NNI 3.0 experiment YAML (the same file works with ``nnictl create``), or a configuration
         made in Python. What :func:`nni_gconv.experiment.checks.preflight` has checked already
         is started as it is.
-    port, concurrency, gpus, output, loopback
+    port, concurrency, gpus, output, loopback, max_trials, overrides
         As in :func:`nni_gconv.experiment.checks.preflight`.
     keep_ui : bool, default False
         Leave the web UI running after an end by itself (not after Ctrl-C); else nothing is left.
@@ -153,8 +155,9 @@ def run_experiment(
         plan = file
     else:
         plan = preflight(
-            file, port=port, concurrency=concurrency, gpus=gpus, output=output, loopback=loopback
-        )
+            file, port=port, concurrency=concurrency, gpus=gpus, output=output, loopback=loopback,
+            max_trials=max_trials, overrides=overrides,
+        )  # fmt: skip
     with _terminate_as_interrupt():
         experiment = start(made_ready(plan))
         keep = False

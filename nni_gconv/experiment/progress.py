@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Parameters that are written out on a line of a trial.
 _SHOWN = 6
+#: Seconds of silence after which a line says how far it is, where no terminal shows a bar.
+_APART = 60.0
 
 
 class ExperimentView:
@@ -41,7 +44,8 @@ class ExperimentView:
         self._progress: Progress | None = None
         self._total: int | None = None
         self._varied: set[str] | None = None
-        self._minimize = False
+        self._minimize, self._concurrency = False, 1
+        self._spoken = time.monotonic()
         self._told: set[str] = set()
         self._links: MachineLinks | None = None
 
@@ -71,6 +75,9 @@ class ExperimentView:
         self._print(f"web UI     {experiment.client.url}")
         if plan.loopback:
             self._print(f"from afar  {tunnel_line(plan.port)}")
+        self._concurrency = plan.config.trial_concurrency or 1
+        many = "trials until it is stopped" if self._total is None else f"{self._total} trials"
+        self._print(f"{'trials':<11}{many}, {self._concurrency} at a time")
         for note in plan.notes:
             self._print(f"note       {note}")
         self._minimize = plan.minimize
@@ -101,9 +108,12 @@ class ExperimentView:
             if trial.id not in self._told:
                 self._told.add(trial.id)
                 self._print(self._trial_line(trial, len(self._told)))
+        text = summary(status, trials, self._total, minimize=self._minimize)
+        text += time_left(trials, self._total, self._concurrency)
+        if self._progress is None and time.monotonic() - self._spoken >= _APART:
+            self._print(text)
         if self._progress is not None:
             task = self._progress.task_ids[0]
-            text = summary(status, trials, self._total, minimize=self._minimize)
             self._progress.update(task, description=text, completed=len(ended))
 
     def fetched(self, report: FetchReport | None) -> None:
@@ -140,6 +150,7 @@ class ExperimentView:
         return f"[{count}{total}] {trial.id} {trial.status.lower()}{score}{seconds}  {chosen}"
 
     def _print(self, text: str) -> None:
+        self._spoken = time.monotonic()
         self.console.print(text, markup=False, soft_wrap=True)
 
 
@@ -156,6 +167,25 @@ def tunnel_line(port: int) -> str:
     except (OSError, KeyError):  # a user id without a name, as containers have
         user = ""
     return f"ssh -N -L {port}:127.0.0.1:{port} {user}{socket.gethostname()}"
+
+
+def time_left(trials: Sequence[TrialState], total: int | None, concurrency: int) -> str:
+    """Guess how long the rest takes, by the trials that succeeded; "" where nothing tells.
+
+    Examples
+    --------
+    >>> done = TrialState("a", 0, "SUCCEEDED", seconds=90.0)
+    >>> time_left([done], 5, 2)
+    ', about 3 minutes left'
+    """
+    took = [t.seconds for t in trials if t.status == "SUCCEEDED" and t.seconds is not None]
+    left = 0 if total is None else total - sum(trial.ended for trial in trials)
+    if not took or left <= 0:
+        return ""
+    minutes = sum(took) / len(took) * left / concurrency / 60
+    if minutes < 1:
+        return ", less than a minute left"
+    return f", about {minutes:.0f} minute{'s' if round(minutes) != 1 else ''} left"
 
 
 def summary(

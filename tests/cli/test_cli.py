@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,11 @@ def test_each_command_has_help(capsys, command):
 def test_version(capsys):
     from nni_gconv._version import __version__
 
-    assert call(capsys, "--version") == (0, f"nni-gconv {__version__}\n", "")
+    code, out, err = call(capsys, "--version")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(
+        rf"nni-gconv {re.escape(__version__)} \(torch \S+, nni 3\.0, Python 3\.\d+\.\d+\)\n", out
+    )
 
 
 @pytest.mark.slow

@@ -407,3 +407,21 @@ def test_a_configuration_made_in_python_is_checked_like_a_file(tmp_path, monkeyp
     config.training_service.trial_gpu_number = 1
     with pytest.raises(ConfigError, match="GPU scheduler"):
         preflight(config)
+
+
+def test_values_of_the_recipe_and_a_number_of_trials_from_the_command(tmp_path):
+    file = experiment_file("quickstart")
+    plan = preflight(file, max_trials=3, overrides=["train.epochs=1", "name=two words"])
+    assert plan.config.max_trial_number == 3
+    assert plan.config.trial_command == (
+        "nni-gconv run recipe.yml -o train.epochs=1 -o 'name=two words'"
+    )
+    other = tmp_path / "experiment.yml"
+    other.write_text(
+        "trialCommand: python trial.py\ntrialConcurrency: 1\nmaxTrialNumber: 1\n"
+        "searchSpace: {a: {_type: choice, _value: [1]}}\ntuner: {name: Random}\n"
+        "trainingService: {platform: local}\n"
+    )
+    (tmp_path / "trial.py").touch()
+    with pytest.raises(ConfigError, match="-o: the trial command is not 'nni-gconv run RECIPE'"):
+        preflight(other, overrides=["a=1"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
-from nni_gconv.cli.output import note, print_json, print_trials, write_report
+from nni_gconv.cli.output import note, parse_overrides, print_json, print_trials, write_report
 
 if TYPE_CHECKING:
     from nni_gconv.experiment import Outcome
@@ -50,6 +50,8 @@ class LaunchOptions:
     loopback: bool = True
     max_failed: int = 5
     gpus: int | None = None
+    max_trials: int | None = None
+    overrides: tuple[str, ...] = ()
 
 
 def create(
@@ -67,6 +69,18 @@ def create(
             min=0,
             help="GPUs each trial takes, instead of the recipe's `gpus`; on this machine as many "
             "trials run at a time as there is room for. 0: trials leave GPUs alone.",
+        ),
+    ] = None,
+    max_trials: Annotated[
+        int | None, typer.Option("--max-trials", min=1, help="Instead of maxTrialNumber.")
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o",
+            "--override",
+            metavar="KEY=VALUE",
+            help="Value of the recipe for every trial, such as train.epochs=5; may be repeated.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -88,8 +102,10 @@ def create(
     says how it ended; the same file also works with `nnictl create`.
     """
     options = LaunchOptions(
-        port, keep_ui, output, concurrency, as_json, not all_interfaces, max_failed, gpus
-    )
+        port, keep_ui, output, concurrency, as_json, not all_interfaces, max_failed, gpus,
+        max_trials, tuple(override or ()),
+    )  # fmt: skip
+    parse_overrides(options.overrides)
     if check:
         from nni_gconv.experiment import made_ready, preflight
 
@@ -100,6 +116,8 @@ def create(
             gpus=gpus,
             output=output,
             loopback=options.loopback,
+            max_trials=max_trials,
+            overrides=options.overrides,
         )
         plan = made_ready(plan)
         for text in plan.notes:
@@ -135,6 +153,8 @@ def launch_and_report(experiment: Path, options: LaunchOptions) -> int:
         loopback=options.loopback,
         keep_ui=options.keep_ui,
         max_failed=options.max_failed,
+        max_trials=options.max_trials,
+        overrides=options.overrides,
         view=ExperimentView.on_stderr(),
     )
     return report_outcome(outcome, experiment.resolve().parent.name, as_json=options.json)

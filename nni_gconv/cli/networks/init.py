@@ -37,14 +37,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     no_import: NoImport = False,
 ) -> None:
-    """Look at a network and at images, and write a commented recipe that runs.
-
-    Examples
-    --------
-        nni-gconv init my_net:Net --data images/
-
-        nni-gconv init my_net:Net --data images/ --weights w.pt --macs 0.3 --experiment
-    """
+    """Look at a network and at images, and write a commented recipe that runs."""
     given = parse_overrides(option or [])
     other = recipe.parent / "experiment.yml"
     for file in (recipe, *([other] if experiment else [])):

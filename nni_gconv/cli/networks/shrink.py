@@ -71,12 +71,6 @@ def shrink(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     With --data the weights that are left are fitted to the dense network's outputs, and both
     networks are measured on the test images.
-
-    Examples
-    --------
-        nni-gconv shrink my_net:Net --weights w.pt --data images/ --macs 0.5 --out small.safetensors
-
-        nni-gconv shrink torchvision:resnet18 --weights DEFAULT --params 0.5 --out small.safetensors
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: expected a name that ends in .safetensors")

@@ -14,7 +14,7 @@ import re
 import shlex
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ def preflight(
     gpus: int | None = None,
     output: Path | None = None,
     loopback: bool = True,
+    max_trials: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> ExperimentPlan:
     """Check an experiment file and everything it names, without starting anything.
 
@@ -70,6 +72,10 @@ def preflight(
         Folder to keep the experiment in, instead of the file's ``experimentWorkingDirectory``.
     loopback : bool, default True
         Keep the web server on this machine.
+    max_trials : int, optional
+        Instead of the file's ``maxTrialNumber``.
+    overrides : sequence of str
+        ``key=value`` of the recipe, for every trial; what the tuner chooses comes after.
 
     Returns
     -------
@@ -99,9 +105,14 @@ def preflight(
     if concurrency is not None:
         data = {k: v for k, v in data.items() if plain_key(k) != "trialconcurrency"}
         data["trialConcurrency"] = concurrency
+    if max_trials is not None:
+        data = {k: v for k, v in data.items() if plain_key(k) != "maxtrialnumber"}
+        data["maxTrialNumber"] = max_trials
     if output is not None:
         data = {k: v for k, v in data.items() if plain_key(k) != "experimentworkingdirectory"}
         data["experimentWorkingDirectory"] = str(output.expanduser().absolute())
+    if overrides:
+        data = _overriding(data, overrides)
     try:
         config = _configure(file, data)
         if not config.tuner.class_name:  # a tuner of the user's may read anything
@@ -122,6 +133,16 @@ def preflight(
         raise ConfigError(f"{file}: {error}") from None
     checked_port = free_port() if port is None else _check_port(port)
     return ExperimentPlan(file, config, checked_port, loopback, tuple(notes))
+
+
+def _overriding(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Give values of the recipe to the command of every trial."""
+    key = next((k for k in data if plain_key(k) == "trialcommand"), None)
+    command = str(data[key]) if key is not None else ""
+    if key is None or not command.startswith("nni-gconv run "):
+        raise ConfigError("-o: the trial command is not 'nni-gconv run RECIPE', which takes it")
+    words = shlex.join(word for text in overrides for word in ("-o", text))
+    return {**data, key: f"{command} {words}"}
 
 
 def free_port() -> int:
