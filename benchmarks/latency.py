@@ -77,7 +77,7 @@ def eager(
 def measure(name: str, batch: int, backend: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time one network and its small ones with one batch on one back-end."""
     nets, said = {}, []
-    for kind in ["dense", *kinds()]:
+    for kind in ["dense", *args.kinds]:
         try:
             nets[kind] = network(f"torchvision:{name}", kind, args.networks).to(args.device)
         except Exception as error:  # a kind that this network has not
@@ -146,6 +146,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--kinds", nargs="+", default=kinds(), choices=kinds())
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--backends", nargs="+", default=["eager"])
     parser.add_argument("--device", default="cpu")
