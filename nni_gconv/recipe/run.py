@@ -118,6 +118,7 @@ def _run(recipe: Recipe, folder: TrialFolder, distributed: Distributed, quiet: b
         trial.export()
         trial.optimize()
         result = trial.report()
+        trial.show(result)
     if distributed.is_main:
         write_json(folder.path / "result.json", result.to_dict())
     if reports:

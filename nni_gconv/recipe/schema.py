@@ -74,6 +74,10 @@ class ReportSettings(BaseModel):
     latency: LatencySettings | None = Field(
         default_factory=LatencySettings, description="How latency is measured; null: it is not."
     )
+    to: tuple[Literal["mlflow", "wandb"], ...] = Field(
+        (),
+        description="Where numbers are shown beside TensorBoard: extras of these names.",
+    )
 
 
 class Recipe(BaseModel):

@@ -21,6 +21,7 @@ from nni_gconv.pruning import TrainedPruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.latency import TimingCache
 from nni_gconv.recipe.measure import Accuracies, accuracies
+from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.training import (
     Distributed,
@@ -29,6 +30,7 @@ from nni_gconv.training import (
     seed_everything,
 )
 from nni_gconv.training.data import load_data, make_loaders
+from nni_gconv.training.logs import open_trackers
 from nni_gconv.training.zoo import ModelSettings, list_models
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ class Workbench:
         if self.recipe.threads is not None:
             torch.set_num_threads(self.recipe.threads)
         if self.distributed.is_main:
-            self.log = MetricLog(self.folder.path)
+            self.log = MetricLog(self.folder.path, trackers=self._trackers())
         return self
 
     def __exit__(
@@ -105,6 +107,19 @@ class Workbench:
         torch.set_num_threads(self._threads)
         if self.log is not None:
             self.log.close()
+
+    def _trackers(self) -> list[Any]:
+        recipe = self.recipe
+        if not recipe.report.to:
+            return []
+        title = recipe.name or self.folder.path.name
+        settings = recipe.model_dump(mode="json")
+        return open_trackers(recipe.report.to, self.folder.path, title, settings)
+
+    def show(self, result: TrialResult) -> None:
+        """Give the numbers of the whole trial to MLflow and wandb, if the recipe names them."""
+        for tracker in self.log.trackers if self.log is not None else ():
+            tracker.numbers(result.metrics, None)
 
     def architecture(self) -> nn.Module:
         """Build the dense architecture, without weights of its own."""

@@ -11,8 +11,16 @@ if TYPE_CHECKING:
     from nni_gconv.training.logs.distributions import log_distributions
     from nni_gconv.training.logs.metric_log import MetricLog, check_numbers
     from nni_gconv.training.logs.progress import EpochProgress, counting
+    from nni_gconv.training.logs.trackers import open_trackers
 
-__all__ = ["EpochProgress", "MetricLog", "check_numbers", "counting", "log_distributions"]
+__all__ = [
+    "EpochProgress",
+    "MetricLog",
+    "check_numbers",
+    "counting",
+    "log_distributions",
+    "open_trackers",
+]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
@@ -20,5 +28,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "distributions": ["log_distributions"],
         "metric_log": ["MetricLog", "check_numbers"],
         "progress": ["EpochProgress", "counting"],
+        "trackers": ["open_trackers"],
     },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ from nni_gconv import compat
 from nni_gconv.errors import ConfigError, DataError
 from nni_gconv.files import write_text
 from nni_gconv.training.logs.tensorboard import Events
+from nni_gconv.training.logs.trackers import Tracker
 
 FILE_NAME = "metrics.jsonl"
 
@@ -62,6 +63,8 @@ class MetricLog:
     nni : bool, optional
         Report to NNI; default: when running under it. In a distributed run only the main
         process should have a log.
+    trackers : sequence of Tracker
+        Where fresh numbers are shown too.
 
     Raises
     ------
@@ -81,8 +84,14 @@ class MetricLog:
     """
 
     def __init__(
-        self, directory: Path, *, tensorboard: bool = True, nni: bool | None = None
+        self,
+        directory: Path,
+        *,
+        tensorboard: bool = True,
+        nni: bool | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
+        self.trackers = list(trackers)
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.path = self.directory / FILE_NAME
@@ -126,13 +135,16 @@ class MetricLog:
         bool
             False when this epoch was there already (NNI is still given it once).
         """
-        record = {"stage": stage, "epoch": epoch, **check_numbers(metrics)}
+        record: dict[str, Any] = {"stage": stage, "epoch": epoch, **check_numbers(metrics)}
         fresh = all((r["stage"], r["epoch"]) != (stage, epoch) for r in self._records)
         if fresh:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self._records.append(record)
             self._write_scalars(record)
+            for tracker in self.trackers:
+                named = {k: v for k, v in record.items() if k not in ("stage", "epoch")}
+                tracker.numbers({f"{stage}/{k}": v for k, v in named.items()}, epoch)
             if self._events is not None:
                 self._events.flush()
         self._report()
@@ -167,7 +179,9 @@ class MetricLog:
             self._events.image(tag, image, step)
 
     def close(self) -> None:
-        """Flush and close TensorBoard's file."""
+        """Flush and close TensorBoard's file, and end what trackers show."""
+        for tracker in self.trackers:
+            tracker.close()
         if self._events is not None:
             self._events.close()
 
