@@ -49,3 +49,11 @@ def test_the_machine_is_named():
     assert found["threads"] == 3
     assert "cores" in found["device"]
     assert found["torch"] == pytest.importorskip("torch").__version__
+
+
+def test_seconds_are_those_that_are_timed():
+    calls, timed = counted()  # each says that it took a millisecond
+    assert len(in_turn(timed, warmup=0, min_runs=1, min_seconds=0.05)["a"]) == 50
+    still = {"a": lambda: calls.append("a") or 0.0}
+    found = in_turn(still, warmup=0, min_runs=2, min_seconds=1e-4)  # no clock moves: it ends
+    assert len(found["a"]) >= 2
