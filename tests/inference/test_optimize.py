@@ -22,6 +22,7 @@ from nni_gconv.inference import (
     optimize,
     origin_of,
     report_of,
+    search,
 )
 from nni_gconv.inference.chain import cheapest_path
 from nni_gconv.inference.check import check_equal
@@ -228,3 +229,45 @@ def test_a_copied_model_with_gathers_is_written_too(tmp_path):
     loaded = load_compact(file, lambda: nn.Sequential(nn.Conv2d(4, 4, 3)))
     x = torch.randn(1, 4, 6, 6)
     assert torch.equal(loaded(x), model(x))
+
+
+# -- the judge, with a clock that is told ----------------------------------------------------------
+
+
+def judged(monkeypatch, quick, ratio):
+    """Let one of the whole networks take its ratio, all others twice the time."""
+
+    class Found:
+        def __init__(self, models):
+            self.ratios = {n: ratio if n == quick else 2.0 for n in models}
+            self.ratios["as it was"] = 1.0
+            self.ratio_intervals = {n: (r, r) for n, r in self.ratios.items()}
+            self.latencies = {"as it was": type("Time", (), {"median_ms": 10.0})}
+
+    monkeypatch.setattr(search, "compare_latency", lambda models, *_, **__: Found(models))
+    fast = optimize(net(), X, **QUICK)
+    return fast, report_of(fast)
+
+
+def test_dense_layers_are_taken_where_they_are_quicker(monkeypatch):
+    fast, report = judged(monkeypatch, "dense, contiguous", 0.5)
+    assert (report.chosen, report.groups_paid) == ("dense, contiguous", False)
+    assert (fast.conv1.groups, fast.conv2.groups, fast.depthwise.groups) == (1, 1, 8)
+    assert isinstance(fast.bn1, nn.Identity)
+    assert "groups do not pay here: their layers are computed as dense ones" in report.lines()
+    assert report.taken.milliseconds == 5.0
+
+
+def test_groups_are_kept_where_they_are_quicker(monkeypatch):
+    fast, report = judged(monkeypatch, "norms folded, contiguous", 0.9)
+    assert report.groups_paid
+    assert (fast.conv1.groups, fast.conv2.groups) == (4, 2)
+    assert isinstance(fast.bn1, nn.Identity)
+
+
+def test_a_network_that_nothing_makes_quicker_stays_as_it_was(monkeypatch):
+    fast, report = judged(monkeypatch, "quickest forms, contiguous", 1.01)
+    assert report.chosen == "as it was"
+    assert isinstance(fast.bn1, nn.BatchNorm2d)
+    assert torch.equal(fast(X), net()(X))
+    assert "nothing was quicker than the network as it was" in report.lines()
