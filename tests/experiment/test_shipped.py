@@ -19,7 +19,7 @@ from nni_gconv.recipe import load_recipe
 from nni_gconv.tuning.options import Options
 from nni_gconv.tuning.tables import recipe_space
 
-NAMES = ("compare-methods", "group-search", "sensitivity")
+NAMES = ("compare-methods", "group-search", "oneshot-search", "sensitivity")
 ROOT = Path(__file__).parents[2]
 #: Methods of the papers; criteria that only rank are compared elsewhere.
 COMPARED = sorted(METHODS.keys() - CRITERIA.keys())
