@@ -27,8 +27,10 @@ class PruningCallback(PruningSession, TrainerCallback):
 
     Examples
     --------
-    >>> callback = PruningCallback("fpgm", {"macs": 0.5}, x, schedule="cubic")  # doctest: +SKIP
-    >>> Trainer(model, arguments, train_dataset=data, callbacks=[callback])  # doctest: +SKIP
+    ::
+
+        callback = PruningCallback("fpgm", {"macs": 0.5}, x, schedule="cubic")
+        Trainer(model, arguments, train_dataset=data, callbacks=[callback])
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:

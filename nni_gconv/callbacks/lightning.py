@@ -31,8 +31,10 @@ class PruningCallback(PruningSession, Callback):
 
     Examples
     --------
-    >>> trainer = Trainer(callbacks=[PruningCallback("slimming", {"macs": 0.5})])  # doctest: +SKIP
-    >>> trainer.fit(module, loader)  # doctest: +SKIP
+    ::
+
+        trainer = Trainer(callbacks=[PruningCallback("slimming", {"macs": 0.5})])
+        trainer.fit(module, loader)
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
