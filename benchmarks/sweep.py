@@ -2,12 +2,15 @@
 
     pip install timm pytorchcv segmentation-models-pytorch     # for this benchmark alone
     python benchmarks/sweep.py --cache sweep.csv --each 1
-    python benchmarks/sweep.py --cache sweep.csv --each 4 --out docs/coverage.md
+    python benchmarks/sweep.py --cache sweep.csv --each 2 --peers --out docs/coverage.md
 
 Every network runs in a process of its own, with limits of time and memory. Half of the channels of
 every coupled set are masked, chosen at random, norms have random scales and statistics, and masked
 and small network are compared here, in float64, not by the library's own check. Networks whose rows
-the cache file holds are not run again; delete a line to repeat one.
+the cache file holds are not run again; `--again` repeats some.
+
+With `--peers` Torch-Pruning gets the masked network and the same share: the channels that are zero
+are the ones that it finds least important, so that what it makes can be compared too.
 """
 
 from __future__ import annotations
@@ -15,37 +18,32 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import json
+import multiprocessing
 import re
 import resource
 import signal
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speedup_models import difference, enliven, half_masks, mask, write_cache
+from speedup_models import difference, enliven, half_masks, leaves, mask, write_cache
 from sweep_models import build, names
 
-FIELDS = ["model", "params", "left", "difference", "seconds", "reasons", "error"]
+FIELDS = ["model", "params", "left", "difference", "seconds", "reasons", "error",
+          "peer_left", "peer_difference", "peer_error"]  # fmt: skip
 #: A network that keeps more of its parameters has to say why.
 MUCH = 0.6
 
 
-def child(name: str) -> dict[str, Any]:
+def child(name: str, model: Any, dummy: Any) -> dict[str, Any]:
     """Cut one network in this process and compare."""
-    import torch
-
     from nni_gconv import ModelSpeedup
     from nni_gconv.graph import Coupling
 
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    model, dummy = build(name)
     params = sum(p.numel() for p in model.parameters())
     row: dict[str, Any] = {"model": name, "params": params}
     row["reasons"] = main_reasons(Coupling.trace(model, dummy))
@@ -73,22 +71,59 @@ def main_reasons(coupling: Any) -> str:
     return "; ".join(f"{reason} ({count})" for reason, count in held.most_common(2))
 
 
-def run(name: str, seconds: float, gigabytes: float) -> dict[str, Any]:
-    """Cut one network in a process of its own."""
+def peer(_: str, model: Any, dummy: Any) -> dict[str, Any]:
+    """Let Torch-Pruning cut the masked network by the same share, and compare."""
+    import torch
+    import torch_pruning as tp
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
+    masks = half_masks(model, dummy)
+    enliven(model, dummy, masks)
+    params = sum(p.numel() for p in model.parameters())
+    masked = mask(model, masks)
+    small = copy.deepcopy(masked)
+    with torch.no_grad():
+        outputs = {n for t in leaves(small(dummy)) for n in t.shape[1:2] + t.shape[-1:]}
+    ignored = [
+        m
+        for m in small.modules()
+        if getattr(m, "out_features", getattr(m, "out_channels", None)) in outputs
+    ]
+    importance = tp.importance.MagnitudeImportance(p=1)
+    pruner = tp.pruner.MagnitudePruner(
+        small, dummy, importance, pruning_ratio=0.5, ignored_layers=ignored
+    )
+    pruner.step()
+    row = {"peer_left": sum(p.numel() for p in small.parameters()) / params}
+    return {**row, "peer_difference": difference(masked, small, dummy)}
 
-    command = [sys.executable, __file__, "--child", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
-    if done.returncode == -signal.SIGXCPU:
-        return {"model": name, "error": f"over {seconds:g} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
-    if lines:
-        return json.loads(lines[-1][4:])
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return {"model": name, "error": f"the process ended with {done.returncode}: {reason[:200]}"}
+
+def run(
+    task: Callable[..., dict[str, Any]], name: str, seconds: float, gigabytes: float
+) -> dict[str, Any]:
+    """Do a task for one network in a process of its own, forked from this one."""
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    # Forked, so that what takes longest, the import of all packages, is done once.
+    process = context.Process(target=_limited, args=(send, task, name, seconds, gigabytes))
+    process.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        process.join()
+        over = process.exitcode == -signal.SIGXCPU
+        return {"error": f"over {seconds:g} s" if over else f"ended with {process.exitcode}"}
+    finally:
+        process.join()
+
+
+def _limited(
+    send: Any, task: Callable[..., dict[str, Any]], name: str, seconds: float, gigabytes: float
+) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
+    warnings.simplefilter("ignore")
+    send.send(_caught(task, name))
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -96,7 +131,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    numbers = ("params", "left", "difference", "seconds")
+    numbers = ("params", "left", "difference", "seconds", "peer_left", "peer_difference")
     return {
         row["model"]: {k: float(v) if k in numbers else v for k, v in row.items() if v}
         for row in rows
@@ -157,16 +192,27 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=12, help="limit of address space")
     parser.add_argument("--cache", type=Path, default=Path("sweep.csv"))
     parser.add_argument("--out", type=Path, help="Markdown file whose text is replaced")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--again", default="", help="comma-separated names to run once more")
+    parser.add_argument("--peers", action="store_true", help="run Torch-Pruning too")
     args = parser.parse_args()
-    if args.child:
-        print("ROW " + json.dumps(_caught(args.child)), flush=True)
-        return
+    _import_all()
     wanted = args.models.split(",") if args.models else names(args.each)
-    rows = read(args.cache)
+    rows, again = read(args.cache), set(args.again.split(","))
     for name in wanted:
-        if name not in rows:
-            rows[name] = run(name, args.seconds, args.gigabytes)
+        row = rows.get(name, {})
+        todo = [] if row.keys() & {"left", "error"} and name not in again else [child]
+        outside = row.get("error", "").startswith("not tried")
+        if args.peers and not outside and not row.keys() & {"peer_left", "peer_error"}:
+            todo.append(peer)
+        for task in todo:
+            found = run(task, name, args.seconds, args.gigabytes)
+            if task is peer:
+                error = found.pop("error", None)
+                rows[name] |= found | ({"peer_error": error} if error else {})
+            else:
+                kept = {k: v for k, v in row.items() if k.startswith("peer")}
+                rows[name] = {"model": name, **found, **kept}
+        if todo:
             write_cache(args.cache, FIELDS, rows.values())
             print(rows[name], flush=True)
     said = text([rows[name] for name in wanted])
@@ -177,15 +223,29 @@ def main() -> None:
         args.out.write_text(f"{head}{begin}{said}\n{end}{rest.partition(end)[2]}")
 
 
-def _caught(name: str) -> dict[str, Any]:
+def _import_all() -> None:
+    """Import what every network needs, before processes are forked."""
+    import segmentation_models_pytorch  # noqa: F401
+    import timm  # noqa: F401
+    import torch
+    import torch_pruning  # noqa: F401
+    from pytorchcv import model_provider  # noqa: F401
+
+    from nni_gconv import ModelSpeedup  # noqa: F401
+    from nni_gconv.graph import Coupling  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def _caught(task: Callable[..., dict[str, Any]], name: str) -> dict[str, Any]:
     try:
-        build(name)
+        model, dummy = build(name)
     except Exception as error:  # a package that does not run here is no result of ours
-        return {"model": name, "error": f"not tried: {type(error).__name__}: {_line(error)}"}
+        return {"error": f"not tried: {type(error).__name__}: {_line(error)}"}
     try:
-        return child(name)
+        return task(name, model, dummy)
     except Exception as error:
-        return {"model": name, "error": f"{type(error).__name__}: {_line(error)}"}
+        return {"error": f"{type(error).__name__}: {_line(error)}"}
 
 
 def _line(error: Exception) -> str:

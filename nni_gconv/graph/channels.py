@@ -48,8 +48,14 @@ from nni_gconv.graph.trace import Graph, location
 class Walker:
     """Collects labels, edges and pins while the rules visit the operators in order."""
 
-    def __init__(self, graph: Graph, *, sizes_agree: bool = False) -> None:
+    def __init__(
+        self, graph: Graph, *, sizes_agree: bool = False, whole: frozenset[Node] = frozenset()
+    ) -> None:
         self.graph = graph
+        #: Views that make parts of channels, of which whole parts are to go.
+        self.whole_parts = whole
+        #: Views that leave that open, and the channels that they deal out.
+        self.folds: dict[Node, Tensor] = {}
         self.sizes_agree = sizes_agree
         self.count = 0
         self.edges: list[tuple[Tensor, Tensor]] = []

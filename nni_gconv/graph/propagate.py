@@ -6,8 +6,9 @@ which operator on which line it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 from torch.fx import Node
 
 from nni_gconv.graph.channel_map import ChannelMap
@@ -52,8 +53,30 @@ def map_channels(
     >>> bool((channels.of(rows) == channels.of(columns)).all())
     True
     """
-    walker = Walker(graph, sizes_agree=sizes_agree)
-    pins = dict(pin)
+    pins, tied = dict(pin), list(tie)
+    walker = _walk(graph, tied, pins, sizes_agree, frozenset())
+    found = walker.result()
+    held = {n for n, labels in walker.folds.items() if _pinned(found, found.of(labels)) > 0}
+    if not held:
+        return found
+    # Parts that cannot become narrower may go as a whole: heads of an attention.
+    other = _walk(graph, tied, pins, sizes_agree, frozenset(held)).result()
+    return other if _pinned(other) < _pinned(found) else found
+
+
+def _pinned(channels: ChannelMap, of: np.ndarray | None = None) -> int:
+    """Count the channels that stay whatever is masked."""
+    return int(np.isin(channels.classes if of is None else of, list(channels.pinned)).sum())
+
+
+def _walk(
+    graph: Graph,
+    tie: Iterable[tuple[str, str]],
+    pins: Mapping[Node, str],
+    sizes_agree: bool,
+    whole: frozenset[Node],
+) -> Walker:
+    walker = Walker(graph, sizes_agree=sizes_agree, whole=whole)
     for node in graph.all_nodes:
         if node in pins:
             walker.pin_inputs(node, pins[node])
@@ -66,4 +89,4 @@ def map_channels(
             walker.values[node] = walker.opaque(node)
     for first, second in tie:
         walker.equal(walker.axis(first, 0, "row"), walker.axis(second, 0, "row"))
-    return walker.result()
+    return walker

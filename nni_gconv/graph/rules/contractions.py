@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from nni_gconv.graph.channel_map import Fields, Mix, varying
+from nni_gconv.graph.channel_map import Field, Fields, Mix, varying
 from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import op_name, shape_of
-from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
-from nni_gconv.graph.rules.state import State, Value, known, uniform
+from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, merge
+from nni_gconv.graph.rules.state import State, Value, channels_of, known, uniform
 from nni_gconv.graph.trace import location
 
 _NAMES = ("matmul", "bmm", "mm", "einsum", "cosine_similarity")
@@ -145,3 +145,56 @@ def _zero(value: Value, letters: str, letter: str) -> Tensor:
 
 def _order(own: list[str], result: str) -> list[int]:
     return [own.index(x) for x in result if x in own]
+
+
+# -- attention as one operator ---------------------------------------------------------------------
+
+
+@channel_rule("scaled_dot_product_attention")
+def attend(walker: Walker, node: Node) -> Fields:
+    """Whole heads go, and channels of the values; those of queries and keys if a scale is given."""
+    operands = [x for x in (*node.args[:3], argument(node, 3, "attn_mask")) if isinstance(x, Node)]
+    rank, scaled = len(shape_of(node)), node.kwargs.get("scale") is not None
+    heads: list[Field] = []
+    summed: list[Tensor] = []
+    own: list[Field] = []
+    for operand in operands:
+        for field in walker.fields(operand):
+            aligned = field.reshape((1,) * (rank - field.dim()) + tuple(field.shape))
+            along = varying(aligned)
+            if len(along) == 1 and along[0] < rank - 2:
+                merge(walker, heads, aligned)
+            elif along == [rank - 1] and operand is node.args[2]:
+                own.append(aligned)
+            elif along == [rank - 1] and scaled and operand in node.args[:2]:
+                summed.append(field.reshape(-1))
+            elif along == [rank - 1] and operand in node.args[:2]:
+                walker.pin(field, f"scaled by the width of a head at {location(node)}")
+            else:
+                walker.pin(field, f"positions of an attention at {location(node)}")
+    if summed:
+        walker.equal(summed[0], summed[-1])
+        walker.mixes.append(Mix(node, summed[0]))
+        if len(summed) == 1:
+            walker.pin(summed[0], f"multiplied with a tensor of fixed width at {location(node)}")
+    for field in heads:
+        dim = varying(field)[0]
+        for operand in operands:
+            at = dim - rank + len(shape_of(operand))
+            runs = any(varying(f) == [at] for f in walker.fields(operand))
+            if at >= 0 and shape_of(operand)[at] > 1 and not runs:
+                walker.pin(field, f"meets a tensor of fixed width at {location(node)}")
+    return (*heads, *own)
+
+
+@constant_rule("scaled_dot_product_attention")
+def attend_constants(state: State, node: Node) -> Value:
+    """Zero where the values are, whatever attends to what."""
+    rank = len(shape_of(node))
+    queries, keys = (channels_of(state, x, -1) for x in node.args[:2])
+    state.given[node, 0] = torch.where((queries == 0) | (keys == 0), 0.0, torch.nan).double()
+    value = state.get(node.args[2])
+    if value is None:
+        return None
+    value = uniform(value, [rank - 2])
+    return known(torch.where(value == 0, 0.0, torch.nan))

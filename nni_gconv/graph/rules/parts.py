@@ -168,7 +168,12 @@ def fold_split(walker: Walker, node: Node, field: Field, piece: Field) -> Field 
     along = _split_over(node, field, piece)
     if len(along) < 2:
         return None
-    following = _following(_Asked(walker, node), along, shape_of(node), varying(field)[0])
+    asked = _Asked(walker, node)
+    following = _following(asked, along, shape_of(node), varying(field)[0])
+    free = [d for d in along if asked.origin(d) != Origin() or asked.left_open(d)]
+    if following is not None and len(free) > 1:
+        walker.folds[node] = field.reshape(-1)
+        following = free[0] if node in walker.whole_parts else following
     if following is None:
         walker.pin(field, width_written_at(node))
         following = along[-1]
@@ -198,6 +203,7 @@ def _following(asked: _Asked, along: list[int], shape: tuple[int, ...], dim: int
     """
     known = {d: origin for d in along if (origin := asked.origin(d)) is not None}
     for wanted in (
+        [d for d in along if asked.counts_channels(d)],
         [d for d, origin in known.items() if dim in origin],
         [d for d, origin in known.items() if origin - {0, HELD}],
         [d for d in along if asked.left_open(d)],
@@ -221,6 +227,7 @@ class _Asked:
     """
 
     def __init__(self, walker: Walker, node: Node) -> None:
+        self._walker, self._node = walker, node
         call = walker.graph.called.get(node)
         self.origins = None if call is None else call.origins
         self.sums: tuple[Sum | None, ...] = () if call is None else call.sums
@@ -243,6 +250,11 @@ class _Asked:
         """Values, and of each the dimension, from which the size of one of the result was read."""
         place = dim - self.first
         return self._reads[place] if 0 <= place < len(self._reads) else Reads()
+
+    def counts_channels(self, dim: int) -> bool:
+        """Tell whether a size was read where channels of another value run."""
+        read = [(x, d) for x, d in self.reads(dim) if x is not self._node.args[0]]
+        return any(varying(field) == [d] for x, d in read for field in self._walker.fields(x))
 
     def left_open(self, dim: int) -> bool:
         """Tell whether the size was asked to be -1."""

@@ -17,6 +17,8 @@ from nni_gconv.graph.trace import location
 
 #: A zero factor makes these zero whatever the other factor is.
 ELEMENTWISE_PRODUCTS = frozenset({"mul", "div"})
+#: A parameter that is multiplied with channels or added to them is masked with its channel.
+_MASKED_WITH = frozenset({*ELEMENTWISE_PRODUCTS, "add", "sub"})
 #: Element by element, though torch does not tag them so.
 _POINTWISE = frozenset(
     "hardswish hardsigmoid hardtanh relu6 selu celu mish silu gelu leaky_relu elu softplus "
@@ -49,12 +51,13 @@ def pointwise(walker: Walker, node: Node) -> Fields:
         for field in merged:
             if fixed & set(varying(field)):
                 walker.pin(field, f"meets a tensor of fixed width at {location(node)}")
-        added = len(operands) > 1 and op_name(node) not in ELEMENTWISE_PRODUCTS
+        other = len(operands) > 1 and op_name(node) not in _MASKED_WITH
         name = walker.parameter(operand)
         frozen = name in walker.graph.buffers and walker.graph.acts_on_channels(operand)
-        if added and name is not None and not frozen:  # a frozen shift is masked as others are
+        if other and name is not None and not frozen:  # a frozen shift is masked as others are
             for field in fields:
-                walker.pin(field, f"a parameter is added to each channel at {location(node)}")
+                why = f"{op_name(node)} of a parameter and each channel at {location(node)}"
+                walker.pin(field, why)
     return tuple(merged)
 
 

@@ -17,7 +17,7 @@ from nni_gconv.graph.channels import Walker, run_on
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.rules.parts import deal, fold_split, pin_written, take_part, tie_sizes
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule
-from nni_gconv.graph.rules.state import State, Value, channels_of, known, moved, per_channel
+from nni_gconv.graph.rules.state import State, Value, channels_of, known, moved, per_channel, squash
 from nni_gconv.graph.trace import location
 
 #: Values go through unchanged (in eval mode).
@@ -164,6 +164,38 @@ def _not_followed(before: Field, after: Field) -> str | None:
 def _first_seen(field: Field) -> np.ndarray:
     labels, index = np.unique(field.reshape(-1).numpy(), return_index=True)
     return labels[np.argsort(index, kind="stable")]
+
+
+@channel_rule("reshape_as", "view_as")
+def move_as(walker: Walker, node: Node) -> Fields:
+    """Reshape to the sizes of another tensor: as many channels go as go there.
+
+    Masks that are given may have as many of both go that are not tied, as with `tie_sizes`.
+    """
+    x, other = node.args[:2]
+    made = []
+    for field in walker.fields(x):
+        piece = compress(field.expand(shape_of(x)).reshape(shape_of(node)))
+        for problem in _problems(node, field, [piece]):
+            walker.pin(field, f"{problem} at {location(node)}")
+        made += [piece] if varying(piece) else []
+    for dim in range(len(shape_of(node)) if walker.sizes_agree else 0):
+        sizes = [f for f in walker.fields(other) if varying(f) == [dim]]
+        walker.agree(
+            sizes,
+            [piece for piece in made if dim in varying(piece)],
+            f"a size of another tensor is asked for at {location(node)}",
+        )
+    return tuple(made)
+
+
+@constant_rule("reshape_as", "view_as")
+def move_as_constants(state: State, node: Node) -> Value:
+    """What is known moves with the data."""
+    value = state.get(node.args[0])
+    if value is None:
+        return None
+    return known(squash(value.expand(shape_of(node.args[0])).reshape(shape_of(node))))
 
 
 # -- shuffles --------------------------------------------------------------------------------------

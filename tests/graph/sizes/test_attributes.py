@@ -169,6 +169,55 @@ def test_heads_become_narrower():
     assert shapes(net, "attention.qkv", "attention.proj") == [(12, 5), (5, 4)]
 
 
+class Fused(Attention):
+    """The same as one operator, which scales by the width that a head has now."""
+
+    scale_given = False
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        qkv = self.qkv(tokens).reshape(n, h * w, 3, self.heads, self.each).permute(2, 0, 3, 1, 4)
+        options = {"scale": self.scale} if self.scale_given else {}
+        mixed = F.scaled_dot_product_attention(*qkv.unbind(0), **options)
+        mixed = mixed.transpose(1, 2).reshape(n, h * w, -1)
+        return x + self.proj(mixed).transpose(1, 2).reshape(n, c, h, w)
+
+
+def test_whole_heads_go_where_their_width_scales():
+    net = middle(lambda s, x: s.attention(x), attention=Fused(8, 4, 3))
+    shrink(net, X, zeroing_masks(net, X))
+    attention = net.attention
+    assert (attention.heads, attention.each) == (2, 3)
+    assert shapes(net, "attention.qkv", "attention.proj") == [(18, 5), (5, 6)]
+
+
+def test_a_single_head_keeps_its_width():
+    net = middle(lambda s, x: s.attention(x), attention=Fused(8, 1, 6))
+    assert "scaled by the width of a head" in reasons(net, X)["attention.qkv"]
+    shrink(net, X, zeroing_masks(net, X))
+    assert shapes(net, "attention.qkv", "attention.proj") == [(18, 5), (5, 6)]
+
+
+def test_a_scale_that_is_given_lets_heads_become_narrower():
+    net = middle(lambda s, x: s.attention(x), attention=Fused(8, 2, 4))
+    net.attention.scale_given = True
+    shrink(net, X, zeroing_masks(net, X))
+    assert (net.attention.heads, net.attention.each) == (2, 2)
+
+
+def test_values_alone_become_narrower():
+    def forward(s, x):
+        n, _, h, w = x.shape
+        q, k, v = (f(x).flatten(2).transpose(1, 2) for f in (s.q, s.k, s.v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, h, w)
+
+    net = middle(forward, width=6, q=conv(8, 4, 1), k=conv(8, 4, 1), v=conv(8, 6, 1))
+    shrink(net, X, rows_off(net, "v", [0, 2]))
+    assert shapes(net, "q", "v", "head") == [(4, 8), (4, 8), (4, 4)]
+    assert "scaled by the width of a head" in reasons(net, X)["q"]
+
+
 def test_an_attribute_that_is_more_than_a_width_stays():
     def forward(s, x):
         a, b = x.split([s.dim, s.rest], 1)
