@@ -150,7 +150,7 @@ class Attention(nn.Module):
     [
         (NeighbourGate, "stem", "channels mixed with space", "self.mix(x.mean"),
         (SpatialGate, "stem", "mean over channels", "torch.cat([x.mean"),
-        (Attention, "gate.qkv", "scaled_dot_product_attention, which mixes", "F.scaled"),
+        (Attention, "gate.qkv", "scaled by the width of a head", "F.scaled"),
     ],
 )
 def test_gates_that_mix_channels_keep_their_width(kind, pinned, why, text):
