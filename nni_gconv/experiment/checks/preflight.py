@@ -32,7 +32,7 @@ from nni_gconv.experiment.remote_machines import (
     with_tunnel_end,
 )
 from nni_gconv.own_code import code_names
-from nni_gconv.remote import plain_key
+from nni_gconv.remote import plain_key, with_ssh_config
 from nni_gconv.yaml12 import read_yaml
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def preflight(
         data = experiment_mapping(file)
         file = Path.cwd() / "experiment.config"
     _check_tools()
+    data = with_ssh_config(data)
     if loopback:
         data = with_tunnel_end(data)
     if concurrency is not None:
