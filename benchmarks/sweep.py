@@ -51,8 +51,11 @@ def child(name: str, model: Any, dummy: Any) -> dict[str, Any]:
     enliven(model, dummy, masks)
     small = copy.deepcopy(model)
     begun = time.process_time()
-    ModelSpeedup(small, dummy, masks, verify=False).speedup_model()
+    speedup = ModelSpeedup(small, dummy, masks, verify=False)
+    speedup.speedup_model()
     row["seconds"] = time.process_time() - begun
+    # What nothing pins may stay all the same: the report of the cut says why.
+    row["reasons"] = row["reasons"] or "; ".join(speedup.report().notes[:2])
     row["left"] = sum(p.numel() for p in small.parameters()) / params
     row["difference"] = difference(mask(copy.deepcopy(model), masks), small, dummy)
     return row
@@ -68,6 +71,9 @@ def main_reasons(coupling: Any) -> str:
                 held[coupled.reason] += (
                     weight.numel() // weight.shape[member.dim] * len(member.rows)
                 )
+    for layer, where in coupling.channels.computed.items():
+        weight = next(iter(coupling.graph.modules[layer].parameters(recurse=False)))
+        held[f"weights that are computed {where}"] += weight.numel()
     return "; ".join(f"{reason} ({count})" for reason, count in held.most_common(2))
 
 
