@@ -62,7 +62,7 @@ class PruneSettings(BaseModel):
         description="Whether the weights that are left are fitted to the dense network's outputs; "
         "null: with second_order.",
     )
-    allocation: Literal["error", "uniform", "global"] | None = Field(
+    allocation: Literal["error", "exact", "uniform", "global"] | None = Field(
         None, description="How second_order deals a budget out among sets; null: error."
     )
     options: dict[str, Any] = Field(

@@ -43,9 +43,9 @@ class SecondOrderPruner(ChannelPruner):
         As in NNI.
     calibration : Calibration, Tensor or iterable of batches
         Images of the training split; labels are not needed.
-    allocation : {"error", "uniform", "global"}, default "error"
-        How a budget is dealt out: by the error that each set's channels cause for what they save,
-        by equal shares of all sets, or by their error alone.
+    allocation : {"error", "exact", "uniform", "global"}, default "error"
+        How a budget is dealt out: by the error that channels cause for what they save,
+        so that the sum of errors is least (an integer program), by equal shares of all sets, or by their error alone.
     ridge : float, default 1e-3
         Of the mean second moment of what a layer reads.
     dummy_input, budget, coupling, schedule, masks, reconstruct
@@ -75,9 +75,10 @@ class SecondOrderPruner(ChannelPruner):
     class Options(ChannelOptions):
         """Options of :class:`SecondOrderPruner`."""
 
-        allocation: Literal["error", "uniform", "global"] = Field(
+        allocation: Literal["error", "exact", "uniform", "global"] = Field(
             "error",
-            description="How a budget is dealt out: by error for what is saved, in equal shares, "
+            description="How a budget is dealt out: by error for what is saved, exact: so that the sum "
+            "of errors is least (slow where there are many layers), in equal shares, "
             "or by error alone.",
         )
         ridge: float = Field(
@@ -156,7 +157,10 @@ class SecondOrderPruner(ChannelPruner):
         group = "all" if asked.group is None else asked.group
         if self.options.allocation == "global":
             return replace(asked, group=group)
-        return replace(asked, group=group, unit=self._saving(coupled))
+        steps = [float(asked.scores[step].sum()) for step in asked.steps]
+        errors = np.cumsum([0.0, *steps])
+        exact = errors if self.options.allocation == "exact" else None
+        return replace(asked, group=group, unit=self._saving(coupled), errors=exact)
 
     def _saving(self, coupled: CoupledSet) -> float:
         """Share of the budgeted costs that one channel of a set takes part in."""

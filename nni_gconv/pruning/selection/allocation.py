@@ -40,6 +40,9 @@ class Request:
         Sets of one group are ranked against each other.
     unit : float or None
         What scores are measured in where sets are ranked against each other; None: their mean.
+    errors : ndarray of float, shape (steps + 1,), or None
+        Error of the set once so many steps are taken. Where all sets have them a budget is dealt
+        out so that their sum is least, see :mod:`nni_gconv.pruning.selection.exact`.
     """
 
     scores: np.ndarray
@@ -50,6 +53,7 @@ class Request:
     high: float = 1.0
     group: int | str | None = None
     unit: float | None = None
+    errors: np.ndarray | None = None
 
     @property
     def size(self) -> int:

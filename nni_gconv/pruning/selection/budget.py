@@ -13,6 +13,7 @@ from nni_gconv.graph import CoupledSet, Wiring, decide, extend_masks
 from nni_gconv.profiling import check_met
 from nni_gconv.pruning.selection.allocation import Request, fit_budget, fit_measured
 from nni_gconv.pruning.selection.cost import CostModel
+from nni_gconv.pruning.selection.exact import fewest_errors_within
 
 #: Classes removed -> latency relative to the dense model.
 Latency = Callable[[np.ndarray], float]
@@ -110,16 +111,90 @@ def fit(
             gone = _removed(cost, sets, requests, steps)
             return max(cost(m, gone) / limit for m, limit in limits.items())
 
-        taken = fit_budget(requests, fullest, 1.0)
+        exact = _least_error(cost, sets, requests, limits, fullest)
+        greedy = fit_budget(requests, fullest, 1.0)
+        taken = min((exact or greedy, greedy), key=lambda steps: _error(requests, steps))
     if latency is not None and "latency" in budget:
-        taken, found = fit_measured(
-            requests,
-            lambda steps: latency(_removed(cost, sets, requests, steps)),
-            budget["latency"],
-            start=taken,
-        )
+
+        def measured(steps: Sequence[int]) -> float:
+            return latency(_removed(cost, sets, requests, steps))
+
+        close = _least_error_measured(cost, sets, requests, counted, measured, budget["latency"])
+        taken, found = close or fit_measured(requests, measured, budget["latency"], start=taken)
         _check_latency(budget["latency"], found)
     return _removed(cost, sets, requests, taken)
+
+
+def _error(requests: Sequence[Request], steps: Sequence[int]) -> float:
+    """Sum of the errors of sets; 0 where they have none."""
+    pairs = zip(requests, steps, strict=True)
+    return sum(0.0 if r.errors is None else float(r.errors[number]) for r, number in pairs)
+
+
+def _least_error(
+    cost: CostModel,
+    sets: Sequence[CoupledSet],
+    requests: Sequence[Request],
+    limits: Mapping[str, float],
+    fullest: Callable[[Sequence[int]], float],
+) -> list[int] | None:
+    """Steps of each set with the least sum of errors; None where not all sets have errors."""
+    if any(r.errors is None for r in requests):
+        return None
+    members = [coupled.classes for coupled in sets]
+    costs = {m: cost.products(m, members) for m in limits}
+    if any(found is None for found in costs.values()):
+        return None
+    ranges = [range(r.least(), r.most() + 1) for r in requests]
+    kept, errors = [], []
+    for request, own in zip(requests, ranges, strict=True):
+        gone = np.cumsum([0, *[len(step) for step in request.steps]])
+        kept.append(request.size - gone[own.start : own.stop])
+        errors.append(np.asarray(request.errors)[own.start : own.stop])
+
+    def taken(options: Sequence[int]) -> list[int]:
+        return [own[o] for own, o in zip(ranges, options, strict=True)]
+
+    found = fewest_errors_within(
+        errors, kept, {m: c or [] for m, c in costs.items()}, limits,
+        lambda options: fullest(taken(options)) <= 1,
+    )  # fmt: skip
+    return None if found is None else taken(found)
+
+
+def _least_error_measured(
+    cost: CostModel,
+    sets: Sequence[CoupledSet],
+    requests: Sequence[Request],
+    counted: Mapping[str, float],
+    measure: Callable[[Sequence[int]], float],
+    limit: float,
+    *,
+    calls: int = 8,
+) -> tuple[list[int], float] | None:
+    """Choices of least error at fewer and fewer MACs, halved to the most whose latency fits."""
+    low, high, best = 0.0, 1.0, None
+    for _ in range(calls):
+        middle = (low + high) / 2
+        limits = {m: cost.limit(m, value) for m, value in counted.items()}
+        limits["macs"] = min(limits.get("macs", np.inf), middle * cost.dense("macs"))
+
+        def fullest(steps: Sequence[int], limits: Mapping[str, float] = limits) -> float:
+            gone = _removed(cost, sets, requests, steps)
+            return max(cost(m, gone) / most for m, most in limits.items())
+
+        taken = _least_error(cost, sets, requests, limits, fullest)
+        if taken is None:  # so few MACs cannot be reached
+            if best is None and any(r.errors is None for r in requests):
+                return None
+            low = middle
+            continue
+        found = measure(taken)
+        if found <= limit:
+            low, best = middle, (taken, found)
+        else:
+            high = middle
+    return best
 
 
 def check_cuttable(

@@ -7,7 +7,7 @@ of any set of removed channels is a few sums over the traced graph: microseconds
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from nni_gconv.graph import Coupling, op_name, shape_of
 from nni_gconv.profiling import Counts, count
+from nni_gconv.pruning.selection.exact import Product, Width
 
 
 class CostModel:
@@ -52,6 +53,7 @@ class CostModel:
         self._axes = list(channels.axes)
         self._index = {key: i for i, key in enumerate(self._axes)}
         labels = [channels.of(channels.axes[key].labels) for key in self._axes]
+        self._labels = labels
         self._classes = np.concatenate(labels) if labels else np.zeros(0, np.int64)
         self._starts = np.cumsum([0, *[len(x) for x in labels]])[:-1]
         self._grouped = {
@@ -97,6 +99,41 @@ class CostModel:
         dense = {m: self.dense(m) if value > 1 else 1.0 for m, value in budget.items()}
         return {m: dense[m] - (dense[m] - value) * share for m, value in budget.items()}
 
+    def products(self, measure: str, sets: Sequence[np.ndarray]) -> list[Product] | None:
+        """Say what layers cost as products of widths.
+
+        Parameters
+        ----------
+        measure : {"params", "macs"}
+        sets : sequence of ndarray of int
+            Classes of each set; what is in none of them stays.
+
+        Returns
+        -------
+        list of Product or None
+            None where a layer's cost is no product of two widths. Where a width holds some of a
+            set's channels more often than others they are counted by their mean.
+        """
+        found = [Product(1.0, Width(self._fixed[measure]), Width(1.0))]
+        for name, shape, positions in self._terms:
+            factor = 1.0 if measure == "params" else float(positions)
+            factor /= self._divisors.get(name, 1)
+            widths = []
+            for dim, size in enumerate(shape):
+                if dim == 1 and name in self._grouped:
+                    widths.append(_width(*self._grouped[name], sets, self.coupling.channels.count))
+                elif (name, dim) in self._index:
+                    labels = self._labels[self._index[name, dim]]
+                    widths.append(_width(labels, 1, sets, self.coupling.channels.count))
+                else:
+                    factor *= size
+            if len(widths) > 2:
+                return None
+            one = Width(1.0)
+            first, second = (*widths, one, one)[:2]
+            found.append(Product(factor, first, second))
+        return found
+
     def _sums(self, removed: np.ndarray) -> tuple[int, int]:
         stays = ~removed[self._classes]
         kept = np.add.reduceat(stays, self._starts) if len(self._starts) else np.zeros(0)
@@ -113,6 +150,14 @@ class CostModel:
             params += numel
             macs += numel * positions
         return params, macs
+
+
+def _width(labels: np.ndarray, groups: int, sets: Sequence[np.ndarray], classes: int) -> Width:
+    """Count how often a width holds the channels of each set."""
+    often = np.bincount(labels, minlength=classes) / groups
+    times = tuple((s, float(often[own].mean())) for s, own in enumerate(sets) if often[own].any())
+    held = sum(a * len(sets[s]) for s, a in times)
+    return Width(float(often.sum() - held), times)
 
 
 def _batch(inputs: tuple[Node, ...]) -> int:
