@@ -45,7 +45,8 @@ class SecondOrderPruner(ChannelPruner):
         Images of the training split; labels are not needed.
     allocation : {"error", "exact", "uniform", "global"}, default "error"
         How a budget is dealt out: by the error that channels cause for what they save,
-        so that the sum of errors is least (an integer program), by equal shares of all sets, or by their error alone.
+        so that the sum of errors is least (an integer program), by equal shares of all sets, or
+        by their error alone.
     ridge : float, default 1e-3
         Of the mean second moment of what a layer reads.
     dummy_input, budget, coupling, schedule, masks, reconstruct
@@ -77,8 +78,8 @@ class SecondOrderPruner(ChannelPruner):
 
         allocation: Literal["error", "exact", "uniform", "global"] = Field(
             "error",
-            description="How a budget is dealt out: by error for what is saved, exact: so that the sum "
-            "of errors is least (slow where there are many layers), in equal shares, "
+            description="How a budget is dealt out: by error for what is saved, exact: so that the "
+            "sum of errors is least (slow where there are many layers), in equal shares, "
             "or by error alone.",
         )
         ridge: float = Field(
