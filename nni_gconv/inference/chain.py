@@ -28,7 +28,7 @@ def cheapest_path(
     --------
     >>> cheapest_path([(3, 1), (1, 2), (3, 1)], [1, 5, 5])
     [1, 1, 1]
-    >>> cheapest_path([(3, 1), (1, 9), (3, 1)], [1, 1, 1])
+    >>> cheapest_path([(4, 1), (1, 9), (3, 1)], [1, 1, 1])
     [1, 0, 1]
     """
     states = range(len(costs[0])) if costs else range(0)

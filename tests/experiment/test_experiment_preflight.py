@@ -329,7 +329,7 @@ def test_the_quickstart_recipe_takes_every_choice_of_its_search_space(tmp_path):
     assert plan.max_trials == len(trials)
     assert plan.varied == {"prune.method", "prune.budget.macs"}
     recipes = [load_recipe(experiment_file("quickstart", "recipe.yml"), t) for t in trials]
-    assert {r.prune.method for r in recipes} == {*compared, "nni:L1NormPruner"}
+    assert {r.prune.method for r in recipes} == {*compared, "second_order", "nni:L1NormPruner"}
     assert {r.train.share for r in recipes} == {"experiment"}
     # Every method trains for as long, and is asked for the same budgets.
     epochs = {r.finetune.epochs + (r.sparsify.epochs if r.sparsify else 0) for r in recipes}
