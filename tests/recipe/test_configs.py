@@ -218,6 +218,7 @@ def quick(recipe):
             overrides["prune.budget"] = {"params": 0.6}
     if recipe.finetune is not None:
         overrides["finetune.epochs"] = 0
+        overrides["finetune.distill"] = None
     if recipe.sparsify is not None:
         overrides["sparsify.epochs"] = 1
     if recipe.prune.method == "gconv":  # they better a partition, and take most of the time
