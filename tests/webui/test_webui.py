@@ -123,7 +123,9 @@ def test_the_list_of_trials_shows_our_numbers(ui, done, pictures):
         )
         assert shown["space/prune.method"] == result["method"]
         for name in COLUMNS:
-            assert float(shown[f"metric/{name}"]) == pytest.approx(result["metrics"][name], rel=1e-5)
+            assert float(shown[f"metric/{name}"]) == pytest.approx(
+                result["metrics"][name], rel=1e-5
+            )
     points = {tuple(point[:2]) for line in ui.charts() for point in line["data"]}
     numbers = {int(table[key]["sequenceId"]): r for key, r in done.results.items()}
     assert {(n, r["metrics"]["default"]) for n, r in numbers.items()} <= points
