@@ -475,7 +475,6 @@ def test_weights_that_are_no_longer_shared_come_back(apart, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="known fault: layers that share a weight stay dense")
 def test_grouping_that_unties_comes_back(tmp_path):
     torch.manual_seed(0)
     net, x = Shared().eval(), torch.randn(2, 3, 4, 4)

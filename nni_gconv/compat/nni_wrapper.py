@@ -8,6 +8,7 @@ which makes the GPU wait: on ResNet-56 more than the convolutions of a small bat
 from __future__ import annotations
 
 import types
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +62,19 @@ def restore_parameter_order(model: nn.Module, order: Mapping[str, list[str]]) ->
 
 
 def own_parameters(model: nn.Module) -> dict[tuple[str, str], nn.Parameter]:
-    """Return the parameters of a model's modules by module and name, before they are wrapped."""
-    return {
+    """Return the parameters of a model's modules by module and name, before they are wrapped.
+
+    One that several modules share is left out: each of them is masked in its own way.
+    """
+    found = {
         (name, key): parameter
         for name, module in model.named_modules()
         if not is_scripted(module)
         for key, parameter in module._parameters.items()
         if parameter is not None
     }
+    holders = Counter(id(parameter) for parameter in found.values())
+    return {place: p for place, p in found.items() if holders[id(p)] == 1}
 
 
 def unwrapped_state(model: nn.Module) -> dict[str, Tensor]:

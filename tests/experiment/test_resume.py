@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from nni_gconv.compat import write_launch_files
+from nni_gconv.compat.nni_trial import rounded
 from nni_gconv.experiment import ManagerClient, ManagerError
 from nni_gconv.experiment.checks.preflight import free_port
 from nni_gconv.experiment.running import end_processes
@@ -70,8 +71,7 @@ def expected(tmp_path_factory):
     for value in SPACE[VARIED]["_value"]:
         given = {VARIED: value}
         result = run_recipe(RECIPE, overrides=given, output=folder / str(value), quiet=True)
-        # NNI is told six digits.
-        results[value] = {name: float(f"{v:.6g}") for name, v in result.metrics.items()}
+        results[value] = rounded(result.metrics)
     return results
 
 

@@ -66,3 +66,15 @@ def test_every_pruner(name, kind):
         assert (small.conv.out_channels, small.inner.in_channels) == (4, 4)
     if kind is TwoNames:
         assert small.all[0] is small.conv or groups
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.startswith("gconv")])
+def test_a_layer_is_grouped_though_another_with_its_weight_stays_dense(name):
+    torch.manual_seed(0)
+    net = randomised(OneWeight())
+    config = [{"op_names": ["inner"], "num_groups": 2}]
+    pruner = ALL[name](net, config, dummy_input=X, schedule="one-shot")
+    _, masks = pruner.compress()
+    small = made_small(pruner, masks, X)  # gives what the masked one gives
+    assert small.twin.groups == 1
+    assert [m.groups for m in small.inner.modules() if isinstance(m, nn.Conv2d)] == [2]

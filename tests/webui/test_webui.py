@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from nni_gconv.compat.nni_trial import rounded
 from nni_gconv.experiment import preflight, start
 from nni_gconv.experiment.watch import watch
 from nni_gconv.report import collect, write_html
@@ -123,12 +124,10 @@ def test_the_list_of_trials_shows_our_numbers(ui, done, pictures):
         )
         assert shown["space/prune.method"] == result["method"]
         for name in COLUMNS:
-            assert float(shown[f"metric/{name}"]) == pytest.approx(
-                result["metrics"][name], rel=1e-5
-            )
+            assert float(shown[f"metric/{name}"]) == rounded(result["metrics"])[name]
     points = {tuple(point[:2]) for line in ui.charts() for point in line["data"]}
     numbers = {int(table[key]["sequenceId"]): r for key, r in done.results.items()}
-    assert {(n, r["metrics"]["default"]) for n, r in numbers.items()} <= points
+    assert {(n, rounded(r["metrics"])["default"]) for n, r in numbers.items()} <= points
 
 
 def test_parameters_of_nested_choices_can_be_read(ui, done, pictures):
