@@ -168,18 +168,16 @@ class ChannelPruner(TrainedPruner):
             raise ConfigError(f"config_list: nothing can be pruned: {first_reason(self.skipped)}")
         for line in skip_lines(self.skipped):
             _logger.warning(line)
-        entries = nni_entries(self.layers)
-        beside = followers(self.coupling, self.sets)
+        further: Sequence[str] = ()
         if further_layers is not None:
             kept = self._excluded | frozenset(existed_wrappers or ())
-            for name in further_layers(self.coupling, self.sets, kept):
-                beside.setdefault(name, ["weight", "bias"])
-        entries += [
-            entry_beside(n, targets) for n, targets in beside.items() if n not in self.layers
-        ]
-        known = dict.fromkeys([*self.layers, *beside])
-        check_unmasked(existed_wrappers, list(known))
-        compat.register_pruning_types(model, list(known))
+            further = further_layers(self.coupling, self.sets, kept)
+        beside = followers(self.coupling, self.sets, further)
+        unselected = {name: targets for name, targets in beside.items() if name not in self.layers}
+        entries = [*nni_entries(self.layers), *map(entry_beside, unselected, unselected.values())]
+        known = [*self.layers, *unselected]
+        check_unmasked(existed_wrappers, known)
+        compat.register_pruning_types(model, known)
         # As they were read: calibration images are gathered once.
         given = {name: getattr(asked, name) for name in options}
         super().__init__(model, entries, evaluator, existed_wrappers, **given)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Coupling, Segments, Wiring, decide, read_masks
 from nni_gconv.groupconv.partition import Partition
 
@@ -181,3 +182,13 @@ class LiveLayers:
             return rows[0] < _ROW
         # A projection shortcut leads from stream to stream.
         return layer.row_segment is not None and self._writers[layer.row_segment] > 1
+
+
+def check_whole(before: LiveLayers, left: LiveLayers) -> None:
+    """Refuse masks that silence channels of the layers to be split."""
+    for name, layer in before.layers.items():
+        if layer.alive != left.layers[name].alive:
+            raise ConfigError(
+                f"from_compressor: the earlier pruner silences channels of {name}; cut them "
+                "with ModelSpeedup and begin anew with the small model"
+            )

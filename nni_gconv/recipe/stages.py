@@ -47,16 +47,7 @@ OPTIMIZED = "optimized.safetensors"
 class Trial(Workbench):
     """One run of a recipe; its methods are the stages and are called in the order they stand.
 
-    Parameters
-    ----------
-    recipe : Recipe
-        What to do.
-    folder : TrialFolder
-        Where files go and which stages are finished.
-    distributed : Distributed
-        The processes that run this trial together.
-    quiet : bool
-        No progress on standard error.
+    Parameters as for :class:`~nni_gconv.recipe.workbench.Workbench`.
     """
 
     # -- stages -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nni_gconv.cli.networks.model_options import (
+    Architecture,
     InputShape,
     ModelOptions,
     NoImport,
@@ -18,10 +19,7 @@ from nni_gconv.cli.output import note
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A compact.safetensors.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="*.onnx or *.pt2")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="The architecture; default: the one of the recipe in the file."),
-    ] = None,
+    model: Architecture = None,
     shape: InputShape = None,
     option: ModelOptions = None,
     fold_bn: Annotated[

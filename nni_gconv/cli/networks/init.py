@@ -52,7 +52,7 @@ def init(
     write_text(recipe, text)
     note(f"saved {recipe}; next: nni-gconv run {recipe}")
     if experiment:
-        from nni_gconv.draft import experiment as written
+        from nni_gconv.cli.networks.draft import experiment as written
 
         write_text(other, written(recipe.name))
         note(f"saved {other}; or: nni-gconv create {other}")
@@ -68,7 +68,7 @@ def _written(
 ) -> tuple[str, str]:
     import torch
 
-    from nni_gconv.draft import Draft
+    from nni_gconv.cli.networks.draft import Draft
     from nni_gconv.recipe import check_runs
     from nni_gconv.training.data import load_data
     from nni_gconv.training.zoo import create_model, list_models

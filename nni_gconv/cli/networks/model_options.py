@@ -20,6 +20,10 @@ ModelName = Annotated[
         metavar="MODEL", help="resnet56, torchvision:resnet50, timm:NAME or mypkg.module:factory."
     ),
 ]
+Architecture = Annotated[
+    str | None,
+    typer.Option("--model", help="The architecture; default: the one of the recipe in the file."),
+]
 InputShape = Annotated[
     str | None,
     typer.Option("--input", metavar="NxCxHxW", help="Input; default: the model's usual one."),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nni_gconv.cli.networks.model_options import InputShape, ModelOptions, NoImport
+from nni_gconv.cli.networks.model_options import Architecture, InputShape, ModelOptions, NoImport
 from nni_gconv.cli.output import note, print_json
 
 
@@ -17,10 +17,7 @@ def optimize(
         Path | None,
         typer.Option("--output", metavar="FILE", help="Where to write; default: the same file."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="The architecture; default: the one of the recipe in the file."),
-    ] = None,
+    model: Architecture = None,
     shape: InputShape = None,
     option: ModelOptions = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at once; the forms suit it.")] = 1,

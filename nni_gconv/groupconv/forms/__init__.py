@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nni_gconv.groupconv.forms.form import KINDS, Form, forms_of, in_form
     from nni_gconv.groupconv.forms.network import quickest_copy
     from nni_gconv.groupconv.forms.timing import FormTimer, TimedForm
-    from nni_gconv.groupconv.forms.units import Unit, find_units
+    from nni_gconv.groupconv.forms.units import Unit, find_units, input_shapes
 
 __all__ = [
     "KINDS",
@@ -27,6 +27,7 @@ __all__ = [
     "find_units",
     "forms_of",
     "in_form",
+    "input_shapes",
     "quickest_copy",
 ]
 
@@ -36,6 +37,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "form": ["KINDS", "Form", "forms_of", "in_form"],
         "network": ["quickest_copy"],
         "timing": ["FormTimer", "TimedForm"],
-        "units": ["Unit", "find_units"],
+        "units": ["Unit", "find_units", "input_shapes"],
     },
 )

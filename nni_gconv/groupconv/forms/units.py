@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,14 @@ def find_units(model: nn.Module, dummy_input: Any) -> list[Unit]:
     """
     modules = {m: n for n, m in model.named_modules() if n and forms_of(m)}
     inside = {module.conv for module in modules if gathers_of(module)}
+    shapes = input_shapes(model, [m for m in modules if m not in inside], dummy_input)
+    return [Unit(modules[m], m, found[0], len(found)) for m, found in shapes.items()]
+
+
+def input_shapes(
+    model: nn.Module, layers: Iterable[nn.Module], dummy_input: Any
+) -> dict[nn.Module, list[tuple[int, ...]]]:
+    """Run a model once; return the shapes of the inputs that each layer is called on, in order."""
     shapes: dict[nn.Module, list[tuple[int, ...]]] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -53,15 +62,11 @@ def find_units(model: nn.Module, dummy_input: Any) -> list[Unit]:
         if isinstance(x, Tensor):
             shapes.setdefault(module, []).append(tuple(x.shape))
 
-    handles = [
-        module.register_forward_pre_hook(record, with_kwargs=True)
-        for module in modules
-        if module not in inside
-    ]
+    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
         with measuring(model):
             run(model, to_device(dummy_input, device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
-    return [Unit(modules[m], m, found[0], len(found)) for m, found in shapes.items()]
+    return shapes

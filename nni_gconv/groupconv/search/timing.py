@@ -19,10 +19,9 @@ from torch import nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.config import check_groups
-from nni_gconv.groupconv.forms import FormTimer, TimedForm
+from nni_gconv.groupconv.forms import FormTimer, TimedForm, input_shapes
 from nni_gconv.groupconv.gather import wrap_gathers
 from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
-from nni_gconv.profiling import device_of, measuring, run, to_device
 from nni_gconv.tables import Table
 
 #: Gathers of a layer: none, one in front, one in front and one behind.
@@ -195,7 +194,8 @@ class LayerTimer:
     ) -> None:
         self._timer = FormTimer(threads=threads, min_runs=min_runs, min_seconds=min_seconds)
         self._layers: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
-        self._shapes = _input_shapes(model, dummy_input)
+        convolutions = [m for m in model.modules() if isinstance(m, CONVOLUTIONS)]
+        self._shapes = input_shapes(model, convolutions, dummy_input)
         self._known: dict[tuple[Any, ...], tuple[TimedForm, TimedForm]] = {}
 
     def calls(self, name: str) -> int:
@@ -294,22 +294,3 @@ def _alone(layer: Any, count: int, gathers: int) -> nn.Sequential:
     model = nn.Sequential(conv_like(layer, count))
     _add_gathers(model, "0", gathers)
     return model
-
-
-def _input_shapes(model: nn.Module, dummy_input: Any) -> dict[nn.Module, list[tuple[int, ...]]]:
-    """Shapes of the inputs that each convolution is called on, call by call."""
-    shapes: dict[nn.Module, list[tuple[int, ...]]] = {}
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["input"]
-        shapes.setdefault(module, []).append(tuple(x.shape))
-
-    layers = [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
-    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
-    try:
-        with measuring(model):
-            run(model, to_device(dummy_input, device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return shapes

@@ -25,8 +25,13 @@ class Goal(Protocol):
     min_sparse_ratio: float | None
 
 
-def followers(coupling: Coupling, sets: Sequence[CoupledSet]) -> dict[str, list[str]]:
-    """Modules whose scale or shift acts on channels of these sets, with what is masked of them."""
+def followers(
+    coupling: Coupling, sets: Sequence[CoupledSet], further: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Modules whose scale or shift acts on channels of these sets, with what is masked of them.
+
+    Those that are named `further` are masked as layers are.
+    """
     going = coupling.empty()
     for coupled in sets:
         going[coupled.classes] = True
@@ -40,6 +45,8 @@ def followers(coupling: Coupling, sets: Sequence[CoupledSet]) -> dict[str, list[
             names.setdefault(module, both)
             if target not in names[module]:
                 names[module].append(target)
+    for module in further:
+        names.setdefault(module, ["weight", "bias"])
     return names
 
 

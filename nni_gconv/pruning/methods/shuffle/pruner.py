@@ -42,7 +42,7 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Coupling
 from nni_gconv.groupconv.partition import l1
 from nni_gconv.pruning.group_pruner import GroupPruner
-from nni_gconv.pruning.group_sides import LiveLayers, Sharing
+from nni_gconv.pruning.group_sides import LiveLayers, Sharing, check_whole
 from nni_gconv.pruning.methods.shuffle.channel_orders import ChannelOrders
 from nni_gconv.pruning.methods.shuffle.hierarchy import next_strength
 from nni_gconv.pruning.methods.shuffle.kernel_penalty import KernelPenalty
@@ -213,7 +213,7 @@ class ShufflePruner(GroupPruner):
         coupling = Coupling.trace(model, self.dummy_input, graph=graph)
         live = LiveLayers(model, coupling, list(counts), {})
         if self._given:
-            _check_whole(live, LiveLayers(model, coupling, list(counts), self._given))
+            check_whole(live, LiveLayers(model, coupling, list(counts), self._given))
         most = {name: counts[name][-1] for name in live.layers}
         super().__init__(
             model, live.layers, most, self._choice.skipped, evaluator, existed_wrappers, given
@@ -394,13 +394,3 @@ class ShufflePruner(GroupPruner):
         self._orders.load_state_dict(state["orders"])
         self._depths = dict(state["depths"])
         self.strength, self._change, self._saved = state["strength"]
-
-
-def _check_whole(before: LiveLayers, left: LiveLayers) -> None:
-    """Refuse masks that silence channels of the layers to be split."""
-    for name, layer in before.layers.items():
-        if layer.alive != left.layers[name].alive:
-            raise ConfigError(
-                f"from_compressor: the earlier pruner silences channels of {name}; cut them "
-                "with ModelSpeedup and begin anew with the small model"
-            )
