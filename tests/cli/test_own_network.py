@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from commands import call
-from own_nets import user_folder
+from user_folders import user_folder
 
 from nni_gconv import load_compact
 from nni_gconv.artefact import read_plan
