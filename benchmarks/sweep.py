@@ -7,7 +7,7 @@
 Every network runs in a process of its own, with limits of time and memory. Half of the channels of
 every coupled set are masked, chosen at random, norms have random scales and statistics, and masked
 and small network are compared here, in float64, not by the library's own check. Networks whose rows
-the cache file holds are not run again; `--again` repeats some.
+the cache file holds are not run again; `--again` repeats some. The text is of all its rows.
 
 With `--peers` Torch-Pruning gets the masked network and the same share: the channels that are zero
 are the ones that it finds least important, so that what it makes can be compared too.
@@ -221,7 +221,7 @@ def main() -> None:
         if todo:
             write_cache(args.cache, FIELDS, rows.values())
             print(rows[name], flush=True)
-    said = text([rows[name] for name in wanted])
+    said = text(list(rows.values()))
     print(said)
     if args.out:
         begin, end = "<!-- sweep -->\n", "<!-- end sweep -->"

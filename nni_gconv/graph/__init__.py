@@ -10,7 +10,7 @@ Knows of torch, `compat` and `modes`; not of pruners, budgets or how a model is 
 """
 
 from nni_gconv.graph.branches import ACTIVATIONS, Branch, find_branches, vanishing
-from nni_gconv.graph.channel_map import Axis, Balance, ChannelMap, Read, varying
+from nni_gconv.graph.channel_map import Axis, Balance, ChannelMap, Read, place, varying
 from nni_gconv.graph.constants import given_values, known_operands, known_values
 from nni_gconv.graph.coupling import CoupledSet, Coupling, Member
 from nni_gconv.graph.liveness import (
@@ -84,6 +84,7 @@ __all__ = [
     "module_calls",
     "new_indices",
     "op_name",
+    "place",
     "read_masks",
     "set_attributes",
     "shape_of",

@@ -103,6 +103,15 @@ class NormOver:
 
 
 @dataclass(frozen=True)
+class MeanOver:
+    """A mean over the channels `labels` in `column` of a weight, which can keep its divisor."""
+
+    weight: str
+    column: int
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Pick:
     """An integer buffer that picks channels: those labelled `picked` out of `source`."""
 
@@ -144,6 +153,8 @@ class ChannelMap:
         Norms whose attributes, besides their tensors, say how many channels there are.
     norms_over : tuple of NormOver
         Norms over channels, which have to count those that go.
+    means_over : tuple of MeanOver
+        Means over channels, whose readers have to count those that go.
     picks : tuple of Pick
         Buffers that hold positions of channels.
     sizes : tuple of SizeUse
@@ -166,6 +177,7 @@ class ChannelMap:
     pads: tuple[PadEdit, ...]
     norms: tuple[NormWidth, ...]
     norms_over: tuple[NormOver, ...]
+    means_over: tuple[MeanOver, ...]
     picks: tuple[Pick, ...]
     sizes: tuple[SizeUse, ...]
     computed: dict[str, str]

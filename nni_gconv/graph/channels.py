@@ -30,6 +30,7 @@ from nni_gconv.graph.channel_map import (
     ChannelMap,
     Field,
     Fields,
+    MeanOver,
     Mix,
     NormOver,
     NormWidth,
@@ -68,6 +69,7 @@ class Walker:
         self.pads: list[PadEdit] = []
         self.norms: list[NormWidth] = []
         self.norms_over: list[NormOver] = []
+        self.means_over: list[MeanOver] = []
         self.picks: list[Pick] = []
         self.sizes: list[SizeUse] = []
         self.computed: dict[str, str] = {}
@@ -251,6 +253,7 @@ class Walker:
             pads=tuple(self.pads),
             norms=tuple(self.norms),
             norms_over=tuple(self.norms_over),
+            means_over=tuple(self.means_over),
             picks=tuple(self.picks),
             sizes=tuple(sizes),
             computed=self.computed,

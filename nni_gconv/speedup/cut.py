@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_gconv.graph import Graph, set_attributes, thin_norm, write_indices
+from nni_gconv.graph import Graph, place, set_attributes, thin_norm, write_indices
 from nni_gconv.groupconv import wrap_gathers
 from nni_gconv.speedup.fold import shift_bias
 from nni_gconv.speedup.plan import Plan, TensorEdit
@@ -61,7 +61,7 @@ def apply_plan(
     finished = {id(replaced.old): replaced for replaced in ready}
     by_old: dict[int, Replaced] = {}
     by_new: dict[int, Replaced] = {}
-    for name in sorted({*plan.tensors, *kept}):
+    for name in sorted({*plan.tensors, *plan.factors, *kept}):
         for alias in graph.aliases[name]:
             path, _, attribute = alias.rpartition(".")
             module = modules[path]
@@ -70,7 +70,7 @@ def apply_plan(
                 continue
             if id(old) not in by_old:  # else it is tied to a tensor that is cut already
                 made = finished.get(id(old)) or _replacement(
-                    old, plan.tensors.get(name), kept.get(name)
+                    old, plan.tensors.get(name), kept.get(name), plan.factors.get(name)
                 )
                 by_old[id(old)] = by_new[id(made.new)] = made
             _assign(module, attribute, by_old[id(old)].new)
@@ -97,8 +97,13 @@ def apply_plan(
     return list(by_old.values())
 
 
-def _replacement(old: Tensor, edit: TensorEdit | None, kept: Tensor | None) -> Replaced:
-    new = cut_tensor(old.detach(), edit, kept).clone(memory_format=_format_of(old))
+def _replacement(
+    old: Tensor, edit: TensorEdit | None, kept: Tensor | None, factors: list[float] | None
+) -> Replaced:
+    whole = old.detach()
+    if factors is not None:
+        whole = whole * place(torch.tensor(factors).to(whole), whole.dim(), 1)
+    new = cut_tensor(whole, edit, kept).clone(memory_format=_format_of(old))
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     return Replaced(old, new, edit, kept)

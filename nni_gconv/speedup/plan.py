@@ -76,6 +76,8 @@ class Plan:
         Dotted name of a buffer of positions -> the positions in the small model.
     attributes : dict of Attribute to int
         Integers of modules that a forward asks for -> what they are in the small model.
+    factors : dict of str to list of float
+        Weight -> what its columns are multiplied by: they read means of fewer channels.
     """
 
     tensors: dict[str, TensorEdit]
@@ -86,6 +88,7 @@ class Plan:
     thinned: dict[str, ChannelNorm]
     indices: dict[str, list[int]]
     attributes: dict[Attribute, int]
+    factors: dict[str, list[float]] = field(default_factory=dict)
 
 
 def make_plan(
@@ -146,7 +149,20 @@ def make_plan(
     indices = new_indices(graph, channels, order)
     thinned = _thinned(graph, channels, removed)
     attributes = _attributes(graph, channels, removed)
-    return Plan(tensors, pads, shifted, tuple(groups), norms, thinned, indices, attributes)
+    factors = _factors(graph, channels, removed)
+    return Plan(tensors, pads, shifted, tuple(groups), norms, thinned, indices, attributes, factors)
+
+
+def _factors(graph: Graph, channels: ChannelMap, removed: np.ndarray) -> dict[str, list[float]]:
+    """What columns are multiplied by that read the mean of channels some of which went."""
+    found: dict[str, list[float]] = {}
+    for over in channels.means_over:
+        share = float((~removed[channels.of(over.labels)]).mean())
+        if share < 1:
+            name = graph.aliases[over.weight][0]
+            columns = graph.lookup(name).shape[1]
+            found.setdefault(name, [1.0] * columns)[over.column] *= share
+    return found
 
 
 def _attributes(graph: Graph, channels: ChannelMap, removed: np.ndarray) -> dict[Attribute, int]:

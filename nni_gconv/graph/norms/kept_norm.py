@@ -29,6 +29,9 @@ class ChannelNorm:
         Dimension along which channels went.
     width, kept : int
         How many there were and how many are left; equal: none went.
+    response : bool
+        True is ConvNeXt V2's global response normalisation: each channel is scaled by its norm in
+        space over the mean of these norms, and what came in is added.
     """
 
     dims: tuple[int, ...]
@@ -39,6 +42,7 @@ class ChannelNorm:
     channel: int = 0
     width: int = 1
     kept: int = 1
+    response: bool = False
 
     @property
     def share(self) -> float:
@@ -58,6 +62,7 @@ def normalise(
     eps: float | None,
     centered: bool,
     share: float = 1.0,
+    response: bool = False,
 ) -> Tensor:
     """Normalise over dimensions along which only a share of the numbers is left.
 
@@ -68,7 +73,7 @@ def normalise(
     x : Tensor
     weight, bias : Tensor or None
         As they broadcast, or one number for each place of the first normalised dimension.
-    dims, eps, centered, share
+    dims, eps, centered, share, response
         See :class:`ChannelNorm`; `dims` are not negative.
 
     Examples
@@ -79,8 +84,10 @@ def normalise(
     >>> torch.allclose(whole[:, :3], kept)
     True
     """
-    y = x.float() if x.dtype in _LOW else x
     eps = torch.finfo(x.dtype).eps if eps is None else eps
+    if response:
+        return _by_response(x, weight, bias, dims, eps, share)
+    y = x.float() if x.dtype in _LOW else x
     if centered:
         mean = y.mean(dims, keepdim=True) * share
         y = y - mean
@@ -91,6 +98,21 @@ def normalise(
     if weight is not None:
         y = y * _placed(weight, y, dims)
     return y if bias is None else y + _placed(bias, y, dims)
+
+
+def _by_response(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: list[int],
+    eps: float,
+    share: float,
+) -> Tensor:
+    space = [d for d in range(1, x.dim()) if d not in dims]
+    norms = torch.linalg.vector_norm(x, dim=space, keepdim=True)
+    y = x * (norms / (norms.mean(dims, keepdim=True) * share + eps))
+    y = x + (y if weight is None else y * _placed(weight, x, dims))
+    return y if bias is None else y + _placed(bias, x, dims)
 
 
 def _placed(parameter: Tensor, x: Tensor, dims: list[int]) -> Tensor:
@@ -113,7 +135,9 @@ class KeptNorm(nn.Module):
         """Normalise, as the module did when all channels were there."""
         norm = self.norm
         weight, bias = (None if n is None else getattr(self, n) for n in (norm.weight, norm.bias))
-        y = normalise(x, weight, bias, norm.over(x.dim()), norm.eps, norm.centered, norm.share)
+        y = normalise(
+            x, weight, bias, norm.over(x.dim()), norm.eps, norm.centered, norm.share, norm.response
+        )
         for child in self.children():
             y = child(y)
         return y

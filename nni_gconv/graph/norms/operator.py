@@ -15,7 +15,7 @@ from nni_gconv.graph.norms.recognise import find_norm
 _LIBRARY = torch.library.Library("nni_gconv", "DEF")
 _LIBRARY.define(
     "channel_norm(Tensor x, Tensor? weight, Tensor? bias, int[] dims, float? eps, bool centered, "
-    "float share) -> Tensor"
+    "float share, bool response) -> Tensor"
 )
 _LIBRARY.impl("channel_norm", normalise, "CompositeImplicitAutograd")
 
@@ -44,7 +44,7 @@ def _forward(module: nn.Module, norm: ChannelNorm) -> Callable[..., Tensor]:
             return own(x, *more, **named)
         weight, bias = (None if n is None else getattr(module, n) for n in (norm.weight, norm.bias))
         y = torch.ops.nni_gconv.channel_norm(
-            x, weight, bias, norm.over(x.dim()), norm.eps, norm.centered, norm.share
+            x, weight, bias, norm.over(x.dim()), norm.eps, norm.centered, norm.share, norm.response
         )
         for child in module.children():
             y = child(y)

@@ -18,6 +18,8 @@ from nni_gconv.graph.norms.kept_norm import ChannelNorm, KeptNorm, normalise
 #: Dimensions that are normalised over: the last, the second, all but the first.
 _LAYOUTS = ((-1,), (1,), ())
 _EXACT = 1e-12
+#: Epsilon of response normalisations that is written in their forwards.
+_WRITTEN = 1e-6
 
 
 def find_norm(module: nn.Module) -> ChannelNorm | None:
@@ -58,7 +60,7 @@ def _may_be(module: nn.Module) -> bool:
         and next(iter(wide)) > 1
         and not any(True for _ in module.buffers())
         and sum(1 for _ in module.parameters()) == len(own)
-        and bool(_epsilons(module))
+        and (len(own) == 2 or bool(_epsilons(module)))
     )
 
 
@@ -100,11 +102,17 @@ def _candidates(module: nn.Module, x: Tensor) -> Iterator[ChannelNorm]:
     ):
         if x.shape[dims[0] if dims else 1] == width:
             yield ChannelNorm(dims, eps, centered, weight, bias)
+    for dims, eps, (weight, bias) in product(
+        _LAYOUTS[:2], [*_epsilons(module), _WRITTEN], affine if len(names) == 2 else ()
+    ):
+        if x.dim() > 3 and x.shape[dims[0]] == width:
+            yield ChannelNorm(dims, eps, False, weight, bias, response=True)
 
 
 def _is(norm: ChannelNorm, module: nn.Module, x: Tensor, got: object) -> bool:
     weight, bias = (None if n is None else getattr(module, n) for n in (norm.weight, norm.bias))
-    y = normalise(x, weight, bias, norm.over(x.dim()), norm.eps, norm.centered)
+    over = norm.over(x.dim())
+    y = normalise(x, weight, bias, over, norm.eps, norm.centered, response=norm.response)
     for child in module.children():
         y = child(y)
     if not isinstance(got, Tensor) or got.shape != y.shape:

@@ -100,12 +100,14 @@ def norm_over_channels(walker: Walker, node: Node) -> Fields:
     x, dims = node.args[0], list(node.args[3])  # type: ignore[arg-type]
     reason = f"channels mixed with space at {location(node)}"
     own, rest = walker.channel(x, dims[0], reason)
+    rank = len(shape_of(x))
+    # A response is a channel's norm over all of space.
+    mixed = set(range(1, rank)) if _is_response(node) else set(dims)
     for field in rest:
-        if set(dims) & set(varying(field)):
+        if mixed & set(varying(field)):
             walker.pin(field, f"normalised over channels at {location(node)}")
     if own is None:
         return walker.fields(x)
-    rank = len(shape_of(x))
     for parameter in node.args[1:3]:
         name = walker.parameter(parameter)
         if name is not None:
@@ -135,9 +137,16 @@ def norm_over_channels_constants(state: State, node: Node) -> Value:
         rows.append(None if parameter is None else _by_channel(*parameter, axis))
     if not _anything_known(state, node, rows[0]):
         return None
+    if _is_response(node):  # what comes in is added: without it only the shift is left
+        out = torch.where(given == 0, 0.0, torch.nan)
+        return per_channel(_affine(out, None, rows[1]), rank, dim)
     centered = bool(node.args[5])
     out = torch.where((given == 0) & (not centered), 0.0, torch.nan)
     return per_channel(_affine(out, *rows), rank, dim)
+
+
+def _is_response(node: Node) -> bool:
+    return bool(node.args[7])
 
 
 def _axis(parameter: Any, rank: int, dim: int) -> int:
@@ -161,7 +170,8 @@ def layer_norm(walker: Walker, node: Node) -> Fields:
     first = len(shape_of(node.args[0])) - len(node.args[1])  # type: ignore[arg-type]
     for field in fields:
         if any(d >= first for d in varying(field)):
-            walker.pin(field, f"normalised over channels by a function at {location(node)}")
+            why = f"normalised over channels by a function at {location(node)}"
+            walker.pin(field, f"{why} (a module such as nn.LayerNorm could be cut)")
     return fields
 
 

@@ -85,6 +85,39 @@ FIRST = {
 }
 
 
+class Response(nn.Module):
+    """Global response normalisation, as ConvNeXt V2's own code has it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, width))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, width))
+
+    def forward(self, x):
+        gx = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        nx = gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)
+        return self.gamma * (x * nx) + self.beta + x
+
+
+class ResponseFirst(nn.Module):
+    """The same of timm, where channels stand first."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
+        self.eps = 1e-5
+
+    def forward(self, x):
+        g = x.norm(p=2, dim=(2, 3), keepdim=True)
+        n = g / (g.mean(dim=1, keepdim=True) + self.eps)
+        view = (1, -1, 1, 1)
+        return x + torch.addcmul(self.bias.view(view), self.weight.view(view), x * n)
+
+
+FIRST["response, last"] = lambda: LastToFirst(Response(8))
+FIRST["response"] = lambda: ResponseFirst(8)
+
+
 def tensors_of(norm):
     return [f"norm.{n}" for n, _ in norm.named_parameters()]
 
@@ -94,7 +127,7 @@ def silence(net, rows):
     masks = rows_off(net, "stem", rows)
     for name, parameter in net.norm.named_parameters():
         mask = torch.ones_like(parameter)
-        mask[rows] = 0
+        mask[(rows if mask.dim() < 4 else (..., rows))] = 0
         module, _, target = f"norm.{name}".rpartition(".")
         masks.setdefault(module, {})[target] = mask
     return masks
@@ -105,7 +138,7 @@ def test_a_stream_through_a_norm_is_cut(name):
     net = middle(lambda s, x: s.a(s.norm(x)), a=conv(8, 8), norm=FIRST[name]())
     shrink(net, X, silence(net, [1, 2, 6]), verify=True)
     assert shapes(net, "stem", "a") == [(5, 3), (8, 5)]
-    assert all(p.shape[0] == 5 for p in net.norm.parameters())
+    assert all(5 in p.shape for p in net.norm.parameters())
     (norm,) = [m for m in net.modules() if isinstance(m, KeptNorm)]
     assert (norm.norm.kept, norm.norm.width) == (5, 8)
     # Once more: what is counted are still the channels of the first network.
