@@ -40,7 +40,7 @@ SETTING_KEYS = (
     "align",
 )
 #: Keys of ours for pruners that remove channels.
-CHANNEL_KEYS = ("min_channels", "round_to")
+CHANNEL_KEYS = ("min_channels", "round_to", "couple")
 _OTHER_KEYS = ("target_names", "target_settings")
 #: A bias follows its weight: it is masked with its channel whether it is named or not.
 _TARGETS = ("weight", "bias")
@@ -68,6 +68,8 @@ class LayerConfig:
         Never keep fewer channels.
     round_to : int or "auto"
         Keep a multiple of this wherever channels are removed; ``auto`` until it is measured.
+    couple : bool
+        Layers whose channels are tied to the layer's are selected with it.
     """
 
     sparse_ratio: float | None = None
@@ -79,6 +81,7 @@ class LayerConfig:
     internal_metric_block: int | None = None
     min_channels: int = 1
     round_to: int | Literal["auto"] = 1
+    couple: bool = False
     apply_method: str = "mul"
     align: str | None = None
 
@@ -210,7 +213,9 @@ def _select(
     # A layer that has several names is one layer, whichever of them is given.
     first = {id(m): n for n, m in reversed(list(modules.items()))}
     chosen = {first[id(modules[n])] for n in chosen}
-    out = chosen & {first[id(modules[n])] for n in _excluded(modules, entry, where)}
+    out = {first[id(modules[n])] for n in _excluded(modules, entry, where)}
+    # What is tied to a layer may be of types that the entry does not select.
+    out = out if entry.get("couple") else chosen & out
     chosen -= out
     if not chosen:
         raise ConfigError(f"{where}: its patterns together select no module")
@@ -323,6 +328,7 @@ class _Values(Checked):
     align: str | None = None
     min_channels: int | None = Field(None, ge=1)
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    couple: bool | None = None
 
 
 def _checked_values(given: dict[str, Any], where: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from nni_gconv.config_list import prunable_layers
 from nni_gconv.graph import CoupledSet, Coupling, trace
-from nni_gconv.pruning import CostModel, Request, judged, removal_steps, take
+from nni_gconv.pruning import CostModel, Request, find_skipped, judged, removal_steps, take
 from nni_gconv.tables import Table
 
 
@@ -143,6 +144,7 @@ def diagnose(model: nn.Module, dummy_input: Any, *, ratio: float = 0.5) -> Diagn
     cost = CostModel(model, dummy_input, coupling)
     free = [s for s in coupling.sets if s.reason is None]
     rows = [_row(s, coupling, cost, ratio) for s in coupling.sets]
+    rows += _unfollowed(model, coupling)
     shares = _ratios(cost, _gone(coupling, free, ratio))
     least = _ratios(cost, _gone(coupling, free, 1.0))
     return Diagnosis(
@@ -157,6 +159,26 @@ def diagnose(model: nn.Module, dummy_input: Any, *, ratio: float = 0.5) -> Diagn
         notes=coupling.graph.notes,
         seconds=seconds,
     )
+
+
+def _unfollowed(model: nn.Module, coupling: Coupling) -> list[SetDiagnosis]:
+    """Layers that make no channels of any set: not used, or run with computed weights."""
+    seen = {m.module for coupled in coupling.sets for m in coupled.members}
+    _, skipped = find_skipped(coupling, prunable_layers(model))
+    widths: dict[str, Any] = dict(model.named_modules())
+    return [
+        SetDiagnosis(
+            layers=(name,),
+            channels=getattr(
+                widths[name], "out_channels", getattr(widths[name], "out_features", 0)
+            ),
+            reason=reason,
+            macs_saved=0.0,
+            params_saved=0.0,
+        )
+        for name, reason in skipped.items()
+        if name not in seen
+    ]
 
 
 def _gone(coupling: Coupling, sets: list[CoupledSet], ratio: float) -> np.ndarray:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.selection.cost import CostModel
     from nni_gconv.pruning.selection.coupled_sets import taken_channels
     from nni_gconv.pruning.selection.prunable import judged
+    from nni_gconv.pruning.selection.skipped import find_skipped
     from nni_gconv.pruning.settings import PruneSettings
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "TrainedPruner",
     "create_pruner",
     "find_method",
+    "find_skipped",
     "judged",
     "least_costs",
     "method_names",
@@ -107,6 +109,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "selection.cost": ["CostModel"],
         "selection.coupled_sets": ["taken_channels"],
         "selection.prunable": ["judged"],
+        "selection.skipped": ["find_skipped"],
         "settings": ["PruneSettings"],
     },
 )

@@ -39,6 +39,7 @@ from nni_gconv.pruning.selection.coupled_sets import (
     taken_channels,
     tied_weights,
     unit_matrix,
+    with_coupled,
 )
 from nni_gconv.pruning.selection.earlier_masks import check_given, check_unmasked, earlier_masks
 from nni_gconv.pruning.selection.latency import LatencyModel
@@ -145,10 +146,13 @@ class ChannelPruner(TrainedPruner):
         layers, self._excluded = resolve(model, config_list)
         # A measurement differs from process to process.
         self.layers = from_main_process(measured_multiples(model, self.dummy_input, layers))
+        graph, counts = asked.traced or (trace(model, self.dummy_input), None)
+        if any(layer.couple for layer in self.layers.values()):
+            whole = Coupling.trace(model, self.dummy_input, graph=graph)
+            self.layers = with_coupled(whole, self.layers, self._excluded)
         check_goals(self.layers, self.budget)
         self._given = asked.masks or earlier_masks(existed_wrappers, grouped=True)
         ties = tied_weights(model, self.layers)
-        graph, counts = asked.traced or (trace(model, self.dummy_input), None)
         self.coupling = judged(
             model,
             self.dummy_input,

@@ -110,7 +110,7 @@ def _with_computed_weight(walker: Walker, node: Node) -> Fields:
     owner = walker.graph.owner(node)
     why = f"at {location(node)}"
     walker.computed.setdefault(owner, why)
-    walker.pin_inputs(node, f"read by {owner or 'a layer'}, whose weights are computed")
+    walker.pin_inputs(node, f"read by {owner or 'a layer'}, whose weights are computed {why}")
     return ()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -162,6 +162,34 @@ def joined_blocks(coupled: CoupledSet, settings: Sequence[LayerConfig]) -> np.nd
             )
         blocks = own
     return blocks
+
+
+def with_coupled(
+    coupling: Coupling, layers: Mapping[str, LayerConfig], excluded: Collection[str] = ()
+) -> dict[str, LayerConfig]:
+    """Select with the layers that say ``couple`` what makes the same channels.
+
+    What is selected so is asked what the layer is asked that it follows; layers that are selected
+    themselves keep their own settings, and those in `excluded` stay out.
+
+    Returns
+    -------
+    dict of str to LayerConfig
+        In the order of the model.
+    """
+    found = dict(layers)
+    while True:
+        before = len(found)
+        for coupled in coupling.sets:
+            names = [m.module for m in coupled.members]
+            leader = next((found[n] for n in names if n in found and found[n].couple), None)
+            if leader is None:
+                continue
+            for name in names:
+                if name not in excluded:
+                    found.setdefault(name, leader)
+        if len(found) == before:
+            return {name: found[name] for name in coupling.graph.modules if name in found}
 
 
 def tied_weights(model: nn.Module, layers: Mapping[str, LayerConfig]) -> list[tuple[str, str]]:

@@ -129,7 +129,7 @@ def _beside(coupling: Coupling, coupled: CoupledSet, selected: Collection[str] |
     kinds = dict.fromkeys(type(coupling.graph.modules[name]).__name__ for name in outside)
     return (
         f"its channels are coupled to {next(iter(outside))}, which the config_list does not select"
-        f" (add {', '.join(kinds)} to op_types)"
+        f" (add {', '.join(kinds)} to op_types, or couple: true)"
     )
 
 

@@ -1,5 +1,7 @@
 """What is masked can be cut: silent channels, widths in a forward, gates, frozen norms."""
 
+import re
+
 import pytest
 import torch
 import torchvision
@@ -247,8 +249,41 @@ def test_a_gate_that_is_not_selected_follows(bias):
 
 
 def test_a_sum_is_no_gate_and_the_reason_ends_in_the_remedy():
-    with pytest.raises(ConfigError, match=r"coupled to up, which .* \(add Linear to op_types\)"):
+    why = r"coupled to up, which .* \(add Linear to op_types, or couple: true\)"
+    with pytest.raises(ConfigError, match=why):
         FPGMPruner(Gated(added=True), CONVS, dummy_input=X)
+
+
+def test_couple_selects_what_is_tied():
+    config = [{"op_names": ["c"], "sparse_ratio": 0.5, "couple": True, "min_channels": 5}]
+    pruner, small = pruned(Gated(added=True), config)
+    assert list(pruner.layers) == ["c", "up"]
+    assert pruner.layers["up"].min_channels == 5
+    assert (small.c.out_channels, small.up.out_features, small.down.out_features) == (8, 8, 4)
+    config[0]["couple"] = False
+    with pytest.raises(ConfigError, match="coupled to up"):
+        FPGMPruner(Gated(added=True), config, dummy_input=X)
+
+
+def test_couple_leaves_out_what_is_excluded_and_what_has_settings_of_its_own():
+    config = [
+        {"op_types": ["Conv2d"], "exclude_op_names": ["up"], "sparse_ratio": 0.5, "couple": True}
+    ]
+    with pytest.raises(ConfigError, match="coupled to up, which the config_list excludes"):
+        FPGMPruner(Gated(added=True), config, dummy_input=X)
+    config = [
+        {"op_names": ["c"], "sparse_ratio": 0.5, "couple": True},
+        {"op_names": ["up"], "sparse_ratio": 0.25},
+    ]
+    pruner, small = pruned(Gated(added=True), config)
+    assert (pruner.layers["up"].sparse_ratio, pruner.layers["up"].couple) == (0.25, False)
+    assert small.c.out_channels == 12
+
+
+def test_couple_is_true_or_false():
+    config = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5, "couple": "all"}]
+    with pytest.raises(ConfigError, match=r"config_list\[0\].*couple"):
+        FPGMPruner(Gated(), config, dummy_input=X)
 
 
 def test_a_gate_that_is_excluded_holds():
@@ -354,7 +389,27 @@ def test_a_resnet_with_frozen_norms_is_pruned_as_one_with_trained_norms():
 
 # -- the dry run says what the pruner does ---------------------------------------------------------
 
+
+class Various(nn.Module):
+    """Layers that stay, each for another reason: one is not used, one computes its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.unused = conv(3, 8), Standardised(8, 8, 3, padding=1), conv(8, 8)
+        self.c, self.d = conv(8, 6), nn.ConvTranspose2d(6, 6, 1)
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        x = self.c(self.b(self.a(x).relu()).relu())
+        x = nn.functional.layer_norm(x.movedim(1, 3), (6,)).movedim(3, 1)
+        return self.head(self.d(x) * x.mean(1, keepdim=True))
+
+
+#: What needs no line of a forward to be understood.
+_PLAIN = r"an output of|a single channel|an input of|not used by|the config_list|coupled to|groups"
+
 SMALL_NETS = {
+    "various": Various,
     **{f"zoo:{n}": lambda n=n: create_model(n) for n in ("resnet8", "preresnet11", "densenet10")},
     **{
         f"zoo:{n}:{k}": lambda n=n, k=k: create_model(n, shortcut=k)
@@ -391,7 +446,8 @@ TORCHVISION = (
 def agree(net, dummy):
     """Compare what the dry run finds with what a pruner of all layers does."""
     found = diagnose(net, dummy, ratio=0.5)
-    kinds = {type(m).__name__ for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers_ = nn.Conv2d | nn.Linear | nn.ConvTranspose2d
+    kinds = {type(m).__name__ for m in net.modules() if isinstance(m, layers_)}
     config = [{"op_types": sorted(kinds), "sparse_ratio": 0.5}]
     layers = {n for n, m in net.named_modules() if type(m).__name__ in kinds}
     stay = {name for row in found.sets if row.reason is not None for name in row.layers} & layers
@@ -402,6 +458,10 @@ def agree(net, dummy):
         assert not free, error
         return
     assert set(pruner.skipped) == stay
+    assert stay | free == layers
+    for name, reason in pruner.skipped.items():
+        assert re.search(rf"at \S+:\d+|{_PLAIN}|constant that \S+ reads", reason), (name, reason)
+        assert reason in {row.reason for row in found.sets if name in row.layers}
     assert {m.module for s in pruner.sets for m in s.members} == free
     dense = count(net, dummy)
     masks = pruner.compress()[1]
