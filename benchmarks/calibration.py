@@ -6,7 +6,8 @@
 A ResNet-50 with random weights loses half of its MACs by 1,024 images of 224 pixels: smooth random
 fields, since what counts here is the size of things. Seconds are CPU time of the process: of the
 forward passes (which a GPU takes over), of the choice and of the reconstruction. Memory is the peak
-of the process, images included. `--depths` does the same for CIFAR ResNets of growing depth.
+of the process, images included. `--depths` does the same for CIFAR ResNets of growing depth. Masks
+and figures are kept in the folder `--keep` as they come; what is there is not done again.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ class Forward:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Count what a block of code runs."""
-        from nni_gconv.graph import Replay
+        from nni_gconv.graph.replay import Run
         from nni_gconv.pruning.calibration import moments
         from nni_gconv.pruning.reconstruction import checked_refit
 
-        whole = Replay.run
+        whole = Run.go
 
-        def run(replay: Any, versions: Any, inputs: Any, at: Any = None, **more: Any) -> Any:
+        def go(run: Any, at: Any = None, **more: Any) -> Any:
             inside = 0.0
 
             def visit(work: Callable[..., None]) -> Callable[..., None]:
@@ -56,20 +57,18 @@ class Forward:
                 return timed
 
             begun = time.process_time()
-            found = whole(
-                replay, versions, inputs, {n: visit(w) for n, w in (at or {}).items()}, **more
-            )
+            found = whole(run, {n: visit(w) for n, w in (at or {}).items()}, **more)
             self.seconds += time.process_time() - begun - inside
             return found
 
-        Replay.run = run  # type: ignore[method-assign]
+        Run.go = go  # type: ignore[method-assign]
         names = [(moments, "trace"), (checked_refit, "trace")]
         names += [(checked_refit, "outputs_of"), (checked_refit, "recalibrate_bn")]
         before = [getattr(*name) for name in names]
         for (place, name), function in zip(names, before, strict=True):
             setattr(place, name, self._timed(function))
         yield
-        Replay.run = whole  # type: ignore[method-assign]
+        Run.go = whole  # type: ignore[method-assign]
         for (place, name), function in zip(names, before, strict=True):
             setattr(place, name, function)
 
@@ -93,9 +92,10 @@ def smooth_images(count: int, size: int) -> Any:
     return fine + 0.2 * torch.randn(1, 3, size, size)
 
 
-def child(name: str, images: int, size: int, threads: int) -> None:
-    """Prune and reconstruct one network; print a line of JSON."""
+def child(name: str, images: int, size: int, threads: int, keep: Path) -> None:
+    """Choose masks of one network, or reconstruct it with those that are kept; write figures."""
     import torch
+    from safetensors.torch import load_file, save_file
 
     from nni_gconv import SecondOrderPruner, recalibrate_bn, reconstruct
     from nni_gconv.pruning import Calibration
@@ -111,19 +111,20 @@ def child(name: str, images: int, size: int, threads: int) -> None:
         model = getattr(torchvision.models, name)().eval()
     x = smooth_images(images, size)
     recalibrate_bn(model, x[:32].split(32))  # random weights: else their outputs grow or die out
-    forward, found = Forward(), {}
+    calibration = Calibration(x, images=images, progress=False)
+    forward, masks_at = Forward(), keep / "masks.safetensors"
 
     def part(what: str, work: Callable[[], Any]) -> Any:
-        begun, before = time.process_time(), forward.seconds
-        done = work()
-        passes = forward.seconds - before
-        found[what] = time.process_time() - begun - passes
-        found[f"{what}, forward"] = passes
-        found[f"{what}, peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        begun = time.process_time()
+        with forward.watched():
+            done = work()
+        own = time.process_time() - begun - forward.seconds
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        found = {what: own, f"{what}, forward": forward.seconds, f"{what}, peak": peak}
+        (keep / f"{what}.json").write_text(json.dumps(found), encoding="utf-8")
         return done
 
-    with forward.watched():
-        calibration = Calibration(x, images=images, progress=False)
+    if not masks_at.is_file():
         pruner = SecondOrderPruner(
             model,
             [{"op_types": ["Conv2d"]}],
@@ -131,21 +132,36 @@ def child(name: str, images: int, size: int, threads: int) -> None:
             dummy_input=x[:1],
             calibration=calibration,
         )
-        _, masks = part("choice", pruner.compress)
-        pruner.unwrap_model()
-        done = part("reconstruction", lambda: reconstruct(model, masks, calibration))
-    print(json.dumps({**found, "without": done.without, "error": done.error}))
+        _, found = part("choice", pruner.compress)
+        flat = {f"{m} {t}": k for m, of in found.items() for t, k in of.items() if k is not None}
+        save_file({name: mask.contiguous() for name, mask in flat.items()}, masks_at)
+        return
+    masks: dict[str, dict[str, Any]] = {}
+    for key, mask in load_file(masks_at).items():
+        module, target = key.split(" ")
+        masks.setdefault(module, {})[target] = mask
+    part("reconstruction", lambda: reconstruct(model, masks, calibration))
 
 
-def run(name: str, images: int, size: int, threads: int) -> dict[str, float]:
-    """Run a child of its own, for its memory."""
+def run(name: str, images: int, size: int, threads: int, keep: Path) -> dict[str, float]:
+    """Run a child of its own for each part, for its memory."""
+    folder = keep / f"{name}-{images}-{size}-{threads}"
+    folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--child", name, "--images", str(images)]
-    command += ["--size", str(size), "--threads", str(threads)]
+    command += ["--size", str(size), "--threads", str(threads), "--keep", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = {}
+    for part in ("choice", "reconstruction"):
+        figures = folder / f"{part}.json"
+        if not figures.is_file():
+            if part == "choice":
+                (folder / "masks.safetensors").unlink(missing_ok=True)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=environment
+            )
+            if done.returncode:
+                raise SystemExit(done.stderr)
+        found |= json.loads(figures.read_text(encoding="utf-8"))
     return found
 
 
@@ -159,7 +175,8 @@ def table(rows: dict[str, dict[str, float]]) -> str:
         passes = row["choice, forward"] + row["reconstruction, forward"]
         own = row["choice"] + row["reconstruction"]
         numbers = f"{row['choice']:.1f} | {row['reconstruction']:.1f} | {own:.1f} | {passes:.0f}"
-        lines.append(f"| {name} | {numbers} | {row['reconstruction, peak']:.2f} |")
+        peak = max(row["choice, peak"], row["reconstruction, peak"])
+        lines.append(f"| {name} | {numbers} | {peak:.2f} |")
     return "\n".join(lines)
 
 
@@ -179,10 +196,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--depths", action="store_true", help="CIFAR ResNets instead")
     parser.add_argument("--out", type=Path, help="Markdown page whose table is replaced")
+    parser.add_argument("--keep", type=Path, default=Path("calibration-runs"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
-        child(args.child, args.images, args.size, args.threads)
+        child(args.child, args.images, args.size, args.threads, args.keep)
         return
     rows = {}
     size, names = (
@@ -192,7 +210,7 @@ def main() -> None:
     if args.depths:
         size, names = 32, {f"ResNet-{d}, {args.images} images of 32": f"depth{d}" for d in DEPTHS}
     for shown, name in names.items():
-        rows[shown] = run(name, args.images, size, args.threads)
+        rows[shown] = run(name, args.images, size, args.threads, args.keep)
         print(shown, json.dumps({k: round(v, 3) for k, v in rows[shown].items()}), flush=True)
     said = f"CPU seconds on {platform.machine()}, {args.threads} threads.\n\n{table(rows)}"
     print(said)

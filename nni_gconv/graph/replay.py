@@ -56,14 +56,11 @@ class Replay:
         for node, place in last.items():
             self._done.setdefault(place, []).append(node)
 
-    @torch.no_grad()
     def run(
         self,
         versions: Sequence[Mapping[str, Tensor]],
         inputs: Sequence[Tensor],
         at: Mapping[Node, Visit] | None = None,
-        *,
-        until: Node | None = None,
     ) -> list[tuple[Any, ...]]:
         """Run all versions, operator by operator.
 
@@ -76,38 +73,21 @@ class Replay:
         at : mapping of Node to callable, optional
             Called with the values of all versions once the first of them has run this operator
             and the others have not yet.
-        until : Node, optional
-            The last operator to run.
 
         Returns
         -------
         list of tuple
-            What the forward returns, for each version; empty with `until`.
+            What the forward returns, for each version.
         """
-        values = [self._begin(version, inputs) for version in versions]
-        for place, node in enumerate(self.graph.nodes):
-            if node.op == "output":
-                results: Any = node.args[0]
-                return [tuple(map_arg(results, known.__getitem__)) for known in values]
-            if node.op != "call_function":
-                continue
-            for number, known in enumerate(values):
-                if number == 1 and at and node in at:
-                    at[node](values)
-                operator: Any = node.target
-                known[node] = operator(
-                    *map_arg(node.args, known.__getitem__),
-                    **map_arg(node.kwargs, known.__getitem__),
-                )
-            if len(values) == 1 and at and node in at:
-                at[node](values)
-            if node is until:
-                return []
-            for done in self._done.get(place, ()):
-                if done.op != "placeholder":
-                    for known in values:
-                        del known[done]
-        return []
+        return self.start(versions, inputs).go(at)
+
+    def start(self, versions: Sequence[Mapping[str, Tensor]], inputs: Sequence[Tensor]) -> Run:
+        """Begin a run that can be stopped between operators, and go on."""
+        return Run(self, [self._begin(version, inputs) for version in versions])
+
+    def read_last(self, place: int) -> Sequence[Node]:
+        """Name what no operator behind this place reads."""
+        return self._done.get(place, ())
 
     def _begin(self, version: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Values:
         known: Values = dict(self.graph.constants)
@@ -117,17 +97,97 @@ class Replay:
                 known[node] = version[self.graph.tensors[node.name]]
         return known
 
-    def most_elements(self) -> int:
-        """Count the numbers that the values of one version hold at most at a time."""
-        alive, most = 0, 0
+    def elements(self) -> dict[Node, int]:
+        """Count the numbers that the values of one version hold while each operator runs."""
+        alive, found = 0, {}
         for place, node in enumerate(self.graph.nodes):
             if node.op == "call_function":
                 alive += _elements(node)
-                most = max(most, alive)
-            for done in self._done.get(place, ()):
+                found[node] = alive
+            for done in self.read_last(place):
                 if done.op == "call_function":
                     alive -= _elements(done)
-        return most
+        return found
+
+    def most_elements(self) -> int:
+        """Count the numbers that the values of one version hold at most at a time."""
+        return max(self.elements().values(), default=0)
+
+
+class Run:
+    """A forward under way: what has been run, of which the values that are still read are held.
+
+    Examples
+    --------
+    >>> from nni_gconv.graph import trace
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU()).eval()
+    >>> x, state = torch.ones(4, 3), state_of(net)
+    >>> graph = trace(net, x)
+    >>> run = Replay(graph).start([state], [x])
+    >>> run.go(until=next(n for n in graph.nodes if "relu" in n.name))
+    []
+    >>> [(out,)] = run.go()
+    >>> torch.equal(out, net(x))
+    True
+    """
+
+    def __init__(self, replay: Replay, values: list[Values]) -> None:
+        self._replay, self._values = replay, values
+        self._nodes = list(replay.graph.nodes)
+        self._place, self._met = 0, False
+
+    def copy(self) -> Run:
+        """Return a run that goes on from here by itself."""
+        twin = Run(self._replay, [dict(known) for known in self._values])
+        twin._place, twin._met = self._place, self._met
+        return twin
+
+    @torch.no_grad()
+    def go(
+        self, at: Mapping[Node, Visit] | None = None, until: Node | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Go on.
+
+        Parameters
+        ----------
+        at : mapping of Node to callable, optional
+            See :meth:`Replay.run`.
+        until : Node, optional
+            Stop where the first version has run this operator, and the others have not yet.
+
+        Returns
+        -------
+        list of tuple
+            What the forward returns, for each version; empty with `until`.
+        """
+        while True:
+            node = self._nodes[self._place]
+            if node.op == "output":
+                results: Any = node.args[0]
+                return [tuple(map_arg(results, known.__getitem__)) for known in self._values]
+            if node.op == "call_function":
+                first, *others = self._values
+                if not self._met:
+                    _run(node, first)
+                    if at and node in at:
+                        at[node](self._values)
+                    self._met = True
+                    if node is until:
+                        return []
+                for known in others:
+                    _run(node, known)
+            for done in self._replay.read_last(self._place):
+                if done.op != "placeholder":
+                    for known in self._values:
+                        del known[done]
+            self._place, self._met = self._place + 1, False
+
+
+def _run(node: Node, known: Values) -> None:
+    operator: Any = node.target
+    known[node] = operator(
+        *map_arg(node.args, known.__getitem__), **map_arg(node.kwargs, known.__getitem__)
+    )
 
 
 def _elements(node: Node) -> int:

@@ -23,8 +23,10 @@ from nni_gconv.training import recalibrate_bn
 
 _logger = logging.getLogger(__name__)
 
-#: Bytes that the values of both networks may take at a time.
+#: Bytes that the values of both networks may take: all images at once, or waiting between layers.
 _MEMORY = 2 * 2**30
+#: The same for one of several batches, beside what waits.
+_BATCH = 2**30
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ class _Job:
                 trace(self.model, batches[0]),
                 batches,
                 ridges=RIDGES if ridge is None else (ridge,),
+                memory=_MEMORY,
                 seed=self.seed,
                 progress=self.calibration.progress,
             )
@@ -222,7 +225,8 @@ class _Job:
 
     def _batches(self, images: Tensor) -> Sequence[Tensor]:
         """All images at once where memory allows, else equal batches; sizes are traced."""
-        count = -(-len(images) * self.per_image // _MEMORY)
+        need = len(images) * self.per_image
+        count = 1 if need <= _MEMORY else -(-need // _BATCH)
         size = max(1, len(images) // count)
         return [b.to(self.device) for b in images[: size * (len(images) // size)].split(size)]
 

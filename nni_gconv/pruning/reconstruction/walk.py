@@ -9,7 +9,7 @@ other summand lacks as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -43,12 +43,16 @@ class Walk:
     graph : Graph
         Of the dense network, traced with a batch of the shape of each of `batches`.
     batches : sequence of Tensor
-        Calibration images. One batch: every layer is refitted as it is met. Several: the layers
-        are refitted in `rounds` of neighbours, each of which runs all batches.
+        Calibration images.
     ridges : sequence of float
         See :func:`~nni_gconv.pruning.reconstruction.least_squares.refit`. Which of them serves
         each layer best is seen on every second image; where none does, the layer stays as it is.
+    memory : int
+        Bytes that values of both networks may take where they wait between layers. A layer for
+        which those of all batches fit is refitted as it is met, and the runs go on from there;
+        neighbours that lie between such layers are refitted together, and run again afterwards.
     rounds : int
+        In so many parts of all layers at least those are refitted that do not fit.
     seed : int
     progress : bool
         Whether a bar counts the layers on a terminal.
@@ -57,6 +61,7 @@ class Walk:
     graph: Graph
     batches: Sequence[Tensor]
     ridges: Sequence[float] = RIDGES
+    memory: int = 2**31
     rounds: int = 8
     seed: int = 0
     progress: bool = False
@@ -84,39 +89,18 @@ class Walk:
             Tensors of the pruned network to begin with; default: the dense ones.
         """
         pruned = masked_state(dense if begin is None else begin, kept)
+        runs = [self._replay.start([dense, pruned], [batch]) for batch in self.batches]
+        generators = [torch.Generator().manual_seed(self.seed * 7919 + n) for n in range(len(runs))]
         with counting("layers refitted", len(self._layers), enabled=self.progress) as done:
-            for layers in self._rounds():
-                self._refit(layers, dense, pruned, kept, done)
+            for layers, fit in self._rounds():
+                sums = [self._sums(layer, pruned, kept) for layer in layers]
+                for run, generator in zip(runs, generators, strict=True):
+                    at = {s.layer.node: partial(_meet, s, generator) for s in sums}
+                    (run if fit else run.copy()).go(at, until=layers[-1].node)
+                for each in sums:
+                    self._solve(each, pruned)
+                    done()
         return pruned
-
-    def _refit(
-        self,
-        layers: Sequence[Layer],
-        dense: Mapping[str, Tensor],
-        pruned: State,
-        kept: Mapping[str, Tensor],
-        done: Callable[[], None],
-    ) -> None:
-        """Refit neighbours: as they are met, or once all batches are seen."""
-        at_once = len(self.batches) == 1
-
-        def meet(sums: LayerSums, generator: torch.Generator, values: Sequence[Values]) -> None:
-            sums.add((values[0], values[1]), generator)
-            if at_once:
-                solve(sums)
-
-        def solve(sums: LayerSums) -> None:
-            self._solve(sums, pruned)
-            done()
-
-        sums = [self._sums(layer, pruned, kept) for layer in layers]
-        for number, batch in enumerate(self.batches):
-            generator = torch.Generator().manual_seed(self.seed * 7919 + number)
-            at = {s.layer.node: partial(meet, s, generator) for s in sums}
-            self._replay.run([dense, pruned], [batch], at, until=layers[-1].node)
-        if not at_once:
-            for each in sums:
-                solve(each)
 
     def _sums(self, layer: Layer, pruned: State, kept: Mapping[str, Tensor]) -> LayerSums:
         weight = weight_matrix(pruned[layer.weight], layer.geometry).cpu().double()
@@ -125,11 +109,23 @@ class Walk:
         whole = torch.ones_like(weight, dtype=torch.bool)
         return LayerSums(layer, weight, whole if alive is None else alive, len(self.batches))
 
-    def _rounds(self) -> Iterator[list[Layer]]:
-        count = 1 if len(self.batches) == 1 else min(self.rounds, len(self._layers))
-        size = math.ceil(len(self._layers) / count)
-        for begin in range(0, len(self._layers), size):
-            yield self._layers[begin : begin + size]
+    def _rounds(self) -> Iterator[tuple[list[Layer], bool]]:
+        """Part the layers in neighbours, and say whether values can wait there: one each then."""
+        elements = self._replay.elements()
+        together = 2 * 4 * len(self.batches)
+        size = math.ceil(len(self._layers) / self.rounds)
+        waiting: list[Layer] = []
+        for layer in self._layers:
+            fits = len(self.batches) == 1 or together * elements[layer.node] <= self.memory
+            if waiting and (fits or len(waiting) == size):
+                yield waiting, False
+                waiting = []
+            if fits:
+                yield [layer], True
+            else:
+                waiting.append(layer)
+        if waiting:
+            yield waiting, False
 
     def _solve(self, sums: LayerSums, pruned: State) -> None:
         layer, fitted = sums.layer, sums.fitted(self.ridges)
@@ -139,3 +135,7 @@ class Walk:
             pruned[layer.bias].copy_(fitted.constant)
         elif layer.mean is not None:
             pruned[layer.mean].sub_(fitted.constant.to(pruned[layer.mean]))
+
+
+def _meet(sums: LayerSums, generator: torch.Generator, values: Sequence[Values]) -> None:
+    sums.add((values[0], values[1]), generator)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from pruning_nets import GroupBlock, conv, mobile_net, plain_net, randomised
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup
 from nni_gconv.errors import ConfigError, DataError
-from nni_gconv.graph import Replay, trace
+from nni_gconv.graph import Replay, state_of, trace
 from nni_gconv.pruning.calibration import Calibration
 from nni_gconv.pruning.reconstruction import ReconstructSettings, reconstruct
 from nni_gconv.pruning.reconstruction.layers import find_layers
@@ -173,7 +174,8 @@ def test_what_is_shared_is_left_and_named():
     assert [layer.weight for layer in layers] == ["5.weight"]
 
 
-def test_several_batches_in_rounds_come_near_what_one_batch_gives():
+@pytest.mark.parametrize("memory", [0, 2**31], ids=["in rounds", "waiting"])
+def test_several_batches_come_near_what_one_batch_gives(memory):
     model = randomised(GroupBlock()).eval()
     _, masks = pruned(model)
     kept = {f"{m}.{t}": x > 0 for m, ts in masks.items() for t, x in ts.items() if x is not None}
@@ -182,10 +184,52 @@ def test_several_batches_in_rounds_come_near_what_one_batch_gives():
     errors = {}
     for count in (1, 4):
         batches = x.chunk(count)
-        found = Walk(trace(model, batches[0]), batches, rounds=100).refit(dense, kept)
+        walk = Walk(trace(model, batches[0]), batches, memory=memory, rounds=100)
+        found = walk.refit(dense, kept)
         outputs = Replay(trace(model, fresh)).run([dense, found], [fresh])
         errors[count] = float((outputs[0][0] - outputs[1][0]).square().mean())
     assert errors[4] == pytest.approx(errors[1], rel=0.3)
+
+
+class Convolutions(TorchFunctionMode):
+    """Counts those that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += "conv2d" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def stack(depth):
+    layers = [m for _ in range(depth) for m in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize("depth", [2, 5])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_where_values_can_wait_each_layer_runs_once(depth, batches):
+    """The last one needs no run of the pruned network."""
+    model, parts = stack(depth), images(12).chunk(batches)
+    walk = Walk(trace(model, parts[0]), parts)
+    with Convolutions() as run:
+        walk.refit(state_of(model), {})
+    assert run.count == batches * (2 * depth - 1)
+
+
+def test_what_cannot_wait_runs_again_from_where_values_could():
+    """The third and the fourth of five layers read too much, and are refitted together."""
+    model, parts = stack(5), images(12).chunk(3)
+    walk = Walk(trace(model, parts[0]), parts, rounds=2)
+    large = dict.fromkeys((layer.node for layer in walk._layers[2:4]), 2**40)
+    elements = walk._replay.elements() | large
+    walk._replay.elements = lambda: elements
+    with Convolutions() as run:
+        walk.refit(state_of(model), {})
+    # What was run for their sums: the pruned second and third, the dense third and fourth.
+    assert run.count == 3 * (2 * 5 - 1 + 4)
 
 
 @pytest.mark.slow
