@@ -28,7 +28,7 @@ BLOCKS = (
     "conv norm residual concat depthwise grouped gate shared tied pool pad_a transposed output "
     "valid prelu inplace split halves pixels permute scale constant shuffle unit stage group_norm "
     "transposed_groups side_by_side glu attention silent pick over_channels next "
-    "kernels dots total blur"
+    "kernels dots total blur response heads uneven unbind stream spatial"
 ).split()
 ENDS = ("flatten", "mean", "linear", "map")
 ACTIVATIONS = (F.relu, torch.sigmoid, F.gelu, torch.tanh, F.hardswish, torch.relu_)
@@ -182,6 +182,8 @@ class RandomNet(nn.Module):
                 add("up", nn.Linear(wide, 2 * wide))
                 add("down", nn.Linear(2 * wide, wide))
             return wide
+        if block in ("response", "heads", "uneven", "unbind", "stream", "spatial"):
+            return self._build_mixed(block, channels, groups, wide, add)
         if block in ("kernels", "dots"):
             for name in "ab" if block == "kernels" else "abc":
                 add(name, self._conv(channels, wide, 1))
@@ -200,6 +202,38 @@ class RandomNet(nn.Module):
             add("b", self._conv(wide, 3, 1))
             add("c", self._conv(3, 2 * wide, 1))
             return wide
+        return channels
+
+    def _build_mixed(self, block, channels, groups, wide, add):
+        """Blocks that mix channels, or take them apart in parts."""
+        if block == "response":
+            add("up", self._conv(channels, wide, 1))
+            add("norm", Response(wide, first=bool(self.rng.integers(2))))
+            add("down", self._conv(wide, channels, 1))
+        elif block == "heads":
+            for name in "abc":
+                add(name, self._conv(channels, wide, 1))
+            add("heads", Heads(groups))
+            add("d", self._conv(wide, channels, 1))
+        elif block == "uneven":
+            first, second = (int(n) for n in self.rng.integers(2, 5, 2))
+            add("parts", Uneven(first, second))
+            add("a", self._conv(channels, first + second, 3))
+            add("b", self._conv(first, 3, 3))
+            return 3 + second
+        elif block == "unbind":
+            for name in "ab":
+                add(name, self._conv(channels, wide, 1))
+            return wide
+        elif block == "stream":
+            add("a", self._conv(channels, wide, 1))
+            for number in range(2):
+                add(f"norm{number}", OverLast(nn.LayerNorm(wide)))
+                add(f"up{number}", self._conv(wide, 2 * wide, 1))
+                add(f"down{number}", self._conv(2 * wide, wide, 1))
+            return wide
+        else:
+            add("gate", self._conv(2, 1, 3))
         return channels
 
     def _norm_over_channels(self, width):
@@ -315,12 +349,77 @@ class RandomNet(nn.Module):
             return x / (1 + x.sum(1, keepdim=True) + x.norm(dim=1, keepdim=True) + x.amax(1, True))
         if block == "blur":
             return get("blur")(x)
+        if block in ("response", "heads", "uneven", "unbind", "stream", "spatial"):
+            return self._run_mixed(block, x, act, get)
         if block == "next":
             x = get("a")(x)
             y = get("norm")(get("dw")(x)).permute(0, 2, 3, 1)
             return x + get("down")(F.gelu(get("up")(y))).permute(0, 3, 1, 2)
         x = torch.where(x > 0.1, x, 0.0)  # silent
         return act(x.masked_fill(x > 1.5, 0.0))
+
+    def _run_mixed(self, block, x, act, get):
+        if block == "response":
+            return x + get("down")(get("norm")(act(get("up")(x))))
+        if block == "heads":
+            return x + get("d")(get("heads")(*(get(name)(x) for name in "abc")))
+        if block == "uneven":
+            first, second = get("parts")(get("a")(x))
+            return torch.cat([act(get("b")(first)), act(second)], 1)
+        if block == "unbind":
+            one, other = torch.stack([get("a")(x), act(get("b")(x))], 2).unbind(2)
+            return one + torch.sigmoid(other) * other
+        if block == "stream":
+            x = get("a")(x)
+            for number in range(2):
+                x = x + get(f"down{number}")(F.gelu(get(f"up{number}")(get(f"norm{number}")(x))))
+            return x
+        x = F.relu(x)  # of numbers that may be negative the largest counts zeros
+        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        return x * torch.sigmoid(get("gate")(pooled))
+
+
+class Response(nn.Module):
+    """Global response normalisation of ConvNeXt V2, channels first or last."""
+
+    def __init__(self, width, first):
+        super().__init__()
+        shape = (width, 1, 1) if first else (width,)
+        self.weight, self.bias = (nn.Parameter(torch.rand(shape)) for _ in range(2))
+        self.first, self.eps = first, 1e-5
+
+    def forward(self, x):
+        if not self.first:
+            x = x.movedim(1, 3)
+        norms = x.norm(dim=(2, 3) if self.first else (1, 2), keepdim=True)
+        norms = norms / (norms.mean(1 if self.first else 3, keepdim=True) + self.eps)
+        x = x + self.bias + self.weight * (x * norms)
+        return x if self.first else x.movedim(3, 1)
+
+
+class Heads(nn.Module):
+    """Attention over positions with several heads."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, *parts):
+        n, _, h, w = parts[0].shape
+        q, k, v = (x.reshape(n, self.heads, -1, h * w) for x in parts)
+        weights = (q.transpose(2, 3) @ k).softmax(-1)
+        return (v @ weights.transpose(2, 3)).reshape(n, -1, h, w)
+
+
+class Uneven(nn.Module):
+    """Channels in two parts whose widths the module holds."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return x.split([self.first, self.second], 1)
 
 
 class Blur(nn.Module):
