@@ -11,7 +11,11 @@ import lazy_loader
 if TYPE_CHECKING:
     from nni_gconv.pruning.calibration.gram import gram
     from nni_gconv.pruning.calibration.images import Calibration
-    from nni_gconv.pruning.calibration.moments import layer_covariances, read_moments
+    from nni_gconv.pruning.calibration.moments import (
+        layer_covariances,
+        read_moments,
+        trace_images,
+    )
     from nni_gconv.pruning.calibration.patches import (
         Geometry,
         is_matrix_layer,
@@ -32,6 +36,7 @@ __all__ = [
     "places_for",
     "read_moments",
     "read_samples",
+    "trace_images",
     "weight_matrix",
     "weight_of",
 ]
@@ -41,7 +46,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "gram": ["gram"],
         "images": ["Calibration"],
-        "moments": ["layer_covariances", "read_moments"],
+        "moments": ["layer_covariances", "read_moments", "trace_images"],
         "patches": [
             "Geometry",
             "is_matrix_layer",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.errors import DataError
+from nni_gconv.errors import DataError, TraceError
 from nni_gconv.graph import Graph, Replay, Values, state_of, trace
 from nni_gconv.modes import evaluating
 from nni_gconv.pruning.calibration.gram import gram
@@ -163,7 +163,7 @@ class _Pass:
         state = state_of(model)
         device = next(iter(state.values())).device
         with evaluating(model):
-            one = trace(model, calibration.inputs[:1].to(device))
+            one = trace_images(model, calibration.inputs[:1].to(device))
             most = max(1, _MEMORY // (4 * Replay(one).most_elements()))
             count = -(-len(calibration) // min(calibration.batch_size, most))
             size = len(calibration) // count
@@ -278,3 +278,20 @@ def _layers(graph: Graph) -> dict[Node, str]:
                 elif name not in found.values():  # of a shared layer, its first call
                     found[node] = name
     return found
+
+
+def trace_images(model: nn.Module, images: Tensor) -> Graph:
+    """Trace a model on images; where it does not run on them at all, say that and no more."""
+    try:
+        return trace(model, images)
+    except TraceError:
+        try:
+            with torch.no_grad(), evaluating(model):
+                model(images)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                "calibration: the model does not run on images of shape "
+                f"{tuple(images.shape[1:])}: {first}"
+            ) from error
+        raise

@@ -221,7 +221,8 @@ def read_samples(
     shape = (said.shape[0], *said.shape[2:])
     places = sample_places(shape, math.ceil(most / shape[0]), generator)
     for part in range(parts):
-        for some in places[places[:, 0] % parts == part].split(_CHUNK):
+        own = places[places[:, 0] % parts == part]
+        for some in own.split(_CHUNK) if len(own) else ():  # of one image a part has none
             columns = (
                 said_at(read, some)[None] if geometry is None else read_at(read, geometry, some)
             )

@@ -15,7 +15,7 @@ from nni_gconv import compat
 from nni_gconv.errors import ConfigError, check_model
 from nni_gconv.graph import Replay, Wiring, extend_masks, map_channels, read_masks, state_of, trace
 from nni_gconv.modes import evaluating
-from nni_gconv.pruning.calibration import Calibration
+from nni_gconv.pruning.calibration import Calibration, trace_images
 from nni_gconv.pruning.reconstruction.distance import distance, outputs_of
 from nni_gconv.pruning.reconstruction.settings import ReconstructSettings
 from nni_gconv.pruning.reconstruction.walk import RIDGES, State, Walk, masked_state
@@ -152,7 +152,7 @@ class _Job:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         own = state_of(model)
         self.dense = own if aim is None else {name: aim[name].to(t) for name, t in own.items()}
-        graph = trace(model, calibration.inputs[:1].to(self.device))
+        graph = trace_images(model, calibration.inputs[:1].to(self.device))
         asked = read_masks(model, masks, graph.aliases)
         self.kept, _ = extend_masks(graph, map_channels(graph), asked, Wiring(graph, asked))
         self.per_image = 2 * 4 * Replay(graph).most_elements()

@@ -261,7 +261,8 @@ def test_images_of_another_size_change_nothing():
     model = randomised(plain_net()).eval()
     before = copy.deepcopy(model)
     _, masks = pruned(model)
-    with pytest.raises(Exception, match="cannot trace"):
+    words = r"calibration: the model does not run on images of shape \(5, 8, 8\): "
+    with pytest.raises(DataError, match=words):
         reconstruct(model, masks, torch.randn(8, 5, 8, 8))
     assert all(torch.equal(t, state(before)[n]) for n, t in state(model).items())
 
