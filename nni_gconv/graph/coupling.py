@@ -92,7 +92,7 @@ class Coupling:
     sets : tuple of CoupledSet
         In the order of the model.
     groups : dict of str to int
-        Weight of a dense convolution -> number of groups that masks given leave it.
+        Weight of a convolution -> in how many groups masks given leave each that it has.
 
     Examples
     --------
@@ -144,7 +144,7 @@ class Coupling:
         grouped = find_grouped(graph, channels, Wiring(graph, kept))
         added = balances(channels, grouped)
         found = _find_sets(graph, replace(channels, balances=(*channels.balances, *added)))
-        return replace(found, groups={x.weight: x.groups.num_groups for x in grouped})
+        return replace(found, groups={x.weight: x.groups.num_groups // x.had for x in grouped})
 
     def masks(self, removed: np.ndarray) -> dict[str, dict[str, Tensor]]:
         """Write NNI masks that zero classes: filters, biases, and the norms behind them.

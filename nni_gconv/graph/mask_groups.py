@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import bmat, csr_matrix
 from scipy.sparse.csgraph import connected_components
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv.graph.channel_map import Balance, ChannelMap
@@ -51,7 +51,7 @@ class MaskGroups:
     num_groups: int
 
 
-def find_mask_groups(connected: Bools) -> MaskGroups | None:
+def find_mask_groups(connected: Bools, most: int | None = None) -> MaskGroups | None:
     """Find the most equal groups such that nothing connects two of them.
 
     Parameters
@@ -59,6 +59,8 @@ def find_mask_groups(connected: Bools) -> MaskGroups | None:
     connected : ndarray of bool, shape (F, C)
         True where a filter reads a channel. Filters and channels without any connection are dealt
         out to groups that have room.
+    most : int, optional
+        Most groups.
 
     Returns
     -------
@@ -82,7 +84,7 @@ def find_mask_groups(connected: Bools) -> MaskGroups | None:
     of_row = np.where(live_rows, np.searchsorted(names, component[:filters]), LOOSE)
     of_column = np.where(live_columns, np.searchsorted(names, component[filters:]), LOOSE)
     size = np.stack([_count(of_row, len(names)), _count(of_column, len(names))], axis=1)
-    for num_groups in range(len(names), 1, -1):
+    for num_groups in range(min(len(names), most or len(names)), 1, -1):
         room = np.array([filters // num_groups, channels // num_groups])
         group = _pack(size, num_groups, room)
         if group is None:
@@ -138,13 +140,31 @@ def _fill(groups: Ints, num_groups: int, size: int) -> Ints:
 
 @dataclass(frozen=True)
 class GroupedLayer:
-    """A dense convolution whose mask leaves groups: classes and groups of its two axes."""
+    """A convolution whose mask leaves groups, more than it has.
+
+    Attributes
+    ----------
+    module, weight : str
+        Dotted names of the layer and of its weight.
+    rows, columns : ndarray of int64, shapes (F,) and (C,)
+        Class of each filter and of each input channel.
+    groups : MaskGroups
+        Of both.
+    had : int
+        How many groups it has without the mask; 1 for a dense convolution.
+    """
 
     module: str
     weight: str
     rows: Ints
     columns: Ints
     groups: MaskGroups
+    had: int = 1
+
+    @property
+    def width(self) -> int:
+        """Input channels that a filter has weights for."""
+        return len(self.columns) // self.had
 
 
 def find_grouped(graph: Graph, channels: ChannelMap, wiring: Wiring) -> list[GroupedLayer]:
@@ -154,22 +174,48 @@ def find_grouped(graph: Graph, channels: ChannelMap, wiring: Wiring) -> list[Gro
         weight = _own_weight(graph, node)
         if weight is None or weight in found or not wiring.masked(weight):
             continue
-        rows, columns = (channels.axes.get((weight, dim)) for dim in (0, 1))
-        groups = find_mask_groups(wiring.of(weight).numpy())
+        rows, columns = (_labels(channels, weight, dim) for dim in (0, 1))
+        had = int(argument(node, 6, "groups", 1))  # type: ignore[arg-type]
+        groups = _further_groups(wiring.of(weight).numpy(), had)
         if rows is not None and columns is not None and groups is not None:
             found[weight] = GroupedLayer(
-                graph.owner(node),
-                weight,
-                channels.of(rows.labels),
-                channels.of(columns.labels),
-                groups,
+                graph.owner(node), weight, channels.of(rows), channels.of(columns), groups, had
             )
     return list(found.values())
 
 
+def _labels(channels: ChannelMap, weight: str, dim: int) -> Tensor | None:
+    """Return the labels of a convolution's filters, or of all the input channels it reads."""
+    axis = channels.axes.get((weight, dim))
+    if axis is not None or dim == 0:
+        return None if axis is None else axis.labels
+    read = [r.labels for r in channels.reads if r.weight == weight and r.groups > 1]
+    return read[0] if len(read) == 1 else None
+
+
+def _further_groups(connected: Bools, had: int) -> MaskGroups | None:
+    """Find groups inside each of the groups that a convolution has, as many in each."""
+    if had == 1:
+        return find_mask_groups(connected)
+    most: int | None = None
+    while True:
+        parts = [find_mask_groups(part, most) for part in np.split(connected, had)]
+        inside = [part for part in parts if part is not None]
+        if len(inside) < had:
+            return None
+        most = min(part.num_groups for part in inside)
+        if all(part.num_groups == most for part in inside):
+            break
+    rows, columns = (
+        np.concatenate([np.where(of < 0, LOOSE, of + n * most) for n, of in enumerate(side)])
+        for side in ([part.rows for part in inside], [part.columns for part in inside])
+    )
+    return MaskGroups(rows, columns, most * had)
+
+
 def _own_weight(graph: Graph, node: Node) -> str | None:
-    """Name the weight of a dense convolution that is called as a plain torch module."""
-    if op_name(node) not in ("conv1d", "conv2d", "conv3d") or argument(node, 6, "groups", 1) != 1:
+    """Name the weight of a convolution that is called as a plain torch module."""
+    if op_name(node) not in ("conv1d", "conv2d", "conv3d"):
         return None
     weight = node.args[1]
     name = graph.tensors.get(weight.name) if isinstance(weight, Node) else None
@@ -179,6 +225,7 @@ def _own_weight(graph: Graph, node: Node) -> str | None:
     # A forward of a subclass, or another layer with the same weight, may count on what it sees.
     kind = next(k for k in _CONVOLUTIONS if isinstance(module, k))
     plain = type(module).forward is kind.forward
+    plain = plain and module.groups == argument(node, 6, "groups", 1)
     owners = {id(graph.modules[alias.rpartition(".")[0]]) for alias in graph.aliases[name]}
     if not plain or owners != {id(module)} or getattr(module, "weight", None) is None:
         return None
@@ -192,7 +239,9 @@ def balances(channels: ChannelMap, layers: Sequence[GroupedLayer]) -> tuple[Bala
         sides = ((0, layer.groups.rows), (1, layer.groups.columns))
         for dim, groups in sides:
             inside = torch.from_numpy(groups >= 0)
-            labels = channels.axes[layer.weight, dim].labels[inside]
+            of_side = _labels(channels, layer.weight, dim)
+            assert of_side is not None, "it has been found by these labels"
+            labels = of_side[inside]
             where = f"groups that the mask of {layer.module} leaves"
             made.append(Balance(labels, torch.from_numpy(groups)[inside], where))
     return tuple(made)

@@ -124,7 +124,9 @@ def not_groupable(module: nn.Module) -> str | None:
     filters, channels, groups = module.out_channels, module.in_channels, module.groups
     if groups > 1:
         return (
-            "it is depthwise already" if groups == channels else f"it has {groups} groups already"
+            "it is depthwise already"
+            if groups == channels
+            else f"it has {groups} groups already (masks that divide each further are cut)"
         )
     if channels == _COLOURS:
         return "its 3 input channels are the colours of an image"

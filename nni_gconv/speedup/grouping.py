@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Grouping:
-    """How a dense convolution becomes a group convolution.
+    """How a convolution becomes one of more groups.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Grouping:
     rows : list of int
         Filters that stay, group by group.
     columns : list of list of int
-        Input channels that each group keeps.
+        Which of the input channels that its filters have weights for each group keeps.
     gather_in, gather_out : list of int or None
         Index of the gather on the channels in front of the layer, and behind it.
     """
@@ -146,8 +146,9 @@ class _Wish:
 
 #: Wishes that one order of a segment grants: those for the same parts together, coarse parts first.
 _Granted = list[list[_Wish]]
-#: Weight of a layer -> its groups in the order they stand, once a segment has fixed it.
-_Orders = dict[str, list[int]]
+#: Weight of a layer, and one of the groups that it had -> what that one became, in the order in
+#: which they stand, once a segment has fixed it.
+_Orders = dict[tuple[str, int], list[int]]
 
 
 def _choose(segments: Segments, layers: Sequence[_Kept]) -> dict[int, Ints]:
@@ -230,11 +231,15 @@ def _contiguous(groups: Ints) -> bool:
 def _members_in_order(levels: _Granted, orders: _Orders) -> Ints:
     """Sort the members of a segment, coarse parts first, in the order that layers already have."""
     keys = []
+    known = {weight for weight, _ in orders}
     for level in levels:
-        speaker = next((w for w in level if w.layer.weight in orders), level[0])
-        present = list(dict.fromkeys(speaker.groups.tolist()))
-        known = orders.get(speaker.layer.weight, present)
-        present = [group for group in known if group in set(present)]
+        speaker = next((w for w in level if w.layer.weight in known), level[0])
+        present = [
+            group
+            for part, own in _by_part(speaker.layer, speaker.groups).items()
+            for group in orders.get((speaker.layer.weight, part), own)
+            if group in own
+        ]
         place = np.empty(max(present) + 1, np.int64)
         place[present] = np.arange(len(present))
         keys.append(place[speaker.groups])
@@ -245,10 +250,18 @@ def _orders_fixed(levels: _Granted, members: Ints) -> _Orders:
     """Read off a segment how the groups of layers stand that lie in it with all of them."""
     fixed: _Orders = {}
     for wish in chain.from_iterable(levels):
-        standing = list(dict.fromkeys(wish.groups[members].tolist()))
-        if len(standing) == wish.layer.num_groups:
-            fixed.setdefault(wish.layer.weight, standing)
+        for part, standing in _by_part(wish.layer, wish.groups[members]).items():
+            if len(standing) == wish.layer.num_groups // wish.layer.layer.had:
+                fixed.setdefault((wish.layer.weight, part), standing)
     return fixed
+
+
+def _by_part(kept: _Kept, groups: Ints) -> dict[int, list[int]]:
+    """Divide groups, in the order they stand, by which of the layer's first ones they are of."""
+    found: dict[int, list[int]] = {}
+    for group in dict.fromkeys(groups.tolist()):
+        found.setdefault(group // (kept.num_groups // kept.layer.had), []).append(group)
+    return found
 
 
 # -- what it comes to -----------------------------------------------------------------------------
@@ -269,7 +282,7 @@ def _grouping(kept: _Kept, order: ChannelOrder) -> Grouping:
         module=layer.module,
         weight=layer.weight,
         rows=rows[out].tolist(),
-        columns=columns[into].reshape(-1, width).tolist(),
+        columns=(columns[into] % layer.width).reshape(-1, width).tolist(),
         gather_in=_index(into),
         gather_out=_index(np.argsort(out, kind="stable")),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from speedup_tools import assert_same_outputs, masked, outputs_of, randn, randomise, zeroing_masks
@@ -169,6 +170,68 @@ class TestLayers:
         speedup.speedup_model()
         assert net.groups == 1
         assert "no place for a gather" in " ".join(speedup.report().notes)
+
+
+class TestFurther:
+    """Convolutions that have groups already, whose masks divide each of them."""
+
+    @staticmethod
+    def net(had=2, width=12, filters=8, **options):
+        return randomise(
+            nn.Sequential(
+                nn.Conv2d(3, width, 1),
+                nn.ReLU(),
+                nn.Conv2d(width, filters, 3, groups=had, **options),
+                nn.Conv2d(filters, 2, 1),
+            )
+        )
+
+    @staticmethod
+    def masks(weight, had, parts, seed=0):
+        """Deal the filters and positions of each group out to `parts`, at random."""
+        rng = np.random.default_rng(seed)
+        rows, width = weight.shape[0] // had, weight.shape[1]
+        made = []
+        for count in parts:
+            row = rng.permutation(np.arange(rows) % count)
+            column = rng.permutation(np.arange(width) % count)
+            made.append(row[:, None] == column[None, :])
+        mask = torch.from_numpy(np.concatenate(made)).double()
+        return {"2": {"weight": mask[..., None, None].expand_as(weight).clone()}}
+
+    @pytest.mark.parametrize(("had", "parts"), [(2, (2, 2)), (4, (2,) * 4), (1, (4,)), (2, (3, 3))])
+    @pytest.mark.parametrize("fold", [True, False])
+    def test_each_group_is_divided(self, had, parts, fold):
+        net = self.net(had, 24, 24)
+        small = convert(
+            net, randn(2, 3, 6, 6), self.masks(net[2].weight, had, parts), fold_permutations=fold
+        )
+        groups = had * parts[0]
+        assert (net[2].groups if fold else small.model[2].conv.groups) == groups
+        assert (small.report().gathers == 0) == fold
+
+    def test_unequal_parts_are_divided_as_far_as_both_allow(self):
+        net = self.net(2, 24, 24)
+        convert(net, randn(2, 3, 6, 6), self.masks(net[2].weight, 2, (4, 2)))
+        assert (net[2].groups, net[2].weight.shape[1]) == (4, 6)
+
+    def test_one_group_that_is_whole_leaves_all_as_they_are(self):
+        net = self.net(2, 24, 24)
+        convert(net, randn(2, 3, 6, 6), self.masks(net[2].weight, 2, (2, 1)))
+        assert net[2].groups == 2
+
+    def test_with_channels_that_go(self):
+        net = self.net(2, 24, 24)
+        masks = self.masks(net[2].weight, 2, (2, 2))
+        rows = masks["2"]["weight"].flatten(1)
+        # One filter of each of the four groups.
+        seen = {}
+        for number, row in enumerate(rows.tolist()):
+            seen.setdefault((number // 12, tuple(row)), number)
+        masks["2"]["weight"][list(seen.values())] = 0
+        masks["2"]["bias"] = torch.ones(24).index_fill(0, torch.tensor(list(seen.values())), 0)
+        convert(net, randn(2, 3, 6, 6), masks)
+        assert (net[2].groups, net[2].out_channels, net[3].in_channels) == (4, 20, 20)
 
 
 class TestOrder:
