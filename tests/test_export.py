@@ -144,6 +144,7 @@ def test_a_model_that_does_not_run(tmp_path, suffix, net, example, said):
         export_model(net, example, tmp_path / f"net.{suffix}")
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_traced(tmp_path, suffix, capfd):
     with pytest.raises(
         TraceError, match=r"cannot trace ByValue at .*test_export\.py:\d+ in forward"

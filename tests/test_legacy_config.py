@@ -92,6 +92,7 @@ def test_old_keys_ask_what_new_ones_ask(name, caplog):
     assert not any("NNI 2" in line for line in caplog.messages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PRUNERS, *GROUP_PRUNERS])
 def test_every_pruner_reads_them(name):
     groups = name in GROUP_PRUNERS

@@ -111,6 +111,7 @@ def test_a_pickle_is_not_read(home, capsys):
     assert not (home / "ran").exists()
 
 
+@pytest.mark.slow
 def test_init_writes_a_recipe_that_runs(home, capsys):
     code, _, err = call(
         capsys, "init", f"{MODULE}:Net", "--data", "images", "--weights", "w.pt", "--experiment"

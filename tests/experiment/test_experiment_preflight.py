@@ -61,6 +61,7 @@ def own(class_name, **class_args):
     return {"className": class_name, "codeDirectory": ".", "classArgs": class_args}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -170,6 +170,7 @@ def fakes():
     return lambda: [x for x in alive() if id(x) not in before]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_outputs_are_right_after_a_trace(place, fakes):
     net = Head(place).eval()

@@ -121,6 +121,7 @@ class Holder(nn.Module):
         return self.scripted(y) if self.runs else y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PRUNERS, *sorted(set(GROUP_PRUNERS) - {"gconv-shaping"})])
 @pytest.mark.parametrize("runs", [True, False])
 def test_a_script_module_inside(name, runs):

@@ -16,6 +16,7 @@ def net():
     return nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.BatchNorm2d(4), nn.ReLU()).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_same_numbers(backend):
     pytest.importorskip(backend)
@@ -46,6 +47,7 @@ def test_arguments_by_name_and_several_outputs():
     assert torch.equal(products, x["b"])
 
 
+@pytest.mark.slow
 def test_networks_are_compared_and_profiled_on_a_backend():
     pytest.importorskip("onnxruntime")
     models, x = {"a": net(), "b": net()}, torch.zeros(1, 2, 6, 6)

@@ -55,6 +55,7 @@ def read_back(thing):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_all_that_is_handed_out_can_be_read_back(name, tmp_path):
     """Masks, the pruner's state, the wrapped and the small network, the optimizer's state."""

@@ -72,6 +72,7 @@ def test_a_budget_follows_the_scheduler(schedule):
     assert count(ModelSpeedup(net, X, masks).speedup_model(), X).macs <= 0.4 * dense
 
 
+@pytest.mark.slow
 @SCHEDULES
 @pytest.mark.parametrize("name", sorted(set(GROUP_PRUNERS) - {"gconv-shaping"}))
 def test_groups_and_a_scheduler_that_owns_the_evaluator(schedule, name):

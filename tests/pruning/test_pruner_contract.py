@@ -300,6 +300,7 @@ class TestBudget:
             removed[coupled.classes[member.units[~kept]]] = True
         assert 0.99 < pruner.cost(measure, removed) / pruner.cost.dense(measure) / 0.5 <= 1
 
+    @pytest.mark.slow
     def test_the_small_model_is_inside_both_and_within_one_percent_of_one(self, make):
         budget = {"macs": 0.6, "params": 0.4}
         net = resnet("A", depth=20, width=1)

@@ -52,6 +52,7 @@ def test_what_was_done_stands_in_the_trials_folder(calibrated):
     assert "prune" in json.dumps(stages)
 
 
+@pytest.mark.slow
 def test_trials_share_statistics_and_keep_none_of_their_own(calibrated, tmp_path, monkeypatch):
     _, folder = calibrated
     assert not (folder / "a" / "calibration").exists()

@@ -186,7 +186,11 @@ def test_searched_budgets_are_kept(budget):
     recipe = load_recipe(path, {"prune.budget.params": budget})
     model, image = recipe.model.build(num_classes=100), torch.zeros(1, 3, 32, 32)
     pruner = GroupConvPruner(
-        model, list(recipe.prune.config_list), dummy_input=image, budget=recipe.prune.budget
+        model,
+        list(recipe.prune.config_list),
+        dummy_input=image,
+        budget=recipe.prune.budget,
+        restarts=0,
     )
     groups = dict(pruner.groups)
     pruner.unwrap_model()

@@ -31,6 +31,7 @@ def architecture():
     return create_model("resnet8", num_classes=10, in_channels=1, width=0.25)
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_the_network_in_its_quickest_form(trial):
     _, folder, result = trial
     stage = result.stages["optimize"]

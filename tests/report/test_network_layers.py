@@ -84,6 +84,7 @@ def test_widths_and_groups_are_those_of_the_modules(runs):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_file_without_costs_still_tells_widths_and_parameters(runs, tmp_path):
     full = read_network(runs / "grouped")
     small = load_compact(full.file, dense_net)

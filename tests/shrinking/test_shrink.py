@@ -99,6 +99,7 @@ def test_what_keep_names_keeps_its_outputs():
     assert report.kept["0"] == "named by keep"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [None, IMAGES])
 def test_groups_alone_and_with_a_budget(images):
     net = trained(plain_net())
@@ -232,7 +233,8 @@ def test_stages_are_said(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_latency_is_measured():
-    _, report = shrink(mobile_net(), torch.zeros(1, 3, 64, 64), latency=0.99)
+    _, report = shrink(mobile_net(), torch.zeros(1, 3, 16, 16), latency=0.99)
     assert report.latency_ratio is not None
     assert "latency" in str(report)

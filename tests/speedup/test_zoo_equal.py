@@ -81,6 +81,7 @@ def test_zoo_is_covered():
     assert families == {name.rstrip("0123456789b") for name in ZOO}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("share", [0.3, 0.95])
 def test_zoo_zeroing_masks(name, share):

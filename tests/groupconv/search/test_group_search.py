@@ -168,6 +168,7 @@ def test_local_search_goes_on_while_something_fits():
     assert solve_max_cost(problem).chosen == (1, 0)  # the best step does not fit, the other does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["relative", "absolute", "geometric"])
 @pytest.mark.parametrize("budget", [{"params": 0.4}, {"macs": 0.5}, {"params": 0.5, "macs": 0.35}])
 def test_a_small_net_is_searched_exhaustively(score, budget):

@@ -160,6 +160,7 @@ def test_the_sum_of_errors_is_below_that_of_any_greedy_order(requests, budget):
     assert found["exact"] < 0.99 * found["uniform"]
 
 
+@pytest.mark.slow
 def test_a_latency_is_met_by_the_choice_of_least_error(requests):
     """Latency that counts MACs, and a little more: the search ends just below."""
     pruner, asked = requests

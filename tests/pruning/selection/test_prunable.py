@@ -481,4 +481,4 @@ def test_the_dry_run_is_the_pruner(name):
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_the_dry_run_is_the_pruner_on_torchvision(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    agree(seeded(lambda: torchvision.models.get_model(name, **options)), torch.zeros(1, 3, 64, 64))
+    agree(seeded(lambda: torchvision.models.get_model(name, **options)), torch.zeros(1, 3, 32, 32))
