@@ -7,11 +7,11 @@
 DATA holds the four arrays that the `cifar10` loader reads, WEIGHTS the files that
 benchmarks/pretrained.py names. A file in benchmarks/results gives one recipe and several methods,
 each a `prune` section; every method is run with every number of epochs, with distillation from the
-dense network and without. A row is one run of `nni-gconv`'s recipe: a tenth of the training images
-chooses the best epoch, the test images are looked at before and after fine-tuning and choose
-nothing. Rows that stand in the file's .json already are not run again, and a run that was stopped
-goes on from its last epoch. --docs writes the tables and the picture of docs/results.md from the
-rows.
+dense network and without, and with every seed. A row is one run of `nni-gconv`'s recipe: a tenth
+of the training images chooses the best epoch, the test images are looked at before and after
+fine-tuning and choose nothing. Rows that stand in the file's .json already are not run again, and a
+run that was stopped goes on from its last epoch. --docs writes the tables and the picture of
+docs/results.md from the rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -40,23 +42,31 @@ DISTILL = {"temperature": 4.0, "weight": 0.7}
 _console = Console(stderr=True)
 
 
-def recipe_of(plan: dict[str, Any], method: str, epochs: int, distilled: bool) -> dict[str, Any]:
+def recipe_of(
+    plan: dict[str, Any], method: str, epochs: int, distilled: bool, seed: int
+) -> dict[str, Any]:
     """Write the recipe of one row, without the places of data and weights."""
     shared = plan["recipe"]
     tuned = {**shared["finetune"], "epochs": epochs, "distill": DISTILL if distilled else None}
     prune = {**shared["prune"], **plan["methods"][method]}
-    return {**shared, "prune": prune, "finetune": tuned}
+    return {**shared, "seed": seed, "prune": prune, "finetune": tuned}
 
 
-def rows_of(plans: dict[str, Any], epochs: list[int] | None) -> Iterator[tuple[str, str, Any]]:
-    """Name every row: its file, its key, and what it consists of; short runs come first."""
+def key_of(method: str, epochs: int, distilled: bool, seed: int) -> str:
+    """Name a row of a file."""
+    how = "distilled" if distilled else "labels alone"
+    return f"{method}, {epochs} epochs, {how}" + (f", seed {seed}" if seed else "")
+
+
+def rows_of(
+    plans: dict[str, Any], epochs: list[int] | None
+) -> Iterator[tuple[str, tuple[str, int, bool, int]]]:
+    """Name every row: its file, and what it consists of; the first seed comes first."""
     for name, plan in plans.items():
-        for number in plan["epochs"]:
-            for distilled in (True, False):
-                for method in plan["methods"]:
-                    if epochs is None or number in epochs:
-                        how = "distilled" if distilled else "labels alone"
-                        yield name, f"{method}, {number} epochs, {how}", (method, number, distilled)
+        asked = [n for n in plan["epochs"] if epochs is None or n in epochs]
+        orders = product(range(plan.get("seeds", 1)), asked, (True, False), plan["methods"])
+        for seed, number, distilled, method in orders:
+            yield name, (method, number, distilled, seed)
 
 
 def run_row(recipe: dict[str, Any], args: argparse.Namespace, weights: str, folder: Path) -> Any:
@@ -90,13 +100,14 @@ def commit() -> str:
 def run(plans: dict[str, Any], args: argparse.Namespace) -> None:
     """Run the rows that are asked for and not there, and keep each as it comes."""
     os.chdir(HERE)  # where recipes find torch_pruning_method
-    for name, key, (method, epochs, distilled) in rows_of(plans, args.epochs):
+    for name, row_of in rows_of(plans, args.epochs):
+        key = key_of(*row_of)
         if args.only and not any(word in f"{name}: {key}" for word in args.only):
             continue
         done = read(name)
         if key in done:
             continue
-        recipe = recipe_of(plans[name], method, epochs, distilled)
+        recipe = recipe_of(plans[name], *row_of)
         folder = args.output / name / "".join(c if c.isalnum() else "-" for c in key)
         row = {
             "recipe": recipe,
@@ -118,6 +129,22 @@ def read(name: str) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
+def of_seeds(
+    plan: dict[str, Any], done: dict[str, Any], method: str, epochs: int, distilled: bool
+) -> list[dict[str, Any]]:
+    """Return the rows that are there of one method, a row for each seed."""
+    keys = [key_of(method, epochs, distilled, seed) for seed in range(plan.get("seeds", 1))]
+    return [done[key] for key in keys if key in done]
+
+
+def accuracy(rows: list[dict[str, Any]]) -> str:
+    """Write the mean accuracy in %, of several seeds with the deviation and their number."""
+    found = [100 * row["accuracy"] for row in rows]
+    if len(found) < 2:
+        return "".join(f"{one:.2f}" for one in found)
+    return f"{mean(found):.2f} ± {stdev(found):.2f} ({len(found)})"
+
+
 def table(plan: dict[str, Any], done: dict[str, Any]) -> str:
     """Write the rows of a file as Markdown, a line for each method and loss."""
     numbers = plan["epochs"]
@@ -130,11 +157,11 @@ def table(plan: dict[str, Any], done: dict[str, Any]) -> str:
     ]
     for method in plan["methods"]:
         for how in ("distilled", "labels alone"):
-            rows = [done.get(f"{method}, {n} epochs, {how}") for n in numbers]
-            found = next((row for row in rows if row), None)
-            if found is None:
+            runs = {n: of_seeds(plan, done, method, n, how == "distilled") for n in numbers}
+            if not any(runs.values()):
                 continue
-            cells = [f"{100 * row['accuracy']:.2f}" if row else "" for row in rows]
+            found = next(rows[0] for rows in runs.values() if rows)
+            cells = [accuracy(rows) for rows in runs.values()]
             lines.append(
                 f"| {method} | {how} | {found['macs']:.3f} | {found['params']:.3f} | "
                 f"{100 * found['small']:.2f} | {' | '.join(cells)} |"
@@ -152,11 +179,13 @@ def draw(plan: dict[str, Any], done: dict[str, Any], path: Path) -> None:
         axes.axhline(100 * next(iter(done.values()))["dense"], color="0.3", ls=":", label="dense")
         for method, colour in zip(plan["methods"], COLOURS, strict=False):
             for how, line in (("distilled", "o-"), ("labels alone", "s--")):
-                named = {n: done.get(f"{method}, {n} epochs, {how}") for n in plan["epochs"]}
-                found = {n: row for n, row in named.items() if row}
+                named = {
+                    n: of_seeds(plan, done, method, n, how == "distilled") for n in plan["epochs"]
+                }
+                found = {n: rows for n, rows in named.items() if rows}
                 if found:
-                    points = {0: next(iter(found.values()))["small"]}
-                    points |= {n: row["accuracy"] for n, row in found.items()}
+                    points = {0: next(iter(found.values()))[0]["small"]}
+                    points |= {n: mean(r["accuracy"] for r in rows) for n, rows in found.items()}
                     heights = [100 * accuracy for accuracy in points.values()]
                     axes.plot(list(points), heights, line, color=colour, label=f"{method}, {how}")
         axes.set(xlabel="epochs of fine-tuning", ylabel="test accuracy in %", title=plan["title"])
