@@ -102,7 +102,7 @@ def _replacement(
 ) -> Replaced:
     whole = old.detach()
     if factors is not None:
-        whole = whole * place(torch.tensor(factors).to(whole), whole.dim(), 1)
+        whole = whole * place(torch.tensor(factors, dtype=torch.float64).to(whole), whole.dim(), 1)
     new = cut_tensor(whole, edit, kept).clone(memory_format=_format_of(old))
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
