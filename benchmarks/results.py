@@ -28,6 +28,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
+from matplotlib.ticker import LogLocator, NullLocator
 from rich.console import Console
 
 from nni_gconv import run_recipe
@@ -173,10 +174,11 @@ def table(plan: dict[str, Any], done: dict[str, Any]) -> str:
 
 
 def draw(plan: dict[str, Any], done: dict[str, Any], path: Path) -> None:
-    """Draw accuracy against epochs of fine-tuning, a line for each method and loss."""
+    """Draw what is lost against epochs of fine-tuning, a line for each method and loss."""
+    dense = next(iter(done.values()))["dense"]
+    places = {number: place for place, number in enumerate([0, *plan["epochs"]])}
     with picture(path, 7.0, 4.5) as figure:
         axes = figure.subplots()
-        axes.axhline(100 * next(iter(done.values()))["dense"], color="0.3", ls=":", label="dense")
         for method, colour in zip(plan["methods"], COLOURS, strict=False):
             for how, line in (("distilled", "o-"), ("labels alone", "s--")):
                 named = {
@@ -186,10 +188,18 @@ def draw(plan: dict[str, Any], done: dict[str, Any], path: Path) -> None:
                 if found:
                     points = {0: next(iter(found.values()))[0]["small"]}
                     points |= {n: mean(r["accuracy"] for r in rows) for n, rows in found.items()}
-                    heights = [100 * accuracy for accuracy in points.values()]
-                    axes.plot(list(points), heights, line, color=colour, label=f"{method}, {how}")
-        axes.set(xlabel="epochs of fine-tuning", ylabel="test accuracy in %", title=plan["title"])
-        axes.legend(fontsize=8, loc="lower right")
+                    # On a logarithmic axis nothing lost has no place.
+                    lost = [max(100 * (dense - accuracy), 0.1) for accuracy in points.values()]
+                    where = [places[n] for n in points]
+                    axes.plot(where, lost, line, color=colour, label=f"{method}, {how}")
+        axes.set(xlabel="epochs of fine-tuning", ylabel="points of test accuracy lost")
+        axes.set(yscale="log", title=plan["title"])
+        axes.set_xticks(list(places.values()), [str(number) for number in places])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.grid(axis="y", color="0.9")
+        axes.legend(fontsize=8, loc="upper right")
 
 
 def document(plans: dict[str, Any]) -> None:
