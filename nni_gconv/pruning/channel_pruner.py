@@ -147,9 +147,7 @@ class ChannelPruner(TrainedPruner):
         # A measurement differs from process to process.
         self.layers = from_main_process(measured_multiples(model, self.dummy_input, layers))
         graph, counts = asked.traced or (trace(model, self.dummy_input), None)
-        if any(layer.couple for layer in self.layers.values()):
-            whole = Coupling.trace(model, self.dummy_input, graph=graph)
-            self.layers = with_coupled(whole, self.layers, self._excluded)
+        self.layers = with_coupled(model, self.dummy_input, graph, self.layers, self._excluded)
         check_goals(self.layers, self.budget)
         self._given = asked.masks or earlier_masks(existed_wrappers, grouped=True)
         ties = tied_weights(model, self.layers)
@@ -317,12 +315,10 @@ class ChannelPruner(TrainedPruner):
             apart = self.scores_apart or self.rule == "union"
             shared = None if apart else self.rank(matrices)
             for member, matrix in zip(coupled.members, matrices, strict=True):
-                scores = self.rank([matrix]) if shared is None else shared
+                scores = (self.rank([matrix]) if shared is None else shared).cpu().double()
                 size = data[member.module]["weight"].shape[member.dim]
                 own = metrics.setdefault(member.module, {})
-                own["weight"] = filter_scores(
-                    scores.cpu().double(), member, own.get("weight"), size
-                )
+                own["weight"] = filter_scores(scores, member, own.get("weight"), size)
         return metrics
 
     def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
@@ -350,8 +346,7 @@ class ChannelPruner(TrainedPruner):
 
     def _by_ratio(self, metrics: Metrics) -> list[np.ndarray]:
         """Channels of each set that its layers' ratios remove."""
-        owners: list[int] = []
-        requests: list[Request] = []
+        owners, requests = list[int](), list[Request]()
         for index, coupled in enumerate(self.sets):
             voters = self.voters(coupled) if self.rule == "union" else [""]
             for voter in voters:
@@ -359,17 +354,14 @@ class ChannelPruner(TrainedPruner):
                 asked = self.request(coupled, metrics, voter)
                 requests.append(asked if len(voters) == 1 else self._vote(coupled, asked))
         requests = self.settle(requests, [self.sets[i] for i in owners], metrics)
-        votes = [taken_channels(r, n) for r, n in zip(requests, take(requests), strict=True)]
-        outcome = []
+        votes, outcome = list(map(taken_channels, requests, take(requests))), []
         for index, coupled in enumerate(self.sets):
             mine = [i for i, owner in enumerate(owners) if owner == index]
-            if len(mine) == 1:
-                outcome.append(votes[mine[0]])
-            else:
+            gone = votes[mine[0]]
+            if len(mine) > 1:
                 limits = self._limits(coupled, coupled.members)
-                outcome.append(
-                    agreed([votes[i] for i in mine], [requests[i] for i in mine], **limits)
-                )
+                gone = agreed([votes[i] for i in mine], [requests[i] for i in mine], **limits)
+            outcome.append(gone)
         return outcome
 
     def _vote(self, coupled: CoupledSet, asked: Request) -> Request:
@@ -401,7 +393,7 @@ class ChannelPruner(TrainedPruner):
             What is asked of each set, with its channels in the order they would go.
         """
         metrics = self._calculate_metrics(self._collect_data())
-        return [self.request(s, metrics, "") for s in self.sets]
+        return [self.request(coupled, metrics, "") for coupled in self.sets]
 
     def table(self) -> Table:
         """Show each set: its layers, how many channels stay, and why a layer was not pruned."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nni_gconv import compat
 from nni_gconv.config_list import LayerConfig
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.graph import CoupledSet, Coupling, Member
+from nni_gconv.graph import CoupledSet, Coupling, Graph, Member
 from nni_gconv.pruning.selection.allocation import Request, removal_steps
 
 
@@ -165,7 +165,11 @@ def joined_blocks(coupled: CoupledSet, settings: Sequence[LayerConfig]) -> np.nd
 
 
 def with_coupled(
-    coupling: Coupling, layers: Mapping[str, LayerConfig], excluded: Collection[str] = ()
+    model: nn.Module,
+    dummy_input: Any,
+    graph: Graph,
+    layers: Mapping[str, LayerConfig],
+    excluded: Collection[str] = (),
 ) -> dict[str, LayerConfig]:
     """Select with the layers that say ``couple`` what makes the same channels.
 
@@ -178,6 +182,9 @@ def with_coupled(
         In the order of the model.
     """
     found = dict(layers)
+    if not any(layer.couple for layer in layers.values()):
+        return found
+    coupling = Coupling.trace(model, dummy_input, graph=graph)
     while True:
         before = len(found)
         for coupled in coupling.sets:
