@@ -1,10 +1,11 @@
 """What a person sees of work in stages: a bar on a terminal, a line once a stage is done.
 
-The work itself only says how far it is, with :func:`advance`; whoever called it decides whether
-that is shown. Off a terminal a stage that lasts says so once a minute.
+The work itself only says how far it is, with :func:`counting`; the stage under way shows it. Off a
+terminal a stage that lasts says so once a minute.
 
 >>> with Stages("shrink", enabled=False).stage("trace") as stage:
-...     advance(1, 2, "layers")
+...     with counting("layers", 2) as done:
+...         done()
 ...     stage.result = "2 layers"
 """
 
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from itertools import count
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,19 +27,38 @@ _APART = 60.0
 _current: ContextVar[Stage | None] = ContextVar("stage", default=None)
 
 
-def advance(done: int, every: int, what: str = "") -> None:
-    """Say that so many of so many are done, to the stage under way if there is one.
+@contextmanager
+def counting(what: str, total: int, *, enabled: bool = True) -> Iterator[Callable[[], None]]:
+    """Give a function to call after each of `total` pieces of work.
+
+    The bar of the stage under way moves; where there is none a terminal shows one for this work,
+    and anything else a line a minute.
 
     Parameters
     ----------
-    done, every : int
-        How many are done, of how many.
-    what : str, optional
-        Of what: images, layers.
+    what : str
+        What is counted: images, layers.
+    total : int
+        How many there are.
+    enabled : bool, default True
+        False shows nothing.
+
+    Examples
+    --------
+    >>> with counting("layers", 2) as done:
+    ...     done()
     """
-    stage = _current.get()
-    if stage is not None:
-        stage.advance(done, every, what)
+    if not enabled:
+        yield lambda: None
+        return
+    stage, shown = _current.get(), None
+    if stage is None or not stage.has_bar:
+        shown = _bar() if sys.stderr.isatty() else None
+        name = what if stage is None else f"{stage.name}: {what}"
+        stage = Stage(name, shown, stage is None or stage.spoken)
+    numbers = count(1)
+    with shown or nullcontext():
+        yield lambda: stage.advance(next(numbers), total, what)
 
 
 class Stage:
@@ -46,17 +67,22 @@ class Stage:
     def __init__(self, name: str, bar: Progress | None, spoken: bool) -> None:
         self.name, self.result = name, ""
         self.begun = self._last = time.monotonic()
-        self._bar, self._spoken = bar, spoken
+        self._bar, self.spoken = bar, spoken
         self._task = None if bar is None else bar.add_task(name, total=None, count="")
+
+    @property
+    def has_bar(self) -> bool:
+        """Tell whether a terminal shows it."""
+        return self._bar is not None
 
     def advance(self, done: int, every: int, what: str) -> None:
         """Show how far it is."""
-        count = f"{done:,} of {every:,} {what}".rstrip()
+        far = f"{done:,} of {every:,} {what}".rstrip()
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=every, count=count)
-        elif self._spoken and time.monotonic() - self._last >= _APART:
+            self._bar.update(self._task, completed=done, total=every, count=far)
+        elif self.spoken and time.monotonic() - self._last >= _APART:
             self._last = time.monotonic()
-            say(f"{self.name}: {count}")
+            say(f"{self.name}: {far}")
 
 
 def say(text: str) -> None:

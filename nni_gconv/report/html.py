@@ -75,12 +75,16 @@ def write_html(rows: Sequence[TrialRow], path: str | Path, *, title: str = "nni-
 
 
 def _pictures(rows: Sequence[TrialRow]) -> list[dict[str, str]]:
-    """Draw accuracy against each cost that was measured, as data of the page itself."""
-    made = []
+    """Draw accuracy against each cost that was measured, as data of the page itself.
+
+    The first picture's legend is that of all.
+    """
+    made: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         for cost in _COSTS:
             if any(r.accuracy is not None and getattr(r, cost) is not None for r in rows):
-                file = plot_trials(rows, Path(folder) / f"{cost}.svg", cost=cost)
+                file = Path(folder) / f"{cost}.svg"
+                plot_trials(rows, file, cost=cost, legend=not made)
                 data = base64.b64encode(file.read_bytes()).decode("ascii")
                 made.append({"cost": cost, "data": f"data:image/svg+xml;base64,{data}"})
     return made

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.figure import COLOURS, picture, picture_path
 from nni_gconv.report.collect import TrialRow, pareto_front
@@ -28,6 +30,7 @@ def plot_trials(
     *,
     cost: str = "macs_ratio",
     title: str | None = None,
+    legend: bool = True,
 ) -> Path:
     """Draw validation accuracy against cost, one colour and marker per method.
 
@@ -41,6 +44,8 @@ def plot_trials(
         Horizontal axis.
     title : str, optional
         Heading of the picture.
+    legend : bool, default True
+        Whether it says which method has which colour; one of several on a page is enough.
 
     Returns
     -------
@@ -78,7 +83,8 @@ def plot_trials(
         axes.margins(0.08, 0.12)
         if title:
             axes.set_title(title)
-        axes.legend(framealpha=0.9, edgecolor="0.8", fontsize="small", labelspacing=0.8)
+        if legend:
+            axes.legend(framealpha=0.9, edgecolor="0.8", fontsize="small", labelspacing=0.8)
     return path
 
 
@@ -110,12 +116,14 @@ def _draw_intervals(axes: Axes, rows: Sequence[TrialRow], cost: str) -> None:
 
 def _draw_methods(axes: Axes, rows: Sequence[TrialRow], cost: str) -> None:
     methods = sorted({row.method or "unknown" for row in rows})
+    drawn = sorted(rows, key=lambda row: methods.index(row.method or "unknown"))
+    sizes = dict(zip(map(id, drawn), _sizes(_places(drawn, cost)), strict=True))
     for i, method in enumerate(methods):
-        points = [row for row in rows if (row.method or "unknown") == method]
+        points = [row for row in drawn if (row.method or "unknown") == method]
         axes.scatter(
             [getattr(row, cost) for row in points],
             [100 * (row.accuracy or 0.0) for row in points],
-            s=max(45, 130 * 0.8**i),  # a point that lies on another leaves its rim to be seen
+            s=[sizes[id(row)] for row in points],
             color=COLOURS[i % len(COLOURS)],
             marker=_MARKERS[i % len(_MARKERS)],
             edgecolor="white",
@@ -123,6 +131,22 @@ def _draw_methods(axes: Axes, rows: Sequence[TrialRow], cost: str) -> None:
             label=method,
             zorder=3,
         )
+
+
+def _places(rows: Sequence[TrialRow], cost: str) -> np.ndarray:
+    """Return where the points are, as shares of the picture's width and height."""
+    places = np.array([[getattr(row, cost), row.accuracy] for row in rows], dtype=float)
+    span = np.ptp(places, axis=0)
+    return places / np.where(span > 0, span, 1.0)
+
+
+def _sizes(places: np.ndarray) -> list[float]:
+    """Give a point a larger area for each one that is drawn on it, so that its rim can be seen."""
+    covering = [
+        int((np.abs(places[i + 1 :] - place) < 0.015).all(axis=1).sum())
+        for i, place in enumerate(places)
+    ]
+    return [60.0 * 1.7 ** min(count, 4) for count in covering]
 
 
 def _draw_front(axes: Axes, front: Sequence[TrialRow], cost: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from nni_gconv.training.engine import FitResult
     from nni_gconv.training.evaluator import make_evaluator
-    from nni_gconv.training.logs import MetricLog, counting
+    from nni_gconv.training.logs import MetricLog
     from nni_gconv.training.loop import fit
     from nni_gconv.training.metrics import evaluate
     from nni_gconv.training.proxsgd import ProxSGD, gain_scale, group_soft_threshold
@@ -34,7 +34,6 @@ __all__ = [
     "MetricLog",
     "ProxSGD",
     "TrainSettings",
-    "counting",
     "evaluate",
     "fit",
     "from_main_process",
@@ -62,7 +61,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         ],
         "engine": ["FitResult"],
         "evaluator": ["make_evaluator"],
-        "logs": ["MetricLog", "counting"],
+        "logs": ["MetricLog"],
         "loop": ["fit"],
         "metrics": ["evaluate"],
         "proxsgd": ["ProxSGD", "gain_scale", "group_soft_threshold"],

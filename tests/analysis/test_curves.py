@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import math
 import random
+import re
 
+import matplotlib
 import pytest
 import yaml
 from rich.console import Console
@@ -18,6 +20,7 @@ from nni_gconv.analysis.curves import (
     layer_ratios,
     tolerated_ratio,
 )
+from nni_gconv.analysis.plot import plot_curves
 from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.errors import ConfigError
 from nni_gconv.pruning.settings import PruneSettings
@@ -173,3 +176,27 @@ def test_a_dict_of_plain_values():
         "accuracy": 0.937, "loss": 1 - 0.937, "ratio": 0.05, "removed": 1
     }  # fmt: skip
     assert plain["skipped"] == {"fc": "an output of the model"}
+
+
+def test_the_picture_names_each_line_at_its_end_and_says_what_marks_mean(tmp_path):
+    curves = [
+        curve(0.937, 0.93, 0.5, layers=("stem", "layer1.0.conv2")),
+        curve(0.937, 0.93, 0.5, layers=("layer1.0.conv1",)),  # ends at the same place
+    ]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        file = plot_curves(curves, Score(0.937, 0.2), tmp_path / "s.svg", tolerance=0.01, title="t")
+    text = file.read_text()
+    for word in ("stem (+1)", "layer1.0.conv1", "at most 1 % lost", "dense", "of several layers"):
+        assert word in text
+    placed = re.findall(r'y="([\d.]+)"[^>]*>(?:stem|layer1)', text) or re.findall(
+        r"translate\([\d.]+ ([\d.]+)\)[^>]*>(?:stem|layer1)", text
+    )
+    assert len(set(placed)) == 2  # moved apart
+
+
+def test_without_streams_no_line_is_explained_as_one(tmp_path):
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        file = plot_curves(
+            [curve(0.9, 0.8)], Score(0.9, 0.2), tmp_path / "s.svg", tolerance=0.01, title="t"
+        )
+    assert "several layers" not in file.read_text()

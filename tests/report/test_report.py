@@ -1,10 +1,13 @@
+import base64
 import csv
 import io
 import json
+import re
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -339,7 +342,6 @@ def test_the_picture_is_drawn(tmp_path, suffix, start):
 
 
 def test_the_picture_says_what_it_shows(tmp_path):
-    import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         text = plot_trials(ROWS, tmp_path / "p.svg").read_text()
@@ -349,7 +351,6 @@ def test_the_picture_says_what_it_shows(tmp_path):
 
 
 def test_differing_baselines_are_a_band(tmp_path):
-    import matplotlib
 
     rows = [row("a", 0.9, 0.5, accuracy_dense=0.95), row("b", 0.8, 0.4, accuracy_dense=0.93)]
     with matplotlib.rc_context({"svg.fonttype": "none"}):
@@ -417,3 +418,35 @@ def test_the_interval_is_shown(tmp_path):
     bars = plot_trials(rows, tmp_path / "bars.svg", cost="latency_ratio").read_text()
     plain = plot_trials(rows, tmp_path / "plain.svg", cost="macs_ratio").read_text()
     assert bars.count("LineCollection") > plain.count("LineCollection")
+
+
+def test_a_page_has_one_legend_names_its_columns_and_follows_a_dark_system(tmp_path):
+    rows = [timed("a", 0.9, 0.5, 0.02), timed("b", 0.8, 0.4, 0.01)]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        page = write_html(rows, tmp_path / "page.html").read_text(encoding="utf-8")
+    pictures = [
+        base64.b64decode(data).decode()
+        for data in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    ]
+    assert len(pictures) > 1
+    assert ["Pareto front" in picture for picture in pictures] == [True] + [False] * (
+        len(pictures) - 1
+    )
+    headings = re.findall(r'<th class="number">([^<]+)</th>', page)
+    assert len(headings) == len(set(headings))
+    assert "MACs ratio" in headings
+    assert "prefers-color-scheme: dark" in page
+    style = page[page.index("<style>") : page.index("</style>")]
+    fixed = [line for line in style.splitlines() if re.search(r"#[0-9a-f]{3,6}", line)]
+    # A colour that a rule fixes itself is the same in the dark.
+    assert all(line.lstrip().startswith(("--", "a { color")) for line in fixed)
+
+
+def test_points_on_one_another_leave_their_rims_to_be_seen():
+    from nni_gconv.report.plot import _places, _sizes
+
+    same = [row(name, 0.9, 0.5) for name in "abc"]
+    far = row("d", 0.8, 0.3)
+    sizes = _sizes(_places([*same, far], "macs_ratio"))
+    assert sizes[0] > sizes[1] > sizes[2] == sizes[3]
+    assert len(set(_sizes(_places([row("a", 0.9, 0.5)], "macs_ratio")))) == 1

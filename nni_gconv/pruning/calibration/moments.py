@@ -15,6 +15,7 @@ from torch.fx import Node
 from nni_gconv.errors import DataError, TraceError
 from nni_gconv.graph import Graph, Replay, Values, state_of, trace
 from nni_gconv.modes import evaluating
+from nni_gconv.progress import counting
 from nni_gconv.pruning.calibration.gram import gram
 from nni_gconv.pruning.calibration.images import Calibration
 from nni_gconv.pruning.calibration.kept import content_key, gathered_once
@@ -25,7 +26,7 @@ from nni_gconv.pruning.calibration.patches import (
     places_for,
     read_samples,
 )
-from nni_gconv.training import counting, process_number, summed
+from nni_gconv.training import process_number, summed
 
 _logger = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class _Pass:
         device = next(iter(self.state.values())).device
         rank, processes = process_number()
         mine = range(rank, count, processes)
-        with counting("calibration", len(mine), enabled=self.calibration.progress) as done:
+        with counting("calibration batches", len(mine), enabled=self.calibration.progress) as done:
             for number in mine:
                 batch = images[number * self.size : (number + 1) * self.size].to(device)
                 generator = torch.Generator().manual_seed(self.seed * 7919 + number)

@@ -10,14 +10,13 @@ import lazy_loader
 if TYPE_CHECKING:
     from nni_gconv.training.logs.distributions import log_distributions
     from nni_gconv.training.logs.metric_log import MetricLog, check_numbers
-    from nni_gconv.training.logs.progress import EpochProgress, counting
+    from nni_gconv.training.logs.progress import EpochProgress
     from nni_gconv.training.logs.trackers import open_trackers
 
 __all__ = [
     "EpochProgress",
     "MetricLog",
     "check_numbers",
-    "counting",
     "log_distributions",
     "open_trackers",
 ]
@@ -27,7 +26,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "distributions": ["log_distributions"],
         "metric_log": ["MetricLog", "check_numbers"],
-        "progress": ["EpochProgress", "counting"],
+        "progress": ["EpochProgress"],
         "trackers": ["open_trackers"],
     },
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -26,23 +25,6 @@ def _bar() -> Progress:
         console=Console(stderr=True),
         transient=True,
     )
-
-
-@contextmanager
-def counting(what: str, total: int, *, enabled: bool = True) -> Iterator[Callable[[], None]]:
-    """Give a function that is called after each of `total` pieces of work: a bar on a terminal.
-
-    Examples
-    --------
-    >>> with counting("layers", 2) as done:
-    ...     done()
-    """
-    if not (enabled and sys.stderr.isatty()):
-        yield lambda: None
-        return
-    with _bar() as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
 
 
 class EpochProgress:
