@@ -12,10 +12,19 @@ import lazy_loader
 if TYPE_CHECKING:
     from nni_gconv.analysis.curves import Curve, Point, Score, Together
     from nni_gconv.analysis.measure import sensitivity
-    from nni_gconv.analysis.result import Sensitivity
+    from nni_gconv.analysis.result import Sensitivity, tolerance_of
     from nni_gconv.analysis.trial import trial_sensitivity
 
-__all__ = ["Curve", "Point", "Score", "Sensitivity", "Together", "sensitivity", "trial_sensitivity"]
+__all__ = [
+    "Curve",
+    "Point",
+    "Score",
+    "Sensitivity",
+    "Together",
+    "sensitivity",
+    "tolerance_of",
+    "trial_sensitivity",
+]
 
 # Lazy: a help page loads no torch.
 __getattr__, __dir__, _ = lazy_loader.attach(
@@ -23,7 +32,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "curves": ["Curve", "Point", "Score", "Together"],
         "measure": ["sensitivity"],
-        "result": ["Sensitivity"],
+        "result": ["Sensitivity", "tolerance_of"],
         "trial": ["trial_sensitivity"],
     },
 )

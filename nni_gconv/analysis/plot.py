@@ -122,7 +122,7 @@ def _explain(figure: Figure, tolerance: float, streams: bool) -> None:
     """Say below the picture what marks and lines mean."""
     from matplotlib.lines import Line2D
 
-    within = f"most channels gone with at most {100 * tolerance:g} % lost"
+    within = f"most channels gone with less than {100 * tolerance:g} % lost"
     shown = [
         Line2D([], [], color="black", linestyle="--", linewidth=0.8, label="dense"),
         Line2D([], [], color="0.4", marker="o", ms=5, linestyle="", label=within),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from nni_gconv.tables import Table
 
 #: Shares of channels whose accuracies the table shows.
 _SHOWN = (0.25, 0.5, 0.75, 1.0)
+#: Before the tolerance in the head of a `prune.yml`.
+_LOSES = "Every layer alone loses less than"
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,22 @@ class Sensitivity:
     def _yaml(self, tolerance: float) -> str:
         entries = self.config_list(tolerance)
         head = (
-            f"# Every layer alone loses less than {tolerance:g} of the accuracy ({self.criterion}; "
+            f"# {_LOSES} {tolerance:g} of the accuracy ({self.criterion}; "
             f"dense {self.dense.accuracy:.4f}).\n"
         )
         if not entries:
             head += "# No layer can lose a channel for that.\n"
         section = {"prune": {**self.prune, "config_list": entries}}
         return head + yaml.safe_dump(section, sort_keys=False, default_flow_style=None, width=100)
+
+
+def tolerance_of(section: str) -> float | None:
+    """Read the tolerance out of the head of a ``prune.yml``; None: it does not say it.
+
+    Examples
+    --------
+    >>> tolerance_of("# Every layer alone loses less than 0.005 of the accuracy (l1; dense 0.9).")
+    0.005
+    """
+    found = re.search(rf"^# {_LOSES} (\S+) of the accuracy", section, re.MULTILINE)
+    return float(found[1]) if found else None

@@ -26,7 +26,7 @@ from nni_gconv.report.plot import plot_trials
 from nni_gconv.report.plot_blocks import plot_blocks
 from nni_gconv.report.plot_layers import plot_layers
 from nni_gconv.report.table import json_rows, plain_table, rich_table, state_lines, write_csv
-from nni_gconv.report.trial_curves import join_curves
+from nni_gconv.report.trial_curves import curve_tables, join_curves
 
 __all__ = [
     "Comparison",
@@ -35,6 +35,7 @@ __all__ = [
     "TrialRow",
     "collect",
     "compare_networks",
+    "curve_tables",
     "join_curves",
     "json_rows",
     "layer_records",

@@ -186,7 +186,7 @@ def test_the_picture_names_each_line_at_its_end_and_says_what_marks_mean(tmp_pat
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         file = plot_curves(curves, Score(0.937, 0.2), tmp_path / "s.svg", tolerance=0.01, title="t")
     text = file.read_text()
-    for word in ("stem (+1)", "layer1.0.conv1", "at most 1 % lost", "dense", "of several layers"):
+    for word in ("stem (+1)", "layer1.0.conv1", "less than 1 % lost", "dense", "of several layers"):
         assert word in text
     placed = re.findall(r'y="([\d.]+)"[^>]*>(?:stem|layer1)', text) or re.findall(
         r"translate\([\d.]+ ([\d.]+)\)[^>]*>(?:stem|layer1)", text

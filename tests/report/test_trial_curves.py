@@ -9,17 +9,20 @@ import pytest
 from nni_gconv.analysis.curves import Curve, Point, Score, Together
 from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.cli import main
+from nni_gconv.cli.experiments.create import print_curves
 from nni_gconv.errors import CheckpointError, ConfigError
+from nni_gconv.experiment.watch import Ending, Outcome
+from nni_gconv.report import collect
 from nni_gconv.report.trial_curves import join_curves
 
 
-def trial(folder, layer, accuracies, criterion="l1"):
+def trial(folder, layer, accuracies, criterion="l1", tolerance=0.01):
     points = tuple(Point(a, 1 - a, i / 4, i) for i, a in enumerate(accuracies))
     found = Sensitivity(
         criterion,
         Score(accuracies[0], 0.1),
         (Curve((layer,), 8, points),),
-        Together(0.9, 0.1, 0.01, 0.9, 0.9),
+        Together(0.9, 0.1, tolerance, 0.9, 0.9),
         prune={"method": "fpgm"},
     )
     found.save(folder / "sensitivity" / criterion)
@@ -66,3 +69,37 @@ def test_what_cannot_be_joined_is_said(experiment, tmp_path):
     (tmp_path / "empty" / "db").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no trial has"):
         join_curves(tmp_path / "empty")
+
+
+def test_the_tolerance_is_that_of_the_trials(experiment):
+    found, _ = join_curves(experiment)
+    assert found.together.tolerance == 0.01
+    assert found.ratios(0.01) == {"first": 0.25, "second": 0.0}
+    for file in experiment.glob("environments/*/trials/*/sensitivity/*/prune.yml"):
+        text = file.read_text()
+        file.write_text(text[text.index("prune:") :])  # nothing is said
+    assert join_curves(experiment)[0].together.tolerance == 0.001
+
+
+def test_several_tolerances_are_asked_about(experiment):
+    folder = experiment / "environments/local-env/trials/ccccc"
+    trial(folder, "third", [0.9, 0.8], tolerance=0.02)
+    with pytest.raises(ConfigError, match=r"several tolerances \(0\.01, 0\.02\): give one"):
+        join_curves(experiment)
+    assert join_curves(experiment, tolerance=0.05)[0].together.tolerance == 0.05
+
+
+def test_create_ends_with_the_curves_and_how_to_see_them_again(experiment, capsys):
+    rows = collect(experiment)
+    outcome = Outcome(Ending.SUCCESS, "done", "abcdefgh", experiment, trials=(), failures={})
+    print_curves(outcome, rows)
+    told = capsys.readouterr()
+    assert "first" in told.out
+    assert "second" in told.out
+    assert "nni-gconv sensitivity abcdefgh --tolerance 0.01" in told.err
+    damaged = experiment / "environments/local-env/trials/aaaaa/sensitivity/l1/curves.csv"
+    damaged.write_text(damaged.read_text().replace("0.25", "quarter"))
+    print_curves(outcome, rows)
+    told = capsys.readouterr()
+    assert "is damaged" in told.err
+    assert "aaaaa" in told.out  # the trials are still told of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,9 +11,11 @@ import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, parse_overrides, print_json, print_trials, write_report
+from nni_gconv.errors import NniGconvError
 
 if TYPE_CHECKING:
     from nni_gconv.experiment import Outcome
+    from nni_gconv.report import TrialRow
 
 Port = Annotated[
     int | None, typer.Option("--port", help="Port of the web UI; by default a free one is taken.")
@@ -177,7 +180,7 @@ def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
     int
         Exit code: 0 only if every trial succeeded.
     """
-    from nni_gconv.report import collect, json_rows
+    from nni_gconv.report import collect, curve_tables, json_rows
 
     rows = collect(outcome.folder) if outcome.trials else []
     if rows:
@@ -186,8 +189,29 @@ def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
             note(f"saved {file}")
     if as_json:
         print_json(json_rows(rows))
+    elif curve_tables(rows):
+        print_curves(outcome, rows)
     elif rows:
         print_trials(rows)
     if not outcome.ok:
         note(f"error: {' '.join(outcome.message.split())}")
     return outcome.exit_code
+
+
+def print_curves(outcome: Outcome, rows: Sequence[TrialRow]) -> None:
+    """Print the joined curves of trials that measured sensitivity, and what shows them again."""
+    from rich.console import Console
+
+    from nni_gconv.report import join_curves
+
+    try:
+        found, files = join_curves(outcome.folder)
+    except NniGconvError as error:
+        print_trials(rows)
+        note(f"error: {error}")
+        return
+    for file in files:
+        note(f"saved {file}")
+    Console().print(found.table())
+    tolerance = f"--tolerance {found.together.tolerance:g}"
+    note(f"this table again: nni-gconv sensitivity {outcome.experiment_id} {tolerance}")

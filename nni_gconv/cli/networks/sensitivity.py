@@ -41,8 +41,12 @@ def sensitivity(
         ),
     ] = "0:0.95:0.05",
     tolerance: Annotated[
-        float, typer.Option(help="Loss of accuracy, a fraction of 1, that a set must stay below.")
-    ] = 0.001,
+        float | None,
+        typer.Option(
+            help="Loss of accuracy, a fraction of 1, that a set must stay below (default: 0.001; "
+            "of an experiment, that of its trials)."
+        ),
+    ] = None,
     stop_below: Annotated[
         float | None, typer.Option(help="End a curve that falls below this accuracy.")
     ] = None,
@@ -83,7 +87,7 @@ def sensitivity(
             criterion=criterion,
             quiet=quiet,
             ratios=shares,
-            tolerance=tolerance,
+            tolerance=0.001 if tolerance is None else tolerance,
             stop_below=stop_below,
             options=options,
             seed=seed,
@@ -105,7 +109,7 @@ def _is_experiment(source: str) -> bool:
     return any((place / "db").is_dir() for place in (Path(source).expanduser(), kept))
 
 
-def _join(source: str, output: Path | None, tolerance: float, as_json: bool) -> None:
+def _join(source: str, output: Path | None, tolerance: float | None, as_json: bool) -> None:
     from nni_gconv.report import join_curves
 
     found, files = join_curves(source, output=output, tolerance=tolerance)
