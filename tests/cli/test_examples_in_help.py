@@ -50,3 +50,9 @@ def test_a_missing_torch_leads_to_the_doctor(capsys, monkeypatch):
     assert err == (
         "error: torch is not installed; `nni-gconv doctor` says what is missing and how to fix it\n"
     )
+
+
+def test_what_prints_a_table_prints_json_too():
+    files = {"init", "search-space", "export"}  # what they make is a file
+    options = {name: [o for p in c.params for o in p.opts] for name, c in COMMANDS.commands.items()}
+    assert {name for name, known in options.items() if "--json" not in known} == files
