@@ -60,12 +60,13 @@ def key_of(method: str, epochs: int, distilled: bool, seed: int) -> str:
 
 
 def rows_of(
-    plans: dict[str, Any], epochs: list[int] | None
+    plans: dict[str, Any], epochs: list[int] | None, seeds: list[int] | None = None
 ) -> Iterator[tuple[str, tuple[str, int, bool, int]]]:
     """Name every row: its file, and what it consists of; the first seed comes first."""
     for name, plan in plans.items():
         asked = [n for n in plan["epochs"] if epochs is None or n in epochs]
-        orders = product(range(plan.get("seeds", 1)), asked, (True, False), plan["methods"])
+        drawn = [n for n in range(plan.get("seeds", 1)) if seeds is None or n in seeds]
+        orders = product(drawn, asked, (True, False), plan["methods"])
         for seed, number, distilled, method in orders:
             yield name, (method, number, distilled, seed)
 
@@ -101,7 +102,7 @@ def commit() -> str:
 def run(plans: dict[str, Any], args: argparse.Namespace) -> None:
     """Run the rows that are asked for and not there, and keep each as it comes."""
     os.chdir(HERE)  # where recipes find torch_pruning_method
-    for name, row_of in rows_of(plans, args.epochs):
+    for name, row_of in rows_of(plans, args.epochs, args.seeds):
         key = key_of(*row_of)
         if args.only and not any(word in f"{name}: {key}" for word in args.only):
             continue
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path, nargs="?")
     parser.add_argument("--only", nargs="+", help="rows whose 'FILE: ROW' holds one of these")
     parser.add_argument("--epochs", nargs="+", type=int, help="rows of these numbers of epochs")
+    parser.add_argument("--seeds", nargs="+", type=int, help="rows of these seeds")
     parser.add_argument("--output", type=Path, default=Path("runs/results").absolute())
     parser.add_argument("--docs", action="store_true", help="write docs/results.md again")
     args = parser.parse_args()
