@@ -123,11 +123,14 @@ class NeighbourGate(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    def __init__(self):
+    """Behind an activation: where it can be negative, a channel that is zero may be the largest."""
+
+    def __init__(self, act=torch.tanh):
         super().__init__()
-        self.mix = conv(2, 1, 7)
+        self.mix, self.act = conv(2, 1, 7), act
 
     def forward(self, x):
+        x = self.act(x)
         y = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
         return x * torch.sigmoid(self.mix(y))
 
@@ -149,7 +152,7 @@ class Attention(nn.Module):
     ("kind", "pinned", "why", "text"),
     [
         (NeighbourGate, "stem", "channels mixed with space", "self.mix(x.mean"),
-        (SpatialGate, "stem", "mean over channels", "torch.cat([x.mean"),
+        (SpatialGate, "stem", "that may be negative", "torch.cat([x.mean"),
         (Attention, "gate.qkv", "scaled by the width of a head", "F.scaled"),
     ],
 )
@@ -162,6 +165,13 @@ def test_gates_that_mix_channels_keep_their_width(kind, pinned, why, text):
     if kind is Attention:  # what it reads is free
         shrink(net, X, rows_off(net, "stem", [1, 4]))
         assert net.gate.qkv.in_features == 6
+
+
+def test_a_spatial_gate_behind_a_relu_is_cut():
+    net = middle(lambda s, x: s.gate(x), gate=SpatialGate(F.relu))
+    assert reasons(net, X)["stem"] is None
+    shrink(net, X, rows_off(net, "stem", [1, 4, 5]))
+    assert (net.stem.out_channels, net.gate.mix.in_channels) == (5, 2)
 
 
 class Pyramid(nn.Module):
