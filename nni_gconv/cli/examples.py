@@ -14,7 +14,11 @@ EXAMPLES = {
         "nni-gconv run recipe.yml",
         "nni-gconv run recipe.yml -o prune.budget.macs=0.3 --output runs/smaller",
     ),
-    "quickstart": ("nni-gconv quickstart", "nni-gconv quickstart --keep-ui"),
+    "quickstart": (
+        "nni-gconv quickstart",
+        "nni-gconv quickstart --keep-ui",
+        "nni-gconv quickstart --seeds 3",
+    ),
     "create": (
         "nni-gconv create experiment.yml",
         "nni-gconv create experiment.yml --max-trials 6 --concurrency 2 -o train.epochs=5",

@@ -35,14 +35,17 @@ def _finite(value: Any) -> Any:
 
 def print_trials(rows: Sequence[TrialRow], title: str | None = None) -> None:
     """Write trials as a coloured table on a terminal, as plain text into a pipe or file."""
-    from nni_gconv.report import plain_table, rich_table
-
-    if not sys.stdout.isatty():
-        typer.echo(plain_table(rows))
-        return
     from rich.console import Console
 
-    Console().print(rich_table(rows, title))
+    from nni_gconv.report import plain_table, rich_table, spread_table
+
+    if sys.stdout.isatty():
+        Console().print(rich_table(rows, title))
+    else:
+        typer.echo(plain_table(rows))
+    over_seeds = spread_table(rows)
+    if over_seeds is not None:
+        typer.echo(str(over_seeds))
 
 
 def note(text: str) -> None:

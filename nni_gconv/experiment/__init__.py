@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nni_gconv.experiment.progress import ExperimentView
     from nni_gconv.experiment.resume import resume_experiment
     from nni_gconv.experiment.running import RunningExperiment
-    from nni_gconv.experiment.shipped import experiment_file, experiment_names
+    from nni_gconv.experiment.shipped import experiment_file, experiment_names, with_seeds
     from nni_gconv.experiment.watch import Ending, Outcome, last_lines
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "resume_experiment",
     "run_experiment",
     "start",
+    "with_seeds",
 ]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
@@ -61,7 +62,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "progress": ["ExperimentView"],
         "resume": ["resume_experiment"],
         "running": ["RunningExperiment"],
-        "shipped": ["experiment_file", "experiment_names"],
+        "shipped": ["experiment_file", "experiment_names", "with_seeds"],
         "watch": ["Ending", "Outcome", "last_lines"],
     },
 )

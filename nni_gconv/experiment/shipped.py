@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import yaml
+
 from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.files import write_text
+from nni_gconv.yaml12 import read_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -63,3 +68,52 @@ def experiment_file(name: str, file: str = "experiment.yml") -> Path:
             )
         )
     return path
+
+
+def with_seeds(experiment: Path, folder: str | Path, seeds: int) -> Path:
+    """Write an experiment anew with a seed in its search space: every trial so many times.
+
+    Parameters
+    ----------
+    experiment : Path
+        Experiment file with a ``searchSpaceFile`` and a ``maxTrialNumber``, its recipe beside it.
+    folder : str or Path
+        Where to; made. Files there that are others are left alone.
+    seeds : int
+        Seeds 0 to `seeds` - 1.
+
+    Returns
+    -------
+    Path
+        The new experiment file.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds other files of these names.
+
+    Examples
+    --------
+    >>> with_seeds(experiment_file("quickstart"), "runs/three", 3)  # doctest: +SKIP
+    PosixPath('runs/three/experiment.yml')
+    """
+    folder = Path(folder).expanduser()
+    plan = read_yaml(experiment.read_text(encoding="utf-8"), str(experiment))
+    space = json.loads((experiment.parent / plan["searchSpaceFile"]).read_text(encoding="utf-8"))
+    plan["maxTrialNumber"] *= seeds
+    plan["maxExperimentDuration"] = f"{seeds}h"
+    space["seed"] = {"_type": "choice", "_value": list(range(seeds))}
+    texts = {
+        file.name: file.read_text(encoding="utf-8")
+        for file in experiment.parent.iterdir()
+        if file.suffix == ".yml"
+    }
+    texts[experiment.name] = yaml.safe_dump(plan, sort_keys=False)
+    texts[plan["searchSpaceFile"]] = json.dumps(space, indent=2) + "\n"
+    for name, text in texts.items():
+        there = folder / name
+        if there.exists() and there.read_text(encoding="utf-8") != text:
+            raise ConfigError(f"{there}: holds something else; move it or run from another folder")
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return folder / experiment.name

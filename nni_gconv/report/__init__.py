@@ -25,6 +25,7 @@ from nni_gconv.report.layers import (
 from nni_gconv.report.plot import plot_trials
 from nni_gconv.report.plot_blocks import plot_blocks
 from nni_gconv.report.plot_layers import plot_layers
+from nni_gconv.report.spread import spread_table
 from nni_gconv.report.table import json_rows, plain_table, rich_table, state_lines, write_csv
 from nni_gconv.report.trial_curves import curve_tables, join_curves
 
@@ -46,6 +47,7 @@ __all__ = [
     "plot_trials",
     "read_network",
     "rich_table",
+    "spread_table",
     "state_lines",
     "write_csv",
     "write_html",

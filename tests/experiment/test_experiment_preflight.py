@@ -426,3 +426,23 @@ def test_values_of_the_recipe_and_a_number_of_trials_from_the_command(tmp_path):
     (tmp_path / "trial.py").touch()
     with pytest.raises(ConfigError, match="-o: the trial command is not 'nni-gconv run RECIPE'"):
         preflight(other, overrides=["a=1"])
+
+
+def test_the_quickstart_with_seeds_is_every_trial_for_each(tmp_path):
+    from nni_gconv.experiment import with_seeds
+    from nni_gconv.recipe import load_recipe
+
+    file = with_seeds(experiment_file("quickstart"), tmp_path / "three", 3)
+    plan = preflight(file, output=tmp_path / "kept")
+    assert plan.notes == preflight(experiment_file("quickstart"), output=tmp_path / "kept").notes
+    trials = grid(json.loads((file.parent / "search_space.json").read_text()))
+    assert sorted(trial["seed"] for trial in trials) == sorted([0, 1, 2] * 14)
+    assert yaml.safe_load(file.read_text())["maxTrialNumber"] == 42
+    for trial in trials:
+        assert load_recipe(file.parent / "recipe.yml", trial).seed == trial["seed"]
+    assert with_seeds(experiment_file("quickstart"), file.parent, 3) == file  # the same again
+    recipe = file.parent / "recipe.yml"
+    recipe.write_text("mine: 1")
+    with pytest.raises(ConfigError, match=r"recipe\.yml: holds something else"):
+        with_seeds(experiment_file("quickstart"), file.parent, 3)
+    assert recipe.read_text() == "mine: 1"

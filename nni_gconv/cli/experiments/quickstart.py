@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from nni_gconv.cli.experiments.create import (
@@ -13,6 +16,7 @@ from nni_gconv.cli.experiments.create import (
     Port,
     launch_and_report,
 )
+from nni_gconv.cli.output import note
 
 
 def quickstart(
@@ -20,6 +24,14 @@ def quickstart(
     keep_ui: KeepUI = False,
     output: Output = None,
     concurrency: Concurrency = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Do everything so many times and show the spread; the experiment is written to "
+            "runs/quickstart-seeds-N first.",
+        ),
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Compare all methods on a small network under NNI: minutes, on CPUs, without a download.
@@ -28,7 +40,11 @@ def quickstart(
     network trained for all of them, weights fitted to it and fine-tuned with it as teacher. Ends
     with a table and a picture; every trial's small network stays on disk.
     """
-    from nni_gconv.experiment import experiment_file
+    from nni_gconv.experiment import experiment_file, with_seeds
 
+    file = experiment_file("quickstart")
+    if seeds > 1:
+        file = with_seeds(file, Path("runs") / f"quickstart-seeds-{seeds}", seeds)
+        note(f"written {file}")
     options = LaunchOptions(port, keep_ui, output, concurrency, as_json)
-    raise typer.Exit(launch_and_report(experiment_file("quickstart"), options))
+    raise typer.Exit(launch_and_report(file, options))
