@@ -139,25 +139,28 @@ class _Judge:
                 "pythonPath",
             )
         ours = self.wanted.program == "nni-gconv"
+        missing = [name for name in PACKAGES if name not in facts.versions]
+        missing = [name for name in missing if ours or name in ("nni", "nni-gconv")]
+        # The first says how to install all that is missing, in one line.
+        remedy = f": {facts.executable} -m pip install " + " ".join(map(self._pinned, missing))
+        for name in missing:
+            level = ERROR if ours or name == "nni" else WARNING
+            self.say(level, f"{name} is not installed {where}{remedy}", "pythonPath")
+            remedy = ""
         for name in PACKAGES:
             there = facts.versions.get(name)
-            if there is None:
-                needed = name == "nni" or ours
-                if needed or name == "nni-gconv":
-                    version = f"=={here[name]}" if name in here else ""
-                    self.say(
-                        ERROR if needed else WARNING,
-                        f"{name} is not installed {where}: "
-                        f"{facts.executable} -m pip install '{name}{version.partition('+')[0]}'",
-                        "pythonPath",
-                    )
-            elif name in here and _plain(there) != _plain(here[name]):
+            if there is not None and name in here and _plain(there) != _plain(here[name]):
                 level = ERROR if name == "nni" else WARNING
                 self.say(level, f"{name} {there} {where}, but {here[name]} here", "pythonPath")
 
         torch = facts.versions.get("torch", "")
         if facts.gpus and torch.endswith("+cpu"):
             self.say(WARNING, f"it has GPUs, but torch {torch} is built for CPUs", "pythonPath")
+
+    def _pinned(self, name: str) -> str:
+        """Name a package in the version that is here, without what a build adds to it."""
+        version = self.wanted.versions.get(name, "").partition("+")[0]
+        return f"'{name}=={version}'" if version else f"'{name}'"
 
     def program(self) -> None:
         program = self.wanted.program

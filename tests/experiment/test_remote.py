@@ -292,6 +292,8 @@ def test_the_check_compares_versions_and_programs(check, home):
     assert any(text.startswith("nni is not installed in") for text in said)
     assert any("pip install 'nni==3.0'" in text for text in said)
     assert any(text.startswith("nni-gconv is not installed in") for text in said)
+    (line,) = [text for text in said if "pip install" in text]  # one for all that is missing
+    assert line.count("==") > 2
     assert any("no program 'nni-gconv'" in text for text in said)
 
 
