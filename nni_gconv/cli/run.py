@@ -11,7 +11,7 @@ import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, parse_overrides, print_json
-from nni_gconv.cli.signals import interruptible
+from nni_gconv.cli.signals import KEPT, interruptible
 
 
 def run(
@@ -51,7 +51,7 @@ def run(
     again = _arguments(recipe, override or [], output, True, quiet, as_json)
     # Of the processes of torchrun one speaks.
     silent = os.environ.get("RANK", "0") != "0"
-    words = "" if silent else f"go on with: nni-gconv run {shlex.join(again)}"
+    words = "" if silent else f"{KEPT}nni-gconv run {shlex.join(again)}"
     with interruptible(words):
         _run(recipe, override or [], overrides, output, resume, gpus, quiet, as_json)
 

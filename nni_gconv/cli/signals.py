@@ -10,6 +10,9 @@ from types import FrameType
 
 from nni_gconv.cli.output import note
 
+#: Before the command that goes on with work that keeps what is finished.
+KEPT = "what was finished is kept; go on with: "
+
 
 class Terminated(BaseException):
     """SIGTERM came: from a batch system, ``timeout`` or a machine that shuts down."""

@@ -127,3 +127,17 @@ def test_ratios_are_read():
     assert parse_ratios(" 0.1, 0.3") == [0.1, 0.3]
     with pytest.raises(ConfigError):
         parse_ratios("")
+
+
+def test_an_interruption_says_what_is_kept_and_how_to_go_on(monkeypatch, capsys, tmp_path):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    words = ["sensitivity", "resnet8", "-o", "data.name=digits", "--output", str(tmp_path / "a b")]
+    monkeypatch.delenv("NNI_TRIAL_JOB_ID", raising=False)
+    monkeypatch.setattr("nni_gconv.analysis.trial_sensitivity", interrupt)
+    monkeypatch.setattr("sys.argv", ["nni-gconv", *words])
+    code, _, told = call(capsys, *words)
+    assert code == 130
+    assert "what was finished is kept; go on with: nni-gconv sensitivity resnet8" in told
+    assert f"--output '{tmp_path / 'a b'}'" in told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, parse_overrides, print_json, progress_bar
+from nni_gconv.cli.signals import KEPT, interruptible
 from nni_gconv.errors import ConfigError
 
 
@@ -79,7 +82,8 @@ def sensitivity(
 
     from nni_gconv.analysis import trial_sensitivity
 
-    with progress_bar("points", enabled=not quiet) as progress:
+    again = f"{KEPT}nni-gconv {shlex.join(sys.argv[1:])}"
+    with interruptible(again), progress_bar("points", enabled=not quiet) as progress:
         found, files = trial_sensitivity(
             recipe,
             overrides=overrides,
