@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
+from nni_gconv.cli.networks.sensitivity import print_joined
 from nni_gconv.cli.output import note, parse_overrides, print_json, print_trials, write_report
 from nni_gconv.errors import NniGconvError
 
@@ -200,18 +201,11 @@ def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
 
 def print_curves(outcome: Outcome, rows: Sequence[TrialRow]) -> None:
     """Print the joined curves of trials that measured sensitivity, and what shows them again."""
-    from rich.console import Console
-
-    from nni_gconv.report import join_curves
-
     try:
-        found, files = join_curves(outcome.folder)
+        found = print_joined(outcome.folder)
     except NniGconvError as error:
         print_trials(rows)
         note(f"error: {error}")
         return
-    for file in files:
-        note(f"saved {file}")
-    Console().print(found.table())
     tolerance = f"--tolerance {found.together.tolerance:g}"
     note(f"this table again: nni-gconv sensitivity {outcome.experiment_id} {tolerance}")

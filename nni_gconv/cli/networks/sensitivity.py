@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, parse_overrides, print_json, progress_bar
 from nni_gconv.cli.signals import KEPT, interruptible
 from nni_gconv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nni_gconv.analysis import Sensitivity
 
 
 def sensitivity(
@@ -75,7 +78,7 @@ def sensitivity(
     largest harmless ratios as a recipe's prune section. A run that was killed goes on.
     """
     if _is_experiment(source):
-        _join(source, output, tolerance, as_json)
+        print_joined(source, output, tolerance, as_json)
         return
     shares, options = parse_ratios(ratios), parse_overrides(option or [], flag="--option")
     recipe, overrides = _recipe(source, parse_overrides(override or []))
@@ -113,7 +116,13 @@ def _is_experiment(source: str) -> bool:
     return any((place / "db").is_dir() for place in (Path(source).expanduser(), kept))
 
 
-def _join(source: str, output: Path | None, tolerance: float | None, as_json: bool) -> None:
+def print_joined(
+    source: str | Path,
+    output: Path | None = None,
+    tolerance: float | None = None,
+    as_json: bool = False,
+) -> Sensitivity:
+    """Join the curves of an experiment's trials, save them and print them."""
     from nni_gconv.report import join_curves
 
     found, files = join_curves(source, output=output, tolerance=tolerance)
@@ -121,10 +130,11 @@ def _join(source: str, output: Path | None, tolerance: float | None, as_json: bo
         note(f"saved {file}")
     if as_json:
         print_json({key: value for key, value in found.to_dict().items() if key != "together"})
-        return
+        return found
     from rich.console import Console
 
     Console().print(found.table())
+    return found
 
 
 def parse_ratios(text: str) -> list[float]:
