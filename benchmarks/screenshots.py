@@ -2,7 +2,7 @@
 
     python benchmarks/screenshots.py docs/images
 
-Runs the quickstart (twelve trials, minutes) in a folder of its own, looks at it in a headless
+Runs the quickstart (fourteen trials, minutes) in a folder of its own, looks at it in a headless
 Chromium (Debian: apt install chromium chromium-driver) and stops it.
 """
 
@@ -20,7 +20,7 @@ from nni_gconv.experiment import experiment_file, preflight, start
 from nni_gconv.experiment.watch import watch
 from nni_gconv.report import collect, plot_layers, read_network, write_html
 
-COLUMNS = ("accuracy", "params_ratio", "macs_ratio", "latency_ratio")
+COLUMNS = ("params_ratio", "macs_ratio", "latency_ratio")
 COMPARED = ("fpgm", "gconv")
 
 

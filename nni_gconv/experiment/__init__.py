@@ -17,6 +17,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from nni_gconv.experiment.checks import ExperimentPlan, check_experiment, made_ready, preflight
+    from nni_gconv.experiment.epochs import epochs_of, held, progress_of
     from nni_gconv.experiment.launch import run_experiment, start
     from nni_gconv.experiment.locate import find_experiment, folder_of, hint_of_id
     from nni_gconv.experiment.manager import ManagerClient, ManagerError, TrialState
@@ -36,14 +37,17 @@ __all__ = [
     "RunningExperiment",
     "TrialState",
     "check_experiment",
+    "epochs_of",
     "experiment_file",
     "experiment_names",
     "find_experiment",
     "folder_of",
+    "held",
     "hint_of_id",
     "last_lines",
     "made_ready",
     "preflight",
+    "progress_of",
     "resume_experiment",
     "run_experiment",
     "start",
@@ -56,6 +60,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "checks.checkup": ["check_experiment", "made_ready"],
         "checks.plan": ["ExperimentPlan"],
         "checks.preflight": ["preflight"],
+        "epochs": ["epochs_of", "held", "progress_of"],
         "launch": ["run_experiment", "start"],
         "locate": ["find_experiment", "folder_of", "hint_of_id"],
         "manager": ["ManagerClient", "ManagerError", "TrialState"],

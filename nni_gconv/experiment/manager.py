@@ -40,6 +40,8 @@ class TrialState:
         From start to end; None while it runs.
     place : str
         Its folder, with the host in front where it is another machine's.
+    progress : str
+        How far it is while it runs; "" where nothing is known.
     """
 
     id: str
@@ -49,6 +51,7 @@ class TrialState:
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     place: str = ""
+    progress: str = ""
 
     @property
     def host(self) -> str:
@@ -161,6 +164,15 @@ class ManagerClient:
         """Return all trials submitted so far, in their order."""
         jobs = self.request("GET", "/trial-jobs") or []
         return sorted((parse_trial(job) for job in jobs), key=lambda trial: trial.number)
+
+    def reported(self) -> dict[str, tuple[int, float | None]]:
+        """Return how often each trial has reported and the last number, by the trial's id."""
+        found = {}
+        for metric in self.request("GET", "/metric-data-latest") or []:
+            if metric.get("type") == "PERIODICAL":
+                last = parse_metrics(metric.get("data")).get("default")
+                found[str(metric.get("trialJobId"))] = int(metric.get("sequence", 0)) + 1, last
+        return found
 
     def generated(self) -> int:
         """Return how many trials the tuner has made, with those not yet submitted."""

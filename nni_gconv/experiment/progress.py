@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Parameters that are written out on a line of a trial.
 _SHOWN = 6
+#: Running trials whose epochs are shown.
+_SHOWN_RUNNING = 4
 #: Seconds of silence after which a line says how far it is, where no terminal shows a bar.
 _APART = 60.0
 
@@ -110,11 +112,13 @@ class ExperimentView:
                 self._print(self._trial_line(trial, len(self._told)))
         text = summary(status, trials, self._total, minimize=self._minimize)
         text += time_left(trials, self._total, self._concurrency)
+        far = running_line(trials)
         if self._progress is None and time.monotonic() - self._spoken >= _APART:
-            self._print(text)
+            self._print("; ".join(filter(None, (text, far))))
         if self._progress is not None:
             task = self._progress.task_ids[0]
-            self._progress.update(task, description=text, completed=len(ended))
+            shown = "\n".join(filter(None, (text, far)))
+            self._progress.update(task, description=shown, completed=len(ended))
 
     def fetched(self, report: FetchReport | None) -> None:
         """Say what came home from machines elsewhere, and what did not."""
@@ -186,6 +190,20 @@ def time_left(trials: Sequence[TrialState], total: int | None, concurrency: int)
     if minutes < 1:
         return ", less than a minute left"
     return f", about {minutes:.0f} minute{'s' if round(minutes) != 1 else ''} left"
+
+
+def running_line(trials: Sequence[TrialState]) -> str:
+    """Write how far the running trials are; "" where nothing is known of any.
+
+    Examples
+    --------
+    >>> running_line([TrialState("aB3de", 0, "RUNNING", progress="train, epoch 2 of 8")])
+    'aB3de train, epoch 2 of 8'
+    """
+    known = [trial for trial in trials if trial.progress and not trial.ended]
+    texts = [f"{trial.id} {trial.progress}" for trial in known[:_SHOWN_RUNNING]]
+    more = len(known) - len(texts)
+    return "; ".join([*texts, *([f"and {more} more"] if more else [])])
 
 
 def summary(

@@ -6,6 +6,7 @@ tuner ran out before, and nothing at all when the tuner or the manager has died.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import signal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from nni_gconv.compat import read_database
 from nni_gconv.errors import ConfigError
+from nni_gconv.experiment.epochs import progress_of
 from nni_gconv.experiment.manager import ManagerError, TrialState
 from nni_gconv.experiment.remote_machines import services_of
 
@@ -119,6 +121,7 @@ class _Watcher:
                 self.failures[trial.id] = failure_words(self.experiment, trial)
         self.note_lost()
         if self.listener is not None:
+            self.trials = with_progress(self.experiment, self.trials)
             self.listener(self.status, self.trials)
         return self.tuner_dead() or self.machines_gone() or self.hopeless() or self.by_status()
 
@@ -310,6 +313,28 @@ def watch(
     except KeyboardInterrupt:
         again = f"interrupted; go on with: nni-gconv resume {experiment.id}"
         return watcher.end(Ending.INTERRUPTED, again)
+
+
+def with_progress(experiment: RunningExperiment, trials: list[TrialState]) -> list[TrialState]:
+    """Say how far running trials are: by their own files, else by what they have told NNI."""
+    reported: dict[str, tuple[int, float | None]] | None = None
+    found = []
+    for trial in trials:
+        if trial.status != "RUNNING":
+            found.append(trial)
+            continue
+        folders = experiment.folder.glob(f"environments/*/trials/{trial.id}")
+        words = next(filter(None, map(progress_of, folders)), "")
+        if not words:
+            if reported is None:
+                reported = {}
+                with contextlib.suppress(ManagerError):
+                    reported = experiment.client.reported()
+            count, last = reported.get(trial.id, (0, None))
+            number = f", the last {last:.4g}" if last is not None else ""
+            words = f"{count} results{number}" if count else ""
+        found.append(replace(trial, progress=words))
+    return found
 
 
 def failure_words(experiment: RunningExperiment, trial: TrialState) -> str:

@@ -122,5 +122,11 @@ def _run(recipe: Recipe, folder: TrialFolder, distributed: Distributed, quiet: b
     if distributed.is_main:
         write_json(folder.path / "result.json", result.to_dict())
     if reports:
-        compat.report_final(result.metrics)
+        compat.report_final(_told(recipe, result))
     return result
+
+
+def _told(recipe: Recipe, result: TrialResult) -> dict[str, float]:
+    """What NNI is told: its pages show `default`, so not the same again as `accuracy`."""
+    same = recipe.objective is None
+    return {k: v for k, v in result.metrics.items() if not (same and k == "accuracy")}

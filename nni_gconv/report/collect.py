@@ -15,8 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nni_gconv.compat import TrialRecord, read_database
-from nni_gconv.experiment import last_lines
-from nni_gconv.report.progress import held, progress_of
+from nni_gconv.experiment import held, last_lines, progress_of
 from nni_gconv.report.sources import is_experiment, is_run, locate, trial_folders
 
 
@@ -61,6 +60,8 @@ class TrialRow:
         Where the trial wrote.
     error : str or None
         Last line of a failed trial's log, or why its result cannot be read.
+    metric : float or None
+        What NNI calls the default metric, of a trial that is none of ours.
     progress : str or None
         How far a trial without a result has come: stage, epoch and validation accuracy.
     """
@@ -94,6 +95,7 @@ class TrialRow:
     parameters: dict[str, Any] = field(default_factory=dict)
     folder: str | None = None
     error: str | None = None
+    metric: float | None = None
     progress: str | None = None
 
     @property
@@ -253,7 +255,7 @@ def _make_row(
     seconds: float | None,
     error: str | None,
 ) -> TrialRow:
-    metrics: Mapping[str, float | None] = result.metrics if result else known.metrics
+    metrics: Mapping[str, float | None] = result.metrics if result else _of_nni(known.metrics)
     stages = result.stages.values() if result else ()
     if seconds is None and stages:
         seconds = sum(stage.seconds for stage in stages)
@@ -277,9 +279,16 @@ def _make_row(
         parameters=known.parameters,
         folder=str(folder) if folder is not None else None,
         error=error,
+        metric=metrics.get("default") if metrics.get("accuracy") is None else None,
         progress=progress_of(folder) if result is None and folder is not None else None,
         **{name: metrics.get(name) for name in numbers},
     )
+
+
+def _of_nni(metrics: dict[str, float]) -> dict[str, float]:
+    """Our trials tell NNI their accuracy as ``default``."""
+    ours = "macs_ratio" in metrics and "default" in metrics
+    return {"accuracy": metrics["default"], **metrics} if ours else metrics
 
 
 def _chosen_method(parameters: dict[str, Any]) -> str | None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from nni_gconv._version import __version__
 from nni_gconv.errors import NniGconvError
+from nni_gconv.experiment import epochs_of
 from nni_gconv.files import output_file
 from nni_gconv.report.collect import TrialRow, pareto_front, trial_log
 from nni_gconv.report.layers import Network, read_network
 from nni_gconv.report.plot import plot_trials
-from nni_gconv.report.progress import epochs_of
 from nni_gconv.report.table import format_budget, latency_text, legend, state_lines
 
 _COSTS = ("macs_ratio", "params_ratio", "latency_ratio")
@@ -66,6 +66,7 @@ def write_html(rows: Sequence[TrialRow], path: str | Path, *, title: str = "nni-
         version=__version__,
         states=state_lines(rows)[:1],
         legend=legend(rows),
+        foreign=any(row.metric is not None for row in rows),
         pictures=_pictures(rows),
         trials=[_trial(row, id(row) in front) for row in rows],
     )

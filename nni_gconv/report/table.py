@@ -21,7 +21,7 @@ _CSV_FIELDS = (
     "latency_ratio_low", "latency_ratio_high", "seconds",
     "test_accuracy", "test_accuracy_dense", "accuracy_masked", "accuracy_small", "top5",
     "top5_dense", "top5_masked", "top5_small", "test_accuracy_masked", "test_accuracy_small",
-    "folder", "error", "progress",
+    "folder", "error", "metric", "progress",
 )  # fmt: skip
 
 
@@ -72,6 +72,14 @@ def _short_latency(row: TrialRow) -> str:
     return f"{float(whole):.2f}±{float(half):.2f}" if half else whole
 
 
+def _parameters(row: TrialRow) -> str:
+    """Write what the tuner chose, of a trial whose method and budget say nothing."""
+    if row.metric is None:
+        return ""
+    text = ", ".join(f"{key}={_short(value)}" for key, value in row.parameters.items())
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
+
+
 # Heading, how a row is written, whether it is a number (aligned right).
 _Column = tuple[str, Callable[[TrialRow], str], bool]
 _COLUMNS: tuple[_Column, ...] = (
@@ -79,14 +87,19 @@ _COLUMNS: tuple[_Column, ...] = (
     ("budget", lambda row: format_budget(row.budget), False),
     ("cut %", lambda row: _percent(row.accuracy_small), True),
     ("acc. %", lambda row: _percent(row.accuracy), True),
+    ("metric", lambda row: "" if row.metric is None else f"{row.metric:.6g}", True),
     ("delta", lambda row: _points(row.delta), True),
     ("params", lambda row: _ratio(row.params_ratio), True),
     ("MACs", lambda row: _ratio(row.macs_ratio), True),
     ("latency", latency_text, True),
     ("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.0f}", True),
     ("status", lambda row: row.status, False),
+    ("parameters", _parameters, False),
     ("trial", lambda row: row.trial, False),
 )
+#: Shown for trials that are none of ours, of which only this is known.
+_FOREIGN = {"metric", "parameters"}
+_WIDEST = 60
 
 _LEGEND = (
     "accuracy: validation images; {cut}delta: points above dense{dense}; params, MACs, latency: "
@@ -108,7 +121,15 @@ def legend(rows: Sequence[TrialRow]) -> str:
     cut = "cut: before any fine-tuning; " if _has_cut(rows) else ""
     known = any(row.latency_ratio_low is not None for row in rows)
     interval = ", ± half of the 95 % interval" if known else ""
-    return _LEGEND.format(dense=shown, cut=cut, interval=interval)
+    metric = "metric: what a trial reported to NNI as its default"
+    if _foreign(rows) and all(row.accuracy is None for row in rows):
+        return metric
+    text = _LEGEND.format(dense=shown, cut=cut, interval=interval)
+    return f"{text}; {metric}" if _foreign(rows) else text
+
+
+def _foreign(rows: Sequence[TrialRow]) -> bool:
+    return any(row.metric is not None for row in rows)
 
 
 def _has_cut(rows: Sequence[TrialRow]) -> bool:
@@ -123,6 +144,10 @@ def _columns(rows: Sequence[TrialRow], *, narrow: bool = False) -> list[_Column]
         hidden.add("cut %")
     elif narrow:
         hidden.add("seconds")
+    if not _foreign(rows):
+        hidden |= _FOREIGN
+    else:
+        hidden |= {heading for heading, write, _ in _COLUMNS if not any(map(write, rows))}
     columns = [column for column in _COLUMNS if column[0] not in hidden]
     if narrow:
         short: _Column = ("latency", _short_latency, True)

@@ -1,5 +1,6 @@
 """The watcher against a manager that says what a test tells it to."""
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 
 from nni_gconv.experiment import watch as module
 from nni_gconv.experiment.manager import ManagerError, TrialState, parse_trial
-from nni_gconv.experiment.progress import summary
+from nni_gconv.experiment.progress import running_line, summary
 from nni_gconv.experiment.watch import Ending, watch
 from nni_gconv.remote import Machine, MachineLinks
 
@@ -28,6 +29,10 @@ class Client:
     states: list
     made: int = 0
     looks: int = 0
+    told: dict = field(default_factory=dict)
+
+    def reported(self):
+        return self.told
 
     def status(self):
         self.now = self.states[min(self.looks, len(self.states) - 1)]
@@ -90,6 +95,33 @@ def test_done_is_waited_for(look):
     )
     assert (outcome.ending, outcome.exit_code) == (Ending.SUCCESS, 0)
     assert experiment.client.looks == 4
+
+
+def test_running_trials_say_how_far_they_are(look, tmp_path):
+    for key, epoch in (("t0", 3), ("t1", 1)):
+        folder = tmp_path / "environments" / "local-env" / "trials" / key
+        folder.mkdir(parents=True)
+        (folder / "recipe.yml").write_text("finetune: {epochs: 8}\nprune: {method: fpgm}\n")
+        lines = [
+            json.dumps({"stage": "finetune", "epoch": n + 1, "val_accuracy": 0.5 + n / 8})
+            for n in range(epoch)
+        ]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "recipe.yml").unlink()
+    running = [trial(n, "RUNNING") for n in range(4)]
+    seen = []
+    good = [trial(n, "SUCCEEDED") for n in range(4)]
+    client = Client([("RUNNING", running), ("DONE", good)], told={"t2": (5, 0.25)})
+    experiment = Experiment(client, tmp_path)
+    watch(experiment, poll_seconds=0.005, listener=lambda status, trials: seen.append(trials))
+    assert [one.progress for one in seen[0]] == [
+        "finetune, epoch 3 of 8, accuracy 75.00 %",
+        "finetune, epoch 1, accuracy 50.00 %",
+        "5 results, the last 0.25",
+        "",
+    ]
+    assert running_line(seen[0]).startswith("t0 finetune, epoch 3 of 8")
+    assert running_line(seen[-1]) == ""
 
 
 def test_a_trial_without_a_final_result_has_not_succeeded(look):

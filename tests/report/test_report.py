@@ -131,6 +131,33 @@ def test_without_a_result_there_is_still_what_nni_knows(experiment):
     assert row.parameters == given
 
 
+def test_our_trials_tell_nni_their_accuracy_once(experiment):
+    told = {"default": 0.5, "macs_ratio": 0.25}
+    experiment.trial("a", "RUNNING", "SUCCEEDED", metrics=told)
+    (row,) = collect(experiment.folder)
+    assert (row.accuracy, row.macs_ratio, row.metric) == (0.5, 0.25, None)
+
+
+def test_trials_that_are_not_ours_show_nnis_metric(experiment, tmp_path):
+    experiment.trial("a", "RUNNING", "SUCCEEDED", parameters={"lr": 0.1}, metrics=12.5)
+    experiment.trial("b", "RUNNING", "SUCCEEDED", parameters={"lr": 0.2}, metrics={"default": 3})
+    experiment.trial("c", "RUNNING")
+    rows = collect(experiment.folder)
+    assert [(row.metric, row.accuracy) for row in rows] == [(12.5, None), (3.0, None), (None, None)]
+    head, a, b, _, legend = plain_table(rows).splitlines()
+    assert head.split() == ["metric", "seconds", "status", "parameters", "trial"]
+    assert (a.split()[0], b.split()[0]) == ("12.5", "3")
+    assert "lr=0.1" in a
+    assert legend == "metric: what a trial reported to NNI as its default"
+    page = write_html(rows, tmp_path / "report.html").read_text()
+    assert ">metric</th>" in page
+    assert ">12.5</td>" in page
+    assert json_rows(rows)[0]["metric"] == 12.5
+    experiment.trial("d", "RUNNING", "SUCCEEDED", written=result())
+    both = plain_table(collect(experiment.folder)).splitlines()
+    assert {"metric", "acc.", "MACs"} <= set(both[0].split())
+
+
 def test_every_status_has_its_word(experiment):
     failed = experiment.trial("f", "RUNNING", "FAILED")
     (failed / "trial.stderr").write_text("Traceback\n  ...\nerror: no such data\n\n")

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(webui.missing() is not None, reason=webui.missing() or ""),
 ]
 
-COLUMNS = ("accuracy", "params", "params_ratio", "macs", "macs_ratio", "latency_ms")
+COLUMNS = ("params", "params_ratio", "macs", "macs_ratio", "latency_ms")
 
 
 @dataclass

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from nni_gconv.errors import ConfigError
+from nni_gconv.yaml12 import read_yaml
 
 _METRICS = "metrics.jsonl"
 
@@ -35,7 +39,7 @@ def progress_of(folder: Path) -> str | None:
     Examples
     --------
     >>> progress_of(Path("runs/running"))  # doctest: +SKIP
-    'finetune, epoch 3, accuracy 97.50 %'
+    'finetune, epoch 3 of 8, accuracy 97.50 %'
     """
     records = epochs_of(folder)
     stages = _finished_stages(folder)
@@ -47,7 +51,32 @@ def progress_of(folder: Path) -> str | None:
     accuracy = last.get("val_accuracy")
     number = isinstance(accuracy, int | float)
     shown = f", accuracy {100 * accuracy:.2f} %" if number and accuracy is not None else ""
-    return f"{last['stage']}, epoch {last['epoch']}{shown}"
+    recipe = folder / "recipe.yml"
+    every = _epochs(recipe, _changed(recipe)).get(str(last["stage"]))
+    of = f" of {every}" if every is not None else ""
+    return f"{last['stage']}, epoch {last['epoch']}{of}{shown}"
+
+
+def _changed(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=64)
+def _epochs(recipe: Path, _changed: int) -> dict[str, int]:
+    """Return how many epochs each stage of a run has; who watches asks again every second."""
+    try:
+        content = read_yaml(recipe.read_text(encoding="utf-8"), recipe.name)
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return {}
+    stages = content.items() if isinstance(content, dict) else ()
+    return {
+        name: stage["epochs"]
+        for name, stage in stages
+        if isinstance(stage, dict) and type(stage.get("epochs")) is int
+    }
 
 
 def _finished_stages(folder: Path) -> list[str]:
