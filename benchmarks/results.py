@@ -3,6 +3,7 @@
     python benchmarks/results.py DATA WEIGHTS --only resnet20b-half
     python benchmarks/results.py DATA WEIGHTS --only "resnet20b-half: NNI L1" --epochs 1
     python benchmarks/results.py --docs
+    python benchmarks/results.py --files
 
 DATA holds the four arrays that the `cifar10` loader reads, WEIGHTS the files that
 benchmarks/pretrained.py names. A file in benchmarks/results gives one recipe and several methods,
@@ -11,7 +12,8 @@ dense network and without, and with every seed. A row is one run of `nni-gconv`'
 of the training images chooses the best epoch, the test images are looked at before and after
 fine-tuning and choose nothing. Rows that stand in the file's .json already are not run again, and a
 run that was stopped goes on from its last epoch. --docs writes the tables and the picture of
-docs/results.md from the rows.
+docs/results.md from the rows. --files copies the small networks of the rows that a file names under
+`files` to benchmarks/results/files, where benchmarks/evaluate.py measures them.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from typing import Any
 import yaml
 from matplotlib.ticker import LogLocator, NullLocator
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from nni_gconv import run_recipe
 from nni_gconv.errors import NniGconvError
@@ -38,6 +42,7 @@ from nni_gconv.files import write_json, write_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+FILES = RESULTS / "files"
 DOCS = HERE.parent / "docs"
 DISTILL = {"temperature": 4.0, "weight": 0.7}
 _console = Console(stderr=True)
@@ -57,6 +62,16 @@ def key_of(method: str, epochs: int, distilled: bool, seed: int) -> str:
     """Name a row of a file."""
     how = "distilled" if distilled else "labels alone"
     return f"{method}, {epochs} epochs, {how}" + (f", seed {seed}" if seed else "")
+
+
+def slug(key: str) -> str:
+    """Name the folder of a row."""
+    return "".join(c if c.isalnum() else "-" for c in key)
+
+
+def file_of(name: str, key: str) -> str:
+    """Name the compact file of a row."""
+    return f"{name}--{slug(key)}.safetensors"
 
 
 def rows_of(
@@ -110,7 +125,7 @@ def run(plans: dict[str, Any], args: argparse.Namespace) -> None:
         if key in done:
             continue
         recipe = recipe_of(plans[name], *row_of)
-        folder = args.output / name / "".join(c if c.isalnum() else "-" for c in key)
+        folder = args.output / name / slug(key)
         row = {
             "recipe": recipe,
             "commit": commit(),
@@ -129,6 +144,18 @@ def read(name: str) -> dict[str, Any]:
     """Read the rows of a file that are there."""
     file = RESULTS / f"{name}.json"
     return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def keep_files(plans: dict[str, Any], output: Path) -> None:
+    """Copy the small networks of the best rows, with the rows' recipes, which name no places."""
+    FILES.mkdir(exist_ok=True)
+    for name, plan in plans.items():
+        for key in plan.get("files", []):
+            made = output / name / slug(key) / "compact.safetensors"
+            with safe_open(made, "pt") as opened:
+                recipe = json.dumps(read(name)[key]["recipe"])
+                about = {**opened.metadata(), "nni_gconv.recipe": recipe}
+            save_file(load_file(made), FILES / file_of(name, key), about)
 
 
 def of_seeds(
@@ -226,11 +253,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="rows of these seeds")
     parser.add_argument("--output", type=Path, default=Path("runs/results").absolute())
     parser.add_argument("--docs", action="store_true", help="write docs/results.md again")
+    parser.add_argument("--files", action="store_true", help="copy the best small networks")
     args = parser.parse_args()
     plans = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(RESULTS.glob("*.yml"))}
     if args.data is not None and args.weights is not None:
         args.data, args.weights = args.data.absolute(), args.weights.absolute()
         run(plans, args)
+    if args.files:
+        keep_files(plans, args.output)
     if args.docs:
         document(plans)
 

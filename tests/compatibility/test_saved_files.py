@@ -1,14 +1,18 @@
 """What earlier versions saved still loads, and says the same."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nni_gconv import GroupConvPruner, ModelSpeedup, Recipe, load_compact
+from nni_gconv.profiling import count
 from nni_gconv.recipe.load import load_recipe
+from nni_gconv.training.zoo import create_model
 
 SAVED = Path(__file__).parent / "saved_by_0_1"
 sys.path.insert(0, str(SAVED))
@@ -59,3 +63,19 @@ def test_a_recipe_of_0_1_loads():
     recipe = load_recipe(SAVED / "recipe.yml")
     assert isinstance(recipe, Recipe)
     assert recipe.prune.budget == {"macs": 0.5}
+
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("files/*.safetensors")), ids=lambda f: f.stem)
+def test_the_networks_kept_beside_the_results_are_those_of_the_rows(file):
+    """Their accuracies are measured again by benchmarks/evaluate.py, which needs CIFAR-10."""
+    rows = json.loads((RESULTS / f"{file.stem.partition('--')[0]}.json").read_text())
+    written = json.loads(safe_open(file, "pt").metadata()["nni_gconv.recipe"])
+    (row,) = (row for row in rows.values() if row["recipe"] == written)
+    dense = create_model(written["model"]["name"])
+    small = load_compact(file, lambda: create_model(written["model"]["name"]))
+    image = torch.zeros(1, 3, 32, 32)
+    ratio = count(small, image).macs / count(dense, image).macs
+    assert ratio == pytest.approx(row["macs"], abs=1e-4)
