@@ -48,17 +48,49 @@ def counting(what: str, total: int, *, enabled: bool = True) -> Iterator[Callabl
     >>> with counting("layers", 2) as done:
     ...     done()
     """
+    numbers = count(1)
+    with advancing(what, enabled=enabled) as advance:
+        yield lambda: advance(next(numbers), total)
+
+
+@contextmanager
+def advancing(
+    what: str, *, enabled: bool = True, last_line: bool = False
+) -> Iterator[Callable[[int, int], None]]:
+    """Give a function that takes how many pieces of work are done, and of how many.
+
+    As :func:`counting`, for work that says itself how much it is.
+
+    Parameters
+    ----------
+    what : str
+        What is counted: points, partitions.
+    enabled : bool, default True
+        False shows nothing.
+    last_line : bool, default False
+        Whether a line says that all is done where no terminal shows a bar.
+
+    Examples
+    --------
+    >>> with advancing("points") as advance:
+    ...     advance(1, 2)
+    """
     if not enabled:
-        yield lambda: None
+        yield lambda done, every: None
         return
     stage, shown = _current.get(), None
     if stage is None or not stage.has_bar:
         shown = _bar() if sys.stderr.isatty() else None
         name = what if stage is None else f"{stage.name}: {what}"
         stage = Stage(name, shown, stage is None or stage.spoken)
-    numbers = count(1)
+
+    def advance(done: int, every: int) -> None:
+        stage.advance(done, every, what)
+        if last_line and done == every and not stage.has_bar:
+            say(f"{every} {what} done")
+
     with shown or nullcontext():
-        yield lambda: stage.advance(next(numbers), total, what)
+        yield advance
 
 
 class Stage:

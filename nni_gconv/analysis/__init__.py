@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from nni_gconv.analysis.curves import Curve, Point, Score, Together
+    from nni_gconv.analysis.curves import TOLERANCE, Curve, Point, Score, Together
     from nni_gconv.analysis.measure import sensitivity
     from nni_gconv.analysis.result import Sensitivity, tolerance_of
     from nni_gconv.analysis.trial import trial_sensitivity
 
 __all__ = [
+    "TOLERANCE",
     "Curve",
     "Point",
     "Score",
@@ -30,7 +31,7 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "curves": ["Curve", "Point", "Score", "Together"],
+        "curves": ["TOLERANCE", "Curve", "Point", "Score", "Together"],
         "measure": ["sensitivity"],
         "result": ["Sensitivity", "tolerance_of"],
         "trial": ["trial_sensitivity"],

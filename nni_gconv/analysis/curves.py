@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: Loss of accuracy, a fraction of 1, that a set must stay below: a tenth of a point.
+TOLERANCE = 0.001
+
 
 def tolerated_ratio(
     ratios: Sequence[float], accuracies: Sequence[float], dense: float, tolerance: float

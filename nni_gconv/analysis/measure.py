@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from nni_gconv.analysis.criteria import ranked_by
-from nni_gconv.analysis.curves import Curve, Point, Score, Together, layer_ratios
+from nni_gconv.analysis.curves import TOLERANCE, Curve, Point, Score, Together, layer_ratios
 from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.analysis.score_log import ScoreFile
 from nni_gconv.analysis.scoring import Batches, Evaluate, scorer
@@ -42,7 +42,7 @@ def sensitivity(
     *,
     criterion: str = "l1",
     ratios: Sequence[float] = RATIOS,
-    tolerance: float = 0.001,
+    tolerance: float = TOLERANCE,
     stop_below: float | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -209,7 +209,7 @@ class _Orders:
 
 
 def check_points(
-    ratios: Sequence[float], tolerance: float = 0.001, stop_below: float | None = None
+    ratios: Sequence[float], tolerance: float = TOLERANCE, stop_below: float | None = None
 ) -> None:
     """Refuse ratios, a tolerance or a limit that mean nothing."""
     if not len(ratios) or any(not 0 <= ratio <= 1 for ratio in ratios):

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nni_gconv.analysis.curves import Curve, Score, Together, layer_ratios
+from nni_gconv.analysis.curves import TOLERANCE, Curve, Score, Together, layer_ratios
 from nni_gconv.analysis.plot import plot_curves
 from nni_gconv.files import write_text
 from nni_gconv.tables import Table
@@ -53,7 +53,7 @@ class Sensitivity:
     prune: Mapping[str, Any] = field(default_factory=dict)
     keep: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def ratios(self, tolerance: float = 0.001) -> dict[str, float]:
+    def ratios(self, tolerance: float = TOLERANCE) -> dict[str, float]:
         """Return the share of channels each layer may lose alone for less than `tolerance`.
 
         Parameters
@@ -69,7 +69,7 @@ class Sensitivity:
         """
         return layer_ratios(self.curves, self.dense, tolerance)
 
-    def config_list(self, tolerance: float = 0.001) -> list[dict[str, Any]]:
+    def config_list(self, tolerance: float = TOLERANCE) -> list[dict[str, Any]]:
         """Return the ratios as NNI's config_list, without layers that lose nothing.
 
         Examples

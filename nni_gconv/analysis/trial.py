@@ -11,6 +11,7 @@ import torch
 
 from nni_gconv import compat
 from nni_gconv.analysis.criteria import ranked_by
+from nni_gconv.analysis.curves import TOLERANCE
 from nni_gconv.analysis.measure import RATIOS, check_points, sensitivity
 from nni_gconv.analysis.result import Sensitivity
 from nni_gconv.config_list import CHANNEL_KEYS, SELECT_KEYS
@@ -33,7 +34,7 @@ def trial_sensitivity(
     output: str | Path | None = None,
     criterion: str = "l1",
     ratios: Sequence[float] = RATIOS,
-    tolerance: float = 0.001,
+    tolerance: float = TOLERANCE,
     stop_below: float | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,

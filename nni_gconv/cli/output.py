@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,34 +50,6 @@ def print_trials(rows: Sequence[TrialRow], title: str | None = None) -> None:
 def note(text: str) -> None:
     """Write a line to standard error."""
     typer.echo(text, err=True)
-
-
-@contextmanager
-def progress_bar(what: str, *, enabled: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Give a function that shows how many of how many are done, on standard error.
-
-    On a terminal it is a bar, gone in the end; elsewhere one line, when all are done.
-    """
-    if not enabled or not sys.stderr.isatty():
-
-        def at_the_end(done: int, every: int) -> None:
-            if enabled and done == every:
-                note(f"{every} {what} done")
-
-        yield at_the_end
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, visible=False)
-
-        def advance(done: int, every: int) -> None:
-            bar.update(task, completed=done, total=every, visible=True)
-
-        yield advance
 
 
 def parse_overrides(items: Sequence[str], flag: str = "-o") -> dict[str, Any]:

@@ -7,13 +7,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from nni_gconv.analysis import Curve, Point, Score, Sensitivity, Together, tolerance_of
+from nni_gconv.analysis import TOLERANCE, Curve, Point, Score, Sensitivity, Together, tolerance_of
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.report.collect import TrialRow, collect
 from nni_gconv.yaml12 import read_yaml
 
 _CURVES = "curves.csv"
-_TOLERANCE = 0.001
 
 
 def join_curves(
@@ -56,7 +55,7 @@ def join_curves(
         raise ConfigError(f"{experiment}: curves of several criteria cannot be joined: {names}")
     curves = [curve for table in tables for curve in _read(table)]
     sections = [(table.parent / "prune.yml").read_text(encoding="utf-8") for table in tables]
-    own = sorted({tolerance_of(section) or _TOLERANCE for section in sections})
+    own = sorted({tolerance_of(section) or TOLERANCE for section in sections})
     if tolerance is None and len(own) > 1:
         several = ", ".join(f"{each:g}" for each in own)
         raise ConfigError(f"{experiment}: trials of several tolerances ({several}): give one")

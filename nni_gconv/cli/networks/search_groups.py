@@ -15,8 +15,9 @@ from nni_gconv.cli.networks.model_options import (
     NoImport,
     build_model,
 )
-from nni_gconv.cli.output import note, print_json, progress_bar
+from nni_gconv.cli.output import note, print_json
 from nni_gconv.errors import ConfigError
+from nni_gconv.progress import advancing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,7 +78,7 @@ def search_groups(  # noqa: PLR0913, PLR0917 - one argument an option
 
     network, example = build_model(model, shape, option, num_classes=num_classes, weights=weights)
     config_list = [{"op_types": _kinds(network, model), "exclude_op_names_re": exclude or []}]
-    with progress_bar("partitions") as progress:
+    with advancing("partitions", last_line=True) as progress:
         try:
             found = search(
                 network,

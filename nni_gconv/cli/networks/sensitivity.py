@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
-from nni_gconv.cli.output import note, parse_overrides, print_json, progress_bar
+from nni_gconv.cli.output import note, parse_overrides, print_json
 from nni_gconv.cli.signals import KEPT, interruptible
 from nni_gconv.errors import ConfigError
+from nni_gconv.progress import advancing
 
 if TYPE_CHECKING:
     from nni_gconv.analysis import Sensitivity
@@ -83,10 +84,11 @@ def sensitivity(
     shares, options = parse_ratios(ratios), parse_overrides(option or [], flag="--option")
     recipe, overrides = _recipe(source, parse_overrides(override or []))
 
-    from nni_gconv.analysis import trial_sensitivity
+    from nni_gconv.analysis import TOLERANCE, trial_sensitivity
 
     again = f"{KEPT}nni-gconv {shlex.join(sys.argv[1:])}"
-    with interruptible(again), progress_bar("points", enabled=not quiet) as progress:
+    bar = advancing("points", enabled=not quiet, last_line=True)
+    with interruptible(again), bar as progress:
         found, files = trial_sensitivity(
             recipe,
             overrides=overrides,
@@ -94,7 +96,7 @@ def sensitivity(
             criterion=criterion,
             quiet=quiet,
             ratios=shares,
-            tolerance=0.001 if tolerance is None else tolerance,
+            tolerance=TOLERANCE if tolerance is None else tolerance,
             stop_below=stop_below,
             options=options,
             seed=seed,
