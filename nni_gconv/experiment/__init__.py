@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from nni_gconv.experiment.checks import ExperimentPlan, check_experiment, made_ready, preflight
+    from nni_gconv.experiment.checks import (
+        ExperimentPlan,
+        check_experiment,
+        fix_machines,
+        made_ready,
+        preflight,
+    )
     from nni_gconv.experiment.epochs import epochs_of, held, progress_of
     from nni_gconv.experiment.launch import run_experiment, start
     from nni_gconv.experiment.locate import find_experiment, folder_of, hint_of_id
@@ -41,6 +47,7 @@ __all__ = [
     "experiment_file",
     "experiment_names",
     "find_experiment",
+    "fix_machines",
     "folder_of",
     "held",
     "hint_of_id",
@@ -58,6 +65,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "checks.checkup": ["check_experiment", "made_ready"],
+        "checks.fix": ["fix_machines"],
         "checks.plan": ["ExperimentPlan"],
         "checks.preflight": ["preflight"],
         "epochs": ["epochs_of", "held", "progress_of"],

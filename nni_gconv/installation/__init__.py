@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from nni_gconv.installation.finding import Finding
 from nni_gconv.installation.machine import MACHINE
 from nni_gconv.installation.software import SOFTWARE
+from nni_gconv.installation.wheel import write_wheel
 
-__all__ = ["Finding", "blocks", "examine"]
+__all__ = ["Finding", "blocks", "examine", "write_wheel"]
 
 
 def examine() -> list[Finding]:

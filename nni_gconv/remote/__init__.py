@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nni_gconv.remote.check import ERROR, OK, PACKAGES, WARNING, Finding, Wanted, check_machine
     from nni_gconv.remote.code_size import MAX_BYTES, MAX_FILES, code_size
     from nni_gconv.remote.fetch import FetchReport, fetch_machine
+    from nni_gconv.remote.install import bring
     from nni_gconv.remote.links import MachineLinks
     from nni_gconv.remote.machines import Machine, machines_of
     from nni_gconv.remote.probe import MachineFacts
@@ -35,6 +36,7 @@ __all__ = [
     "MachineLinks",
     "RemoteError",
     "Wanted",
+    "bring",
     "check_machine",
     "code_size",
     "connect",
@@ -53,6 +55,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "check": ["ERROR", "Finding", "OK", "PACKAGES", "WARNING", "Wanted", "check_machine"],
         "code_size": ["MAX_BYTES", "MAX_FILES", "code_size"],
         "fetch": ["FetchReport", "fetch_machine"],
+        "install": ["bring"],
         "links": ["MachineLinks"],
         "machines": ["Machine", "machines_of"],
         "probe": ["MachineFacts"],

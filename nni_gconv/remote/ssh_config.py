@@ -68,8 +68,8 @@ def _machine(machine: Any, known: Any, file: Path) -> Any:
         if str(found.get(word, "none")).lower() != "none":
             raise ConfigError(
                 f"{file}: {host} is behind {found[word]!r}, which NNI's manager cannot follow; "
-                f"open a tunnel (ssh -N -L 2222:localhost:22 {host}) and give host: 127.0.0.1, "
-                "port: 2222"
+                f"open a tunnel (ssh -N -L 2222:localhost:22 {host}), log in through it once "
+                "(ssh -p 2222 USER@127.0.0.1), and give host: 127.0.0.1, port: 2222"
             )
     result = {**machine, "host": found.get("hostname", host)}
     given = {str(key).lower().replace("_", "") for key in machine}

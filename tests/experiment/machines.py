@@ -191,7 +191,7 @@ def _prepare(
         quiet("ip", "-n", namespace, "link", "set", "lo", "up")
     else:
         namespace = card = None
-        host, port = f"127.0.0.{index + 2}", _free_port(f"127.0.0.{index + 2}")
+        host, port = f"127.0.0.{index + 2}", free_port(f"127.0.0.{index + 2}")
     quiet("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / f"host{index + 1}"))
     given = filter(None, [os.environ.get("PYTHONPATH")])
     path = os.pathsep.join([str(FAKE_NVML), str(ROOT), *given])
@@ -225,7 +225,7 @@ def _prepare(
     return SshMachine(host, port, home, key, namespace=namespace, card=card)
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,19 +16,25 @@ import psutil
 import pytest
 import yaml
 
-from nni_gconv.experiment import experiment_file
+from nni_gconv._version import __version__
+from nni_gconv.errors import ConfigError
+from nni_gconv.experiment import experiment_file, fix_machines
 from nni_gconv.experiment.checks.checkup import check_experiment
+from nni_gconv.installation import write_wheel
 from nni_gconv.remote import (
     MachineLinks,
     RemoteError,
+    bring,
     connect,
     fetch_machine,
     known_host_keys,
     machines_of,
+    with_ssh_config,
 )
+from nni_gconv.remote.probe import probe
 
 from .conftest import Workshop
-from .machines import make_machines, quiet, trust
+from .machines import free_port, make_machines, quiet, trust
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -332,6 +339,90 @@ def test_doctor_prints_json_and_fails_where_something_is_wrong(check, home):
     assert refused.code == 2
     assert f"experiment.yml:{row['line']}: " in refused.err
     assert refused.err.count("\n") == 1
+
+
+def test_the_package_is_brought_to_a_machine_that_lacks_it(home, machines):
+    """The pip there installs into a folder of its own, without what it would download."""
+    machine, site = machines[0], home / "site"
+    script = machine.home / "bin/python"
+    kept = script.read_text()
+    lines = kept.splitlines()
+    pip = f"exec {sys.executable} -m pip install --no-deps --target {site}"
+    lines[1] = f'case "$*" in *"pip install"*) {pip} "$4";; esac'
+    script.write_text("\n".join(lines) + "\n")
+    try:
+        with connect(machine_of(machine.entry)) as connection:
+            wheel = write_wheel(home / "dist")
+            assert bring(connection, wheel, {"nni-gconv": "9.9"}) == [wheel.name]
+            there = probe(connection, ("nni-gconv",)).versions["nni-gconv"]
+            assert bring(connection, wheel, {"nni-gconv": there}) == []
+    finally:
+        script.write_text(kept)
+    code = "import nni_gconv; print(nni_gconv.__file__, nni_gconv.__version__)"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = quiet(sys.executable, "-c", code, env=environment, cwd=home)
+    assert done.stdout.split() == [str(site / "nni_gconv/__init__.py"), __version__]
+    assert (site / "nni_gconv/_files/experiments/quickstart/experiment.yml").is_file()
+
+
+def test_a_failed_pip_is_one_line(check, home, machines):
+    file, _ = check()
+    lines = list(fix_machines(file))
+    assert len(lines) == 2
+    lacking = [line for line in lines if "lacks nothing" not in line]
+    assert all("pip install failed" in line and "\n" not in line for line in lacking)
+    for machine in machines:
+        (machine.home / "pip_was_called").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    """Two machines of which one reaches the other."""
+    monkeypatch.setenv("TEST_MACHINES", "loopback")
+    made = make_machines(tmp_path / "pair", 2)
+    yield made
+    for machine in made:
+        machine.close()
+
+
+def test_the_way_behind_another_machine_that_the_error_names(home, pair):
+    """Two real servers: the far one through the near one, by the command of the message."""
+    near, far = pair
+    trust(home, pair)
+    port, known = free_port("127.0.0.1"), home / ".ssh/known_hosts"
+    config = home / ".ssh/config"
+    config.write_text(
+        f"Host near\n HostName {near.host}\n Port {near.port}\n"
+        f"Host far\n HostName {far.host}\n Port {far.port}\n ProxyJump near\n"
+        f"Host *\n User {near.entry['user']}\n IdentityFile {near.key}\n"
+        f" UserKnownHostsFile {known}\n BatchMode yes\n"
+    )
+    given = {"trainingService": {"platform": "remote", "machineList": [{"host": "far"}]}}
+    with pytest.raises(ConfigError) as error:
+        with_ssh_config(given, config)
+    command = re.search(r"\((ssh -N -L [^)]*)\)", str(error.value))[1]
+    assert command == "ssh -N -L 2222:localhost:22 far"
+    words = command.replace("2222:localhost:22", f"{port}:{far.host}:{far.port}").split()
+    # ssh reads the configuration of the account, wherever HOME is; the jump takes -F along.
+    tunnel = subprocess.Popen([words[0], "-F", str(config), *words[1:]])
+    entry = {**far.entry, "host": "127.0.0.1", "port": port}
+    name = f"[{far.host}]:{far.port} "
+    line = next(one for one in known.read_text().splitlines() if one.startswith(name))
+    with known.open("a") as file:  # what one login by hand writes there
+        file.write(f"[127.0.0.1]:{port} {line.removeprefix(name)}\n")
+
+    def reached():
+        assert tunnel.poll() is None
+        with contextlib.suppress(RemoteError), connect(machine_of(entry)) as connection:
+            return connection.run("echo $HOME").out
+        return ""
+
+    try:
+        wait_until(reached, "the tunnel")
+        assert reached() == str(far.home)
+    finally:
+        tunnel.terminate()
+        tunnel.wait(30)
 
 
 # Whole experiments

@@ -64,7 +64,8 @@ def test_without_a_file_nothing_changes(tmp_path):
 
 
 def test_a_machine_behind_another_is_said(config):
-    with pytest.raises(ConfigError, match=r"far is behind 'box'.*ssh -N -L 2222:localhost:22 far"):
+    words = r"far is behind 'box'.*ssh -N -L 2222:localhost:22 far\), log in through"
+    with pytest.raises(ConfigError, match=words):
         with_ssh_config(experiment({"host": "far"}))
 
 

@@ -15,6 +15,7 @@ from nni_gconv.cli.networks.model_options import (
     build_model,
 )
 from nni_gconv.cli.output import print_json
+from nni_gconv.errors import ConfigError
 
 
 def doctor(
@@ -31,6 +32,14 @@ def doctor(
         float, typer.Option(min=0.0, max=1.0, help="Share of channels that is priced.")
     ] = 0.5,
     option: ModelOptions = None,
+    fix: Annotated[
+        bool,
+        typer.Option(
+            "--fix",
+            help="Of an experiment: copy this package to the machines that lack it, and install it "
+            "there by pip, with nni, torch and torchvision as they are here.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     no_import: NoImport = False,
 ) -> None:
@@ -40,12 +49,15 @@ def doctor(
     MODEL: what is coupled, what stays and why, what a ratio costs. With an experiment file (*.yml):
     the file and every machine it names, without starting it.
     """
+    experiment = model is not None and Path(model).suffix in (".yml", ".yaml")
+    if fix and not experiment:
+        raise ConfigError("--fix installs on the machines of an experiment: give its file")
     if model is None:
         raise typer.Exit(doctor_installation(as_json=as_json))
-    if Path(model).suffix in (".yml", ".yaml"):
+    if experiment:
         from nni_gconv.cli.doctor.experiment import doctor_experiment
 
-        raise typer.Exit(doctor_experiment(Path(model), as_json=as_json))
+        raise typer.Exit(doctor_experiment(Path(model), as_json=as_json, fix=fix))
     network, example = build_model(model, shape, option)
 
     from nni_gconv.diagnose import diagnose

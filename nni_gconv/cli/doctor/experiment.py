@@ -9,7 +9,7 @@ import typer
 from nni_gconv.cli.output import note, print_json
 
 
-def doctor_experiment(file: Path, *, as_json: bool) -> int:
+def doctor_experiment(file: Path, *, as_json: bool, fix: bool = False) -> int:
     """Check an experiment file and its machines, and print what was found.
 
     Parameters
@@ -18,15 +18,19 @@ def doctor_experiment(file: Path, *, as_json: bool) -> int:
         The experiment file.
     as_json : bool
         Print a JSON list instead of lines.
+    fix : bool, default False
+        Install first what machines lack.
 
     Returns
     -------
     int
         Exit code: 0 where nothing hinders the experiment, else 2.
     """
-    from nni_gconv.experiment import check_experiment
+    from nni_gconv.experiment import check_experiment, fix_machines
     from nni_gconv.remote import ERROR, WARNING, line_of
 
+    for text in fix_machines(file) if fix else ():
+        note(text)
     findings = check_experiment(file)
     rows = [
         {

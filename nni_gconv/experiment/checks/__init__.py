@@ -10,15 +10,25 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from nni_gconv.experiment.checks.checkup import check_experiment, made_ready
+    from nni_gconv.experiment.checks.fix import fix_machines
     from nni_gconv.experiment.checks.plan import ExperimentPlan, Resumption
     from nni_gconv.experiment.checks.preflight import as_json, preflight
 
-__all__ = ["ExperimentPlan", "Resumption", "as_json", "check_experiment", "made_ready", "preflight"]
+__all__ = [
+    "ExperimentPlan",
+    "Resumption",
+    "as_json",
+    "check_experiment",
+    "fix_machines",
+    "made_ready",
+    "preflight",
+]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "checkup": ["check_experiment", "made_ready"],
+        "fix": ["fix_machines"],
         "plan": ["ExperimentPlan", "Resumption"],
         "preflight": ["as_json", "preflight"],
     },

@@ -133,7 +133,8 @@ def _check(machine: Machine, wanted: Wanted) -> tuple[MachineFacts | None, list[
     return facts, [login, *found]
 
 
-def _wanted(plan: ExperimentPlan) -> Wanted:
+def versions_here() -> dict[str, str]:
+    """Return the versions of the packages that are compared."""
     versions = {"nni-gconv": __version__}
     for name in PACKAGES:
         if name not in versions:
@@ -141,8 +142,12 @@ def _wanted(plan: ExperimentPlan) -> Wanted:
                 versions[name] = version(name)
             except PackageNotFoundError:
                 continue
+    return versions
+
+
+def _wanted(plan: ExperimentPlan) -> Wanted:
     return Wanted(
-        versions=versions,
+        versions=versions_here(),
         python=platform.python_version(),
         program=_program(_remote(plan).trial_command),
         debug=plan.config.log_level in ("debug", "trace"),
