@@ -1,9 +1,9 @@
 """Networks for inference: norms folded, and every layer in its quickest equal form.
 
 Begin with :func:`optimize`. :func:`find_forms` measures and makes a :class:`FormPlan` (`plan`),
-:func:`apply_forms` builds the network of one. `norms` folds batch norms, `search` times layers and
-whole networks, `chain` decides memory formats of neighbours together, `check` compares numbers.
-Knows of graph, groupconv's forms and profiling.
+:func:`apply_forms` builds the network of one. `norms` folds batch norms, `search` times layers,
+`judge` whole networks, `work` tells which of them run the same, `chain` decides memory formats of
+neighbours together, `check` compares numbers. Knows of graph, groupconv's forms and profiling.
 """
 
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nni_gconv.inference.ratio import quick_ratio
     from nni_gconv.inference.report import LayerChoice, OptimizeReport, TimedNetwork
     from nni_gconv.inference.search import find_forms
+    from nni_gconv.inference.work import work_of
 
 __all__ = [
     "FormPlan",
@@ -41,6 +42,7 @@ __all__ = [
     "origin_of",
     "quick_ratio",
     "report_of",
+    "work_of",
 ]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
@@ -59,5 +61,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "ratio": ["quick_ratio"],
         "report": ["LayerChoice", "OptimizeReport", "TimedNetwork"],
         "search": ["find_forms"],
+        "work": ["work_of"],
     },
 )

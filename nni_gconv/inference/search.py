@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,13 +14,13 @@ from torch import nn
 from nni_gconv.groupconv import unwrapped
 from nni_gconv.groupconv.forms import Form, FormTimer, TimedForm, Unit, find_units
 from nni_gconv.inference.chain import cheapest_path
+from nni_gconv.inference.judge import AS_IT_WAS, GIVEN, MEMORY, Judge
 from nni_gconv.inference.norms import foldable_norms
 from nni_gconv.inference.plan import FormPlan, LayerForm, ToMemoryFormat, apply_forms
 from nni_gconv.inference.report import LayerChoice, OptimizeReport, TimedNetwork
 from nni_gconv.profiling import (
     batch_of,
     clock_for,
-    compare_latency,
     cpu_threads,
     device_of,
     in_turn,
@@ -28,8 +28,6 @@ from nni_gconv.profiling import (
     milliseconds,
 )
 
-AS_IT_WAS = "as it was"
-_MEMORY = {False: "contiguous", True: "channels last"}
 #: What the chain of layers must promise before a network of both memory formats is built.
 _WORTH = 0.98
 
@@ -71,6 +69,7 @@ def find_forms(
     threads: int = 1,
     max_seconds: float = 20.0,
     dense: nn.Module | None = None,
+    channels_last: bool | None = None,
 ) -> tuple[FormPlan, OptimizeReport]:
     """Measure which forms of a network's layers are the quickest on this machine.
 
@@ -78,6 +77,9 @@ def find_forms(
     ----------
     model, dummy_input, threads, max_seconds, dense
         As for :func:`nni_gconv.optimize`.
+    channels_last : bool, optional
+        Memory format of the dense network with its norms folded that forms have to beat; default:
+        the quicker one.
 
     Returns
     -------
@@ -97,10 +99,12 @@ def find_forms(
     timer = FormTimer(threads=threads, max_seconds=max_seconds / 10)
     timed = [_Timed(unit, timer.times(unit.module, unit.shape)) for unit in units]
     plans = {AS_IT_WAS: FormPlan(), **_candidates(base, timed, threads)}
+    formats = MEMORY if channels_last is None else (channels_last,)
+    dense_plans = [_plan(base, timed, _dense, last) for last in formats]
+    plain = [name for name, plan in plans.items() if plan in dense_plans]
     measured = {**machine_of(device_of(model), threads=threads), "batch": batch_of(dummy_input)}
-    networks = _judge(model, dummy_input, plans, threads, max_seconds, dense)
-    known = [n for n in networks if n.name in plans]
-    chosen = min(known, key=lambda n: n.ratio).name  # ratio 1 for what it was: never slower
+    judge = Judge(model, dummy_input, threads, max_seconds)
+    networks, chosen = judge.choose(plans, plain, dense)
     plan = dataclasses.replace(plans[chosen], measured=measured)
     return plan, _report(plan, chosen, timed, networks, measured)
 
@@ -108,11 +112,11 @@ def find_forms(
 def _candidates(base: FormPlan, timed: Sequence[_Timed], threads: int) -> dict[str, FormPlan]:
     """Plans that may be quickest, by name."""
     plans: dict[str, FormPlan] = {}
-    for last, memory in _MEMORY.items():
+    for last, memory in MEMORY.items():
         plans[f"norms folded, {memory}"] = _plan(base, timed, _kept, last)
-        plans[f"quickest forms, {memory}"] = _plan(base, timed, _best, last)
         if any(t.is_grouped for t in timed):
             plans[f"dense, {memory}"] = _plan(base, timed, _dense, last)
+        plans[f"quickest forms, {memory}"] = _plan(base, timed, _best, last)
     # Alone a layer finds its weights in the cache, in a network it does not.
     plans["packed weights, channels last"] = _plan(base, timed, _packed, True)
     mixed = _mixed(base, timed, threads)
@@ -155,7 +159,7 @@ def _packed(timed: _Timed, last: bool) -> LayerForm:
 
 def _mixed(base: FormPlan, timed: Sequence[_Timed], threads: int) -> FormPlan | None:
     """Choose memory formats layer by layer, as if the layers were a chain; None: one is enough."""
-    costs = [[t.best(last).milliseconds * t.unit.calls for last in _MEMORY] for t in timed]
+    costs = [[t.best(last).milliseconds * t.unit.calls for last in MEMORY] for t in timed]
     changes = _changes(timed, threads)
     path = cheapest_path(costs, changes)
     if len(set(path)) < 2:
@@ -187,37 +191,6 @@ def _changes(timed: Sequence[_Timed], threads: int) -> list[float]:
     return [known[t.unit.shape] * t.unit.calls for t in timed]
 
 
-def _judge(
-    model: nn.Module,
-    dummy_input: Any,
-    plans: Mapping[str, FormPlan],
-    threads: int,
-    max_seconds: float,
-    dense: nn.Module | None,
-) -> tuple[TimedNetwork, ...]:
-    """Time whole networks in turn."""
-    models = {name: apply_forms(model, plan) for name, plan in plans.items()}
-    if dense is not None:
-        folded = FormPlan(folded=foldable_norms(dense, dummy_input))
-        for last, memory in _MEMORY.items():
-            plan = dataclasses.replace(folded, channels_last=last)
-            models[f"given dense network, {memory}"] = apply_forms(dense, plan)
-    found = compare_latency(
-        models,
-        dummy_input,
-        batch_size=batch_of(dummy_input),
-        threads=threads,
-        min_runs=15,
-        min_seconds=0.3,
-        max_seconds=max_seconds,
-    )
-    base = found.latencies[AS_IT_WAS].median_ms
-    return tuple(
-        TimedNetwork(name, base * found.ratios[name], found.ratios[name], *ends)
-        for name, ends in found.ratio_intervals.items()
-    )
-
-
 def _report(
     plan: FormPlan,
     chosen: str,
@@ -242,6 +215,9 @@ def _report(
             notes.append("groups do not pay here: their layers are computed as dense ones")
         elif len(kept) < len(grouped):
             notes.append(f"{len(grouped) - len(kept)} grouped layers are computed as dense ones")
+    leader = min(networks, key=lambda n: n.ratio).name
+    if leader != chosen and not leader.startswith(GIVEN):
+        notes.append(f"{leader}: not surely quicker than {chosen}")
     if chosen == AS_IT_WAS:
         notes.append("nothing was quicker than the network as it was")
     return OptimizeReport(tuple(layers), networks, chosen, paid, measured, notes=tuple(notes))

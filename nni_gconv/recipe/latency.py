@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from nni_gconv.artefact import plan_of
 from nni_gconv.files import links_in, lock_of, write_json
 from nni_gconv.inference import (
     FormPlan,
+    apply_forms,
     built_by,
     find_forms,
-    fold_batch_norms,
     origin_of,
+    work_of,
 )
-from nni_gconv.profiling import LatencySettings, compare_latency, machine_of
+from nni_gconv.inference.norms import foldable_norms
+from nni_gconv.profiling import LatencySettings, compare_latency, machine_of, with_batch
 
 #: Says what is being measured.
 Say = Callable[[str], None]
@@ -36,10 +38,11 @@ class TimingCache:
     Attributes
     ----------
     folder : Path or None
-        Where they lie; None: nothing is shared.
+        Where they lie; None: in this process alone.
     """
 
     folder: Path | None
+    _known: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_experiment(cls) -> TimingCache:
@@ -52,12 +55,14 @@ class TimingCache:
 
         What is read back is data alone; a file that cannot be read is measured anew.
         """
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         if self.folder is None:
-            return measure()
+            if digest not in self._known:
+                self._known[digest] = measure()
+            return self._known[digest]
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.folder.is_symlink() or links_in(self.folder):
             return measure()
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         file = self.folder / f"{digest[:24]}.json"
         with lock_of(self.folder / ".lock"):  # nor do two trials time at once
             try:
@@ -72,15 +77,24 @@ class TimingCache:
 
 
 def quickest_forms(
-    model: nn.Module, example: Any, settings: LatencySettings, cache: TimingCache, say: Say
+    model: nn.Module,
+    dense: nn.Module,
+    example: torch.Tensor,
+    settings: LatencySettings,
+    cache: TimingCache,
+    say: Say,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build the quickest equal form of a network; forms are looked for once an architecture.
+
+    Forms have to be surely quicker than the dense network with its norms folded in the memory
+    format that :func:`time_networks` compares with.
 
     Returns
     -------
     (nn.Module, dict)
         As of :func:`nni_gconv.optimize`, and the report as plain values.
     """
+    _, channels_last = _dense_folded(dense, example, settings, cache, say)
 
     def measure() -> dict[str, Any]:
         say(
@@ -88,11 +102,12 @@ def quickest_forms(
             f"{settings.threads} threads"
         )
         plan, report = find_forms(
-            model, example, threads=settings.threads, max_seconds=settings.max_seconds
-        )
+            model, example, threads=settings.threads, max_seconds=settings.max_seconds,
+            channels_last=channels_last,
+        )  # fmt: skip
         return {"forms": plan.to_dict(), "report": report.to_dict()}
 
-    key = {**_where(model, example, settings), "forms of": plan_of(model)}
+    key = {**_where(model, example, settings), "forms of": plan_of(model), "last": channels_last}
     found = cache.once(key, measure)
     fast, difference = built_by(model, FormPlan.from_dict(found["forms"]), example)
     return fast, {**found["report"], "difference": difference}
@@ -112,8 +127,8 @@ def time_networks(
     ----------
     small, dense : nn.Module
         If `small` comes from :func:`nni_gconv.optimize`, `dense` has its norms folded too and the
-        quicker memory format. Forms are timed in eager mode; other back-ends get the network as it
-        was.
+        quicker memory format, which is looked for once an experiment. Forms are timed in eager
+        mode; other back-ends get the network as it was.
     example : Tensor
         One image.
     settings : LatencySettings
@@ -127,7 +142,8 @@ def time_networks(
     -------
     list of dict
         A row for each back-end and batch size; ``small_ms`` is ``ratio * dense_ms``, and ``low`` to
-        ``high`` the 95 % interval of ``ratio``.
+        ``high`` the 95 % interval of ``ratio``. Networks that run the same operators, as where
+        every layer is a dense one again, share one timing: their ratio is 1.
     """
     origin = origin_of(small)
     key: dict[str, Any] = {
@@ -135,13 +151,25 @@ def time_networks(
         "dense": plan_of(dense),
         "small": plan_of(small if origin is None else origin.model),
     }
+    folded: dict[int, tuple[nn.Module, bool]] = {}
     if origin is not None:
+        for batch in settings.batch_sizes:
+            images = with_batch(example, batch)
+            folded[batch] = _dense_folded(dense, images, settings, cache, say)
         key["forms"] = {**origin.plan.to_dict(), "measured": None}
+        key["last"] = [last for _, last in folded.values()]
+
+    def pair(backend: str, batch: int) -> dict[str, nn.Module]:
+        if origin is None:
+            return {"dense": dense, "small": small}
+        if backend != "eager":
+            return {"dense": dense, "small": origin.model}
+        reference, last = folded[batch]
+        return {f"dense, norms folded{', channels last' * last}": reference, "small": small}
 
     def measure() -> list[dict[str, Any]]:
-        pairs = {backend: _pair(small, dense, example, backend) for backend in settings.backends}
         return [
-            _row(pairs[backend], example, batch, backend, settings, say)
+            _row(pair(backend, batch), example, batch, backend, settings, say)
             for backend in settings.backends
             for batch in settings.batch_sizes
         ]
@@ -149,22 +177,39 @@ def time_networks(
     return cache.once(key, measure)
 
 
-def _pair(
-    small: nn.Module, dense: nn.Module, example: torch.Tensor, backend: str
-) -> dict[str, nn.Module]:
-    """Return what a back-end times: forms are of torch's eager mode alone."""
-    origin = origin_of(small)
-    if origin is None:
-        return {"dense": dense, "small": small}
-    if backend != "eager":
-        return {"dense": dense, "small": origin.model}
-    folded = fold_batch_norms(dense, example)
-    last = copy.deepcopy(folded).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return {
-        "dense, norms folded": folded,
-        "dense, norms folded, channels last": last,
-        "small": small,
+def _dense_folded(
+    dense: nn.Module,
+    images: torch.Tensor,
+    settings: LatencySettings,
+    cache: TimingCache,
+    say: Say,
+) -> tuple[nn.Module, bool]:
+    """Build the dense network with its norms folded in its quicker memory format.
+
+    Which that is, is measured once: trials that came to different answers would compare their
+    networks with different ones.
+
+    Returns
+    -------
+    (nn.Module, bool)
+        The network, and whether its channels come last.
+    """
+    folded = FormPlan(folded=foldable_norms(dense, images))
+    both = {
+        last: apply_forms(dense, dataclasses.replace(folded, channels_last=last))
+        for last in (False, True)
     }
+
+    def measure() -> bool:
+        seconds = settings.max_seconds / 4
+        say(f"timing the dense network in both memory formats: batch {len(images)}")
+        models = {str(last): model for last, model in both.items()}
+        options = {**settings.options(), "max_seconds": seconds}
+        return compare_latency(models, images, batch_size=len(images), **options).ratios["True"] < 1
+
+    key = {**_where(dense, images, settings), "memory format of": plan_of(dense)}
+    last = bool(cache.once(key, measure))
+    return both[last], last
 
 
 def _row(
@@ -180,24 +225,27 @@ def _row(
         f"timing the small network in turn with the dense one: {backend}, batch {batch}, "
         f"{settings.threads} threads, {example.device}, up to {seconds:.0f} s"
     )
+    images = with_batch(example, batch)
+    reference, _ = models
+    if len({work_of(model, images) for model in models.values()}) == 1:
+        models = {reference: models[reference]}
     options = {**settings.options(), "max_seconds": seconds, "backend": backend}
-    found = compare_latency(models, example, batch_size=batch, **options)
-    reference = min((n for n in models if n != "small"), key=found.ratios.__getitem__)
-    ratio, low, high = found.ratio_to("small", reference)
-    dense_ms = found.latencies[reference].median_ms
+    found = compare_latency(models, images, batch_size=batch, **options)
+    ratio, low, high = found.ratio_to(list(models)[-1], reference)
+    timed = found.latencies[reference]
     return {
         "batch_size": batch,
         "threads": settings.threads,
-        "device": found.latencies["small"].device,
+        "device": timed.device,
         "backend": backend,
         "reference": reference,
-        "dense_ms": dense_ms,
+        "dense_ms": timed.median_ms,
         # Of the ratio, which is of neighbouring runs: two medians would say something else.
-        "small_ms": dense_ms * ratio,
+        "small_ms": timed.median_ms * ratio,
         "ratio": ratio,
         "low": low,
         "high": high,
-        "runs": found.latencies["small"].runs,
+        "runs": timed.runs,
     }
 
 

@@ -140,7 +140,7 @@ class Trial(Workbench):
                 return {}
             latency = self.recipe.report.latency or LatencySettings()
             given = latency, self._timings, self._say
-            fast, facts = quickest_forms(self.model, self._prune_example(), *given)
+            fast, facts = quickest_forms(self.model, self.dense, self._prune_example(), *given)
             self._write_compact(fast, OPTIMIZED)
             return {k: v for k, v in facts.items() if k != "measured"}
 

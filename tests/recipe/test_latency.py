@@ -8,8 +8,16 @@ from tiny_recipes import tiny
 from torch import nn
 
 from nni_gconv import Recipe, load_compact, run_recipe
-from nni_gconv.inference import origin_of
-from nni_gconv.profiling import LatencySettings
+from nni_gconv.groupconv.forms import Form
+from nni_gconv.inference import (
+    FormPlan,
+    LayerForm,
+    Optimized,
+    apply_forms,
+    mark_optimized,
+    origin_of,
+)
+from nni_gconv.profiling import LatencySettings, compare_latency
 from nni_gconv.recipe import latency
 from nni_gconv.training.zoo import create_model
 
@@ -99,6 +107,32 @@ def test_the_interval_and_the_milliseconds_fit_together(tmp_path):
         assert row["low"] <= row["ratio"] <= row["high"]
         assert row["runs"] == 3  # the cap of 0 s leaves three
         json.dumps(row)
+
+
+def test_a_network_that_runs_what_the_dense_one_runs_has_its_time(monkeypatch):
+    """Groups that do not pay are dense layers again: in the reference's format, timed once."""
+    timed = []
+
+    def compare(models, *given, **more):
+        timed.append(list(models))
+        return compare_latency(models, *given, **more)
+
+    monkeypatch.setattr(latency, "compare_latency", compare)
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    small = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2)).eval()
+    settings = LatencySettings(**{**QUICK, "batch_sizes": [2]})
+    given = settings, latency.TimingCache(None), lambda _: None
+    x = torch.zeros(2, 1, 8, 8)
+    _, last = latency._dense_folded(dense, x, *given)
+    layers = {n: LayerForm(Form("plain", 1), last) for n in ("0", "2")}
+    plan = FormPlan(layers, {}, last)
+    fast = mark_optimized(apply_forms(small, plan), Optimized(small, plan))
+    (row,) = latency.time_networks(fast, dense, x[:1], *given)
+    assert (row["ratio"], row["low"], row["high"]) == (1.0, 1.0, 1.0)
+    assert row["small_ms"] == row["dense_ms"]
+    # The format was looked for once, and the dense network alone was timed after that.
+    assert timed == [["False", "True"], [row["reference"]]]
 
 
 def test_a_budget_of_latency_is_of_the_quickest_forms():
