@@ -1,14 +1,16 @@
 """Accuracy without any training: what is left of pretrained CIFAR-10 networks when they are cut.
 
-    python benchmarks/oneshot.py DATA WEIGHTS --networks resnet20b --macs 0.5 --groups 2 4
-    python benchmarks/oneshot.py DATA WEIGHTS --json oneshot.json --out docs/oneshot.md
+    python benchmarks/oneshot.py DATA WEIGHTS
+    python benchmarks/oneshot.py DATA WEIGHTS --networks resnet20b --macs 0.5 --only "L1, uniform"
+    python benchmarks/oneshot.py --docs
 
 DATA holds the four arrays that the `cifar10` loader reads; WEIGHTS the files that
 benchmarks/pretrained.py names. Every row is cut by 1,024 training images at most, nothing is
 trained, and all 10,000 test images are looked at once: as cut, after the batch norms' statistics
-were estimated anew on the same images, and, for our rows, after reconstruction. `--peers` runs
-Torch-Pruning's criteria (pip install torch-pruning) on the networks it can follow. Rows that stand
-in the JSON file already are not run again, so a run that was stopped goes on.
+were estimated anew on the same images, and, for our rows, after reconstruction. Torch-Pruning's
+criteria (pip install torch-pruning) are run on the networks it can follow, those with 1x1
+shortcuts. Rows that stand in benchmarks/oneshot.json already are not run again, so a run that was
+stopped goes on. --docs writes the tables and the picture of docs/oneshot.md from the rows.
 """
 
 from __future__ import annotations
@@ -16,9 +18,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,23 @@ from nni_gconv.pruning import Calibration
 from nni_gconv.pruning.registry import find_method
 from nni_gconv.training.zoo import create_model
 
+HERE = Path(__file__).parent
+ROWS = HERE / "oneshot.json"
+DOCS = HERE.parent / "docs"
+#: Network -> shares of the MACs, group counts.
+POINTS: dict[str, tuple[tuple[float, ...], tuple[int, ...]]] = {
+    "resnet20b": ((0.9, 0.7, 0.5, 0.4, 0.3), (2, 4, 8)),
+    "resnet56b": ((0.5,), (2, 4)),
+    "resnet20": ((0.5,), ()),
+    "resnet56": ((0.5,), ()),
+}
 CONVS = [{"op_types": ["Conv2d"]}]
 #: Name -> method, options. All layers; "global" ranks them together, else all lose equal shares.
 CHANNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "L1, uniform": ("magnitude", {"norm": "l1", "ranking": "uniform"}),
     "L2, global": ("magnitude", {"norm": "l2", "ranking": "global"}),
     "FPGM, uniform": ("fpgm", {}),
+    "BN scale, global": ("slimming", {}),
     "Taylor, global": ("taylor", {"ranking": "global"}),
     "second order, uniform": ("second_order", {"allocation": "uniform"}),
     "second order, by error": ("second_order", {"allocation": "error"}),
@@ -152,9 +164,11 @@ class Bench:
         return {**row, "bn": self.accuracy(model)}
 
 
-def jobs(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]]]:
+def jobs(
+    bench: Bench, budgets: Sequence[float], counts: Sequence[int], peers: bool
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name every row of a network and say how it is made."""
-    for macs in options.macs:
+    for macs in budgets:
         for name, (method, more) in CHANNELS.items():
             yield (
                 f"{name} | {macs}",
@@ -167,11 +181,11 @@ def jobs(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, Calla
                     a, bench.inner(), budget={"macs": c}, **b
                 ),
             )
-        for criterion in PEERS if options.peers else ():
+        for criterion in PEERS if peers else ():
             for style in STYLES:
                 name = f"Torch-Pruning {criterion}, {style}"
                 yield f"{name} | {macs}", lambda a=criterion, b=style, c=macs: bench.peer(a, b, c)
-    for groups in options.groups:
+    for groups in counts:
         for name, more in GROUPS.items():
             yield (
                 f"{groups} groups, {name} | groups",
@@ -181,16 +195,22 @@ def jobs(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, Calla
             )
 
 
+def place(key: str) -> tuple[float, int]:
+    """Order rows: larger budgets first, then as the script names them, groups last."""
+    name, _, budget = key.partition(" | ")
+    own = [*CHANNELS, *INNER]
+    return -float(budget) if budget != "groups" else 0.0, own.index(name) if name in own else 99
+
+
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Write the rows as Markdown, one table a network."""
     lines = []
-    for network, of in rows.items():
+    for network in [name for name in POINTS if name in rows]:
+        of = rows[network]
         lines += [f"## {network}, {of['dense']['accuracy']:.2f} % dense", ""]
         lines += ["| rows | MACs | as cut | + BN anew | reconstructed |", "|---|---|---|---|---|"]
-        for key, row in of.items():
-            if key == "dense":
-                continue
-            name = key.split(" | ")[0]
+        for key in sorted(of.keys() - {"dense"}, key=lambda key: (*place(key), key)):
+            name, row = key.partition(" | ")[0], of[key]
             if "failed" in row:
                 lines.append(f"| {name} | | | | {row['failed']} |")
                 continue
@@ -241,29 +261,20 @@ def draw(of: dict[str, dict[str, Any]], path: Path, title: str) -> None:
         axes.legend(fontsize=8, loc="lower right")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("--networks", nargs="+", default=["resnet20b", "resnet56b"])
-    parser.add_argument("--macs", nargs="*", type=float, default=[0.5])
-    parser.add_argument("--groups", nargs="*", type=int, default=[2, 4])
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--only", nargs="+", help="rows whose names hold one of these")
-    parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=Path("oneshot.json"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--figure", type=Path, help="of the first network")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = json.loads(options.json.read_text()) if options.json.is_file() else {}
-    for name in options.networks:
+def run(options: argparse.Namespace) -> None:
+    """Run the rows that are asked for and not there, and keep each as it comes."""
+    rows = read()
+    for name in options.networks or POINTS:
         network = next(n for n in NETWORKS if n.model == name)
         bench = Bench(network, options.data, options.weights, options.images)
         own = rows.setdefault(name, {})
         own.setdefault("dense", {"accuracy": bench.accuracy(bench.model)})
-        for key, make in jobs(bench, options):
+        budgets, counts = POINTS[name]
+        if options.macs is not None:
+            budgets = options.macs
+        if options.groups is not None:
+            counts = options.groups
+        for key, make in jobs(bench, budgets, counts, peers=name.endswith("b")):
             if key in own or (options.only and not any(word in key for word in options.only)):
                 continue
             try:
@@ -271,22 +282,42 @@ def main() -> None:
             except Exception as error:  # a peer's, or a method that has nothing to cut
                 own[key] = {"failed": (str(error).splitlines() or [type(error).__name__])[0][:120]}
             _console.print(f"{name}: {key}: {own[key]}", markup=False, highlight=False)
-            write_json(options.json, rows)
-    if options.out is not None:
-        begin = (
-            "# How much is left without any training?\n\n"
-            f"`python benchmarks/oneshot.py DATA WEIGHTS --networks {' '.join(options.networks)}"
-            f"{' --peers' * options.peers} --macs {' '.join(map(str, options.macs))} --groups "
-            f"{' '.join(map(str, options.groups))} --out docs/oneshot.md`, {options.images} "
-            f"training images, seed 0, one run each, on {platform.machine()} with torch "
-            f"{torch.__version__.partition('+')[0]}. Test accuracy in % of all 10,000 images; "
-            "nothing is trained.\n\n"
-        )
-        write_text(options.out, begin + table(rows))
-    if options.figure is not None:
-        name = options.networks[0]
-        draw(rows[name], options.figure, f"{name}: how much is left without any training")
-    print(table(rows))
+            write_json(ROWS, rows)
+
+
+def read() -> dict[str, dict[str, Any]]:
+    """Read the rows that are there."""
+    return json.loads(ROWS.read_text()) if ROWS.is_file() else {}
+
+
+def document() -> None:
+    """Write the tables and the picture of docs/oneshot.md from the rows that are there."""
+    begin, end = "<!-- rows: written by benchmarks/oneshot.py -->\n", "<!-- end of rows -->"
+    name = "resnet20b"
+    rows = read()
+    draw(rows[name], DOCS / "images" / "oneshot.png", f"{name}: what is left without any training")
+    head, _, rest = (DOCS / "oneshot.md").read_text().partition(begin)
+    text = f"{head}{begin}\n{table(rows)}\n{end}{rest.partition(end)[2]}"
+    write_text(DOCS / "oneshot.md", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("weights", type=Path, nargs="?")
+    parser.add_argument("--networks", nargs="+", choices=POINTS, help="in place of all")
+    parser.add_argument("--macs", nargs="*", type=float, help="in place of the network's own")
+    parser.add_argument("--groups", nargs="*", type=int, help="in place of the network's own")
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--only", nargs="+", help="rows whose names hold one of these")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--docs", action="store_true", help="write docs/oneshot.md again")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.data is not None and options.weights is not None:
+        run(options)
+    if options.docs:
+        document()
 
 
 if __name__ == "__main__":
