@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from nni_gconv.errors import DataError, NniGconvError
 from nni_gconv.profiling.costs import count
@@ -39,6 +40,7 @@ class Network:
     normalize: tuple[tuple[float, ...], tuple[float, ...]]
     published: float | None
     source: str
+    pruned: bool = False
 
 
 AKAMASTER = "akamaster/pytorch_resnet_cifar10"
@@ -53,6 +55,14 @@ NETWORKS = [
         CIFAR,
         None,
         "VainF/Torch-Pruning, after group-sparse training",
+    ),
+    Network(
+        "cifar10_resnet56b_torchpruning_groupsl_pruned_2.55x.pt",
+        "resnet56b",
+        CIFAR,
+        93.57,
+        "VainF/Torch-Pruning, the same pruned and fine-tuned",
+        pruned=True,
     ),
     Network(
         "cifar10_resnet20b_distiller_dense.pt",
@@ -96,11 +106,26 @@ def load_test(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, torch.from_numpy(labels).long()
 
 
+def narrowed(model: nn.Module, path: Path) -> nn.Module:
+    """Give the layers of a model the widths and weights of a pruned network's state dict."""
+    state = torch.load(path, weights_only=True)
+    for name, module in model.named_modules():
+        if f"{name}.weight" not in state:
+            continue
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            if f"{name}.{key}" in state:
+                getattr(module, key).data = state[f"{name}.{key}"]
+    return model
+
+
 @torch.no_grad()
 def measure(
     network: Network, path: Path, images: torch.Tensor, labels: torch.Tensor, batch_size: int
 ) -> Row:
-    model = create_model(network.model, num_classes=10, weights=str(path)).eval()
+    if network.pruned:
+        model = narrowed(create_model(network.model, num_classes=10), path).eval()
+    else:
+        model = create_model(network.model, num_classes=10, weights=str(path)).eval()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in network.normalize)
     batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
     progress = track(batches, network.file, console=Console(stderr=True), transient=True)
