@@ -14,9 +14,12 @@ from nni_gconv.graph import (
     Attribute,
     ChannelNorm,
     KeptNorm,
+    KeptStandardConv2d,
     find_norm,
+    find_standard,
     set_attributes,
     thin_norm,
+    thin_standard,
     widths_of,
 )
 from nni_gconv.groupconv import gathers_of, type_name, wrap_gathers
@@ -49,11 +52,12 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     dict
         ``{"format": 1, "model": class name, "modules": {name: {"type", "attrs", "tensors"}},
         "gathers": {name: {"in": index, "out": index}}, "blocks": {name: [step, ...]},
-        "norms": {name: {"dims", "eps", "width", "kept", ...}}, "widths": {name: {attribute:
-        integer or list}}}``. The last four only where needed: permutations of channels around a
-        layer, which is then called ``name.conv``, residual blocks that became a sequence of some of
-        their modules and of activations, norms over channels that count some that went, and
-        attributes that a forward asks for.
+        "norms": {name: {"dims", "eps", "width", "kept", ...}}, "standards": {name: {"eps", "count",
+        ...}}, "widths": {name: {attribute: integer or list}}}``. The last five only where needed:
+        permutations of channels around a layer, which is then called ``name.conv``, residual blocks
+        that became a sequence of some of their modules and of activations, norms over channels and
+        convolutions with standardised filters that count what went, and attributes that a forward
+        asks for.
 
     Examples
     --------
@@ -64,6 +68,7 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
     gathers: dict[str, Any] = {}
     blocks: dict[str, Any] = {}
     norms: dict[str, Any] = {}
+    standards: dict[str, Any] = {}
     widths: dict[str, Any] = {}
     for name, module in model.named_modules():
         if (steps := steps_of(module)) is not None:
@@ -74,6 +79,8 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
             widths[name] = {attribute: _plain(value) for attribute, value in held.items()}
         if isinstance(module, KeptNorm):
             norms[name] = {**asdict(module.norm), "dims": list(module.norm.dims)}
+        if isinstance(module, KeptStandardConv2d):
+            standards[name] = asdict(module.standard)
         tensors = {n: list(t.shape) for n, t in _own_tensors(module).items()}
         attributes = {a: _plain(getattr(module, a)) for a in _width_attributes(module)}
         unsaved = {n: list(b.shape) for n, b in _unsaved(module).items()}
@@ -85,7 +92,10 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
                 **({"unsaved": unsaved} if unsaved else {}),
             }
     plan = {"format": FORMAT, "model": type(model).__name__, "modules": modules}
-    more = {"gathers": gathers, "blocks": blocks, "norms": norms, "widths": widths}
+    more = {
+        "gathers": gathers, "blocks": blocks, "norms": norms, "standards": standards,
+        "widths": widths,
+    }  # fmt: skip
     return {**plan, **{key: value for key, value in more.items() if value}}
 
 
@@ -165,6 +175,8 @@ def rebuild(
     modules = dict(model.named_modules())
     for name, entry in plan.get("norms", {}).items():
         _thin(modules.get(name), entry, f"{where}: {name}")
+    for name, entry in plan.get("standards", {}).items():
+        _count_filters(modules.get(name), entry, f"{where}: {name}")
     for name, held in plan.get("widths", {}).items():
         _set_widths(model, name, modules.get(name), held, where)
     _check_architecture(model, plan, modules, where)
@@ -213,6 +225,18 @@ def _thin(module: nn.Module | None, entry: Mapping[str, Any], where: str) -> Non
     ):
         raise CheckpointError(f"{where} is of another architecture: here is no such norm")
     thin_norm(module, norm)  # type: ignore[arg-type]
+
+
+def _count_filters(module: nn.Module | None, entry: Mapping[str, Any], where: str) -> None:
+    """Let a convolution with standardised filters count what went; it has to be the one cut."""
+    dense = None if module is None else find_standard(module)
+    if dense is None or dict(entry) != asdict(dense):
+        raise CheckpointError(
+            f"{where} is of another architecture: here is no convolution that standardises "
+            "its filters so"
+        )
+    weight: Any = module.weight  # type: ignore[union-attr]
+    thin_standard(module, dense, weight.new_zeros(len(weight), 4).detach())  # type: ignore[arg-type]
 
 
 def _set_widths(

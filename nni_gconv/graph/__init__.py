@@ -11,6 +11,7 @@ Knows of torch, `compat` and `modes`; not of pruners, budgets or how a model is 
 
 from nni_gconv.graph.branches import ACTIVATIONS, Branch, find_branches, vanishing
 from nni_gconv.graph.channel_map import Axis, Balance, ChannelMap, Read, place, varying
+from nni_gconv.graph.computed_weights import weight_source
 from nni_gconv.graph.constants import given_values, known_operands, known_values
 from nni_gconv.graph.coupling import CoupledSet, Coupling, Member
 from nni_gconv.graph.liveness import (
@@ -30,7 +31,17 @@ from nni_gconv.graph.mask_groups import (
     find_mask_groups,
 )
 from nni_gconv.graph.masks import Masks, Wiring, load_masks, read_masks
-from nni_gconv.graph.norms import ChannelNorm, KeptNorm, find_norm, thin_norm
+from nni_gconv.graph.norms import (
+    ChannelNorm,
+    KeptNorm,
+    KeptStandardConv2d,
+    StandardWeight,
+    find_norm,
+    find_standard,
+    rest_of,
+    thin_norm,
+    thin_standard,
+)
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.recorder import module_calls, op_name, shape_of
 from nni_gconv.graph.replay import Replay, Values, state_of
@@ -55,12 +66,14 @@ __all__ = [
     "GroupedLayer",
     "Kept",
     "KeptNorm",
+    "KeptStandardConv2d",
     "MaskGroups",
     "Masks",
     "Member",
     "Read",
     "Replay",
     "Segments",
+    "StandardWeight",
     "Values",
     "Wiring",
     "argument",
@@ -74,6 +87,7 @@ __all__ = [
     "find_grouped",
     "find_mask_groups",
     "find_norm",
+    "find_standard",
     "foldable",
     "given_values",
     "known_operands",
@@ -86,16 +100,19 @@ __all__ = [
     "op_name",
     "place",
     "read_masks",
+    "rest_of",
     "set_attributes",
     "shape_of",
     "silence_norms",
     "solve",
     "state_of",
     "thin_norm",
+    "thin_standard",
     "trace",
     "vanishing",
     "varying",
     "watch_sizes",
+    "weight_source",
     "width_written_at",
     "widths_of",
     "write_indices",

@@ -35,13 +35,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class Read:
-    """A layer whose `weight` reads channels; `labels[i]` is the channel input position i holds."""
+    """A layer whose `weight` reads channels; `labels[i]` is the channel input position i holds.
+
+    A weight that is `computed` may connect what its parameter's mask does not.
+    """
 
     node: Node
     weight: str
     labels: Tensor
     groups: int
     transposed: bool
+    computed: bool = False
 
     @property
     def key(self) -> Node:

@@ -41,6 +41,7 @@ from nni_gconv.graph.channel_map import (
     place,
     varying,
 )
+from nni_gconv.graph.computed_weights import computed_weights
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.sizes import Sum, independent
 from nni_gconv.graph.trace import Graph, location
@@ -73,6 +74,9 @@ class Walker:
         self.picks: list[Pick] = []
         self.sizes: list[SizeUse] = []
         self.computed: dict[str, str] = {}
+        #: Weights that are computed -> the parameters that they are made from.
+        self.sources = computed_weights(graph)
+        self._source_shapes = {n: graph.lookup(n).shape for n in self.sources.values()}
         self.halvings: list[Node] = []
         self.pinned_nodes: set[Node] = set()
         self.whole: list[tuple[str, str]] = []
@@ -152,14 +156,25 @@ class Walker:
         if node.op == "placeholder" and node.name in self.graph.tensors:
             name = self.graph.tensors[node.name]
             shape = self.graph.lookup(name).shape
-            made = []
-            for dim, size in enumerate(shape):
-                if size > 1:
-                    stat = name in self.graph.buffers and not self.graph.acts_on_channels(node)
-                    role = "stat" if stat else "scale"
-                    made.append(place(self.axis(name, dim, role), len(shape), dim))
-            return tuple(made)
+            roles = self._roles(node, name, len(shape))
+            return tuple(
+                place(self.axis(name, dim, role), len(shape), dim)
+                for dim, role in enumerate(roles)
+                if shape[dim] > 1
+            )
         return tuple(flat(self.values.get(node, ())))
+
+    def _roles(self, node: Node, name: str, rank: int) -> Sequence[str]:
+        """Say what the axes of a parameter do that is used as a value; kernels have none."""
+        if name in self._source_shapes:
+            return ("row", "column")
+        if any(u in self.sources for u in node.users) and rank > 1:
+            # A fixed pattern, say, that weights are multiplied with.
+            shapes = [self._source_shapes[self.sources[u]] for u in node.users if u in self.sources]
+            if self.graph.lookup(name).shape in shapes:
+                return ("stat", "stat")
+        stat = name in self.graph.buffers and not self.graph.acts_on_channels(node)
+        return ["stat" if stat else "scale"] * rank
 
     def parameter(self, node: Any) -> str | None:
         """Return the dotted name when an argument is a parameter or buffer itself."""

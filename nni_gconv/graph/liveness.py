@@ -177,6 +177,8 @@ def _with_rows(channels: ChannelMap) -> np.ndarray:
 def _needed(channels: ChannelMap, reading: Read, wiring: Wiring, removed: np.ndarray) -> Tensor:
     """Tell for each channel a layer reads whether it reaches a filter that stays: bool."""
     connected = wiring.of(reading.weight, reading.transposed)
+    if reading.computed:
+        connected = torch.ones_like(connected)
     rows = channels.axes.get((reading.weight, 1 if reading.transposed else 0))
     if rows is not None:
         # A filter that goes reads no more; what only it reads can go with it.
@@ -265,7 +267,7 @@ def foldable(
 def bias_owner(graph: Graph, reading: Read) -> str | None:
     """Return the module whose bias the reading layer adds, if there is one of its own."""
     name, module = graph.owner(reading.node), graph.caller(reading.node)
-    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+    if reading.computed or not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         return None
     if f"{name}.weight".lstrip(".") not in graph.aliases[reading.weight]:
         return None

@@ -32,7 +32,14 @@ Frame = tuple[str, int, str]
 
 _OWN = tuple(
     str(Path(__file__).parent / f"{name}.py")
-    for name in ("recorder", "restore", "sizes/origins", "trace", "norms/operator")
+    for name in (
+        "recorder",
+        "restore",
+        "sizes/origins",
+        "trace",
+        "norms/operator",
+        "norms/standard_weight",
+    )
 )
 #: Operators that turn a tensor into a Python number.
 _TO_NUMBER = frozenset(("_local_scalar_dense", "item", "is_nonzero"))

@@ -9,10 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_gconv.graph import Graph, place, set_attributes, thin_norm, write_indices
+from nni_gconv.graph import (
+    Graph,
+    place,
+    rest_of,
+    set_attributes,
+    thin_norm,
+    thin_standard,
+    write_indices,
+)
 from nni_gconv.groupconv import wrap_gathers
 from nni_gconv.speedup.fold import shift_bias
 from nni_gconv.speedup.plan import Plan, TensorEdit
+
+#: Filters with all they have, and what had gone of them before.
+_Filters = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,9 @@ def apply_plan(
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     # Both tensors of a pair stay alive here: another one in their memory would look like them.
+    standing = {
+        name: _filters_kept(modules[name], name, graph, plan, kept) for name in plan.standards
+    }
     finished = {id(replaced.old): replaced for replaced in ready}
     by_old: dict[int, Replaced] = {}
     by_new: dict[int, Replaced] = {}
@@ -85,16 +99,44 @@ def apply_plan(
         _set_widths(module)
     write_indices(modules, graph, plan.indices)
     set_attributes(model, plan.attributes)
-    for name, width in plan.norms.items():
-        _set_norm_width(modules[name], width)
-    for name, norm in plan.thinned.items():
-        thin_norm(modules[name], norm)
+    _thin_norms(modules, plan, standing)
     for name, padding in plan.pads.items():
         modules[name].padding = tuple(padding)  # type: ignore[assignment]
     for grouping in plan.groups:
         if grouping.gathers:
             wrap_gathers(model, grouping.module, grouping.gather_in, grouping.gather_out)
     return list(by_old.values())
+
+
+def _thin_norms(
+    modules: Mapping[str, nn.Module], plan: Plan, standing: Mapping[str, _Filters]
+) -> None:
+    """Tell norms, of values and of filters, what they have left."""
+    for name, width in plan.norms.items():
+        _set_norm_width(modules[name], width)
+    for name, norm in plan.thinned.items():
+        thin_norm(modules[name], norm)
+    for name, standard in plan.standards.items():
+        new: Any = modules[name].weight
+        thin_standard(modules[name], standard, rest_of(*standing[name], new, standard))
+
+
+def _filters_kept(
+    module: nn.Module, name: str, graph: Graph, plan: Plan, kept: Mapping[str, Tensor]
+) -> _Filters:
+    """Return the filters of a layer that stay, with all they have, and what had gone of them."""
+    found: list[Tensor | None] = []
+    for attribute in ("weight", "rest"):
+        tensor = getattr(module, attribute, None)
+        if tensor is None:
+            found.append(None)
+            continue
+        first = graph.aliases[f"{name}.{attribute}".lstrip(".")][0]
+        keep = plan.tensors.get(first, TensorEdit()).keep
+        rows = TensorEdit({0: keep[0]}) if 0 in keep else None
+        found.append(cut_tensor(tensor.detach(), rows, kept.get(first)))
+    assert found[0] is not None
+    return found[0], found[1]
 
 
 def _replacement(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,14 +19,17 @@ from nni_gconv.graph import (
     Decision,
     Graph,
     Kept,
+    StandardWeight,
     Wiring,
     balances,
     decide,
     extend_masks,
     find_grouped,
     find_norm,
+    find_standard,
     map_channels,
     new_indices,
+    op_name,
     silence_norms,
     solve,
 )
@@ -72,6 +75,8 @@ class Plan:
         Dotted name of a norm -> its number of channels, also where it has no weights.
     thinned : dict of str to ChannelNorm
         Dotted name of a norm over channels -> what it computes without those that went.
+    standards : dict of str to StandardWeight
+        Dotted name of a convolution that standardises its filters and loses columns -> how.
     indices : dict of str to list of int
         Dotted name of a buffer of positions -> the positions in the small model.
     attributes : dict of Attribute to int
@@ -89,6 +94,7 @@ class Plan:
     indices: dict[str, list[int]]
     attributes: dict[Attribute, int]
     factors: dict[str, list[float]] = field(default_factory=dict)
+    standards: dict[str, StandardWeight] = field(default_factory=dict)
 
 
 def make_plan(
@@ -150,7 +156,24 @@ def make_plan(
     thinned = _thinned(graph, channels, removed)
     attributes = _attributes(graph, channels, removed)
     factors = _factors(graph, channels, removed)
-    return Plan(tensors, pads, shifted, tuple(groups), norms, thinned, indices, attributes, factors)
+    standards = _standards(graph, tensors)
+    return Plan(
+        tensors, pads, shifted, tuple(groups), norms, thinned, indices, attributes, factors,
+        standards,
+    )  # fmt: skip
+
+
+def _standards(graph: Graph, tensors: Mapping[str, TensorEdit]) -> dict[str, StandardWeight]:
+    """Find the convolutions that have to count what goes of their filters."""
+    found = {}
+    for node in graph.all_nodes:
+        if node.op == "call_function" and op_name(node) == "standard_weight":
+            weight: Any = node.args[0]
+            edit = tensors.get(graph.aliases[graph.tensors[weight.name]][0])
+            standard = find_standard(graph.modules[graph.owner(node)])
+            if standard is not None and edit is not None and (1 in edit.keep or edit.columns):
+                found[graph.owner(node)] = standard
+    return found
 
 
 def _factors(graph: Graph, channels: ChannelMap, removed: np.ndarray) -> dict[str, list[float]]:

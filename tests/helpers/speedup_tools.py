@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from nni_gconv import ModelSpeedup
-from nni_gconv.graph import Coupling, find_norm
+from nni_gconv.graph import Coupling, find_norm, find_standard
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -93,7 +93,11 @@ def flags(model):
     """Return what a speedup has to leave alone; norms over channels become one of ours."""
     return (
         {
-            n: (None if find_norm(m) else type(m), m.training, len(m._forward_hooks))
+            n: (
+                None if find_norm(m) or find_standard(m) else type(m),
+                m.training,
+                len(m._forward_hooks),
+            )
             for n, m in model.named_modules()
         },
         {n: p.requires_grad for n, p in model.named_parameters() if not n.endswith("bias")},

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from nni_gconv.graph.norms.kept_norm import ChannelNorm, normalise
 from nni_gconv.graph.norms.recognise import find_norm
+from nni_gconv.graph.norms.recognise_weight import find_standard
+from nni_gconv.graph.norms.standard_weight import StandardWeight, padded, standardise
 
 _LIBRARY = torch.library.Library("nni_gconv", "DEF")
 _LIBRARY.define(
@@ -18,16 +20,28 @@ _LIBRARY.define(
     "float share, bool response) -> Tensor"
 )
 _LIBRARY.impl("channel_norm", normalise, "CompositeImplicitAutograd")
+_LIBRARY.define(
+    "standard_weight(Tensor weight, Tensor? gain, Tensor? rest, float eps, float factor, "
+    "int count) -> Tensor"
+)
+_LIBRARY.impl("standard_weight", standardise, "CompositeImplicitAutograd")
 
 
 @contextmanager
 def norms_as_operators(model: nn.Module) -> Iterator[None]:
-    """Let a model's norms over channels call ``nni_gconv::channel_norm`` while it is traced."""
+    """Let a model's norms call an operator of their own while it is traced.
+
+    Norms over channels call ``nni_gconv::channel_norm``, convolutions that standardise their
+    filters ``nni_gconv::standard_weight``.
+    """
     changed = []
     for module in model.modules():
-        norm = find_norm(module)
+        norm, standard = find_norm(module), find_standard(module)
         if norm is not None:
             module.forward = _forward(module, norm)  # type: ignore[method-assign]
+        elif standard is not None:
+            module.forward = _convolution(module, standard)  # type: ignore[method-assign, arg-type]
+        if norm is not None or standard is not None:
             changed.append(module)
     try:
         yield
@@ -49,5 +63,17 @@ def _forward(module: nn.Module, norm: ChannelNorm) -> Callable[..., Tensor]:
         for child in module.children():
             y = child(y)
         return y
+
+    return forward
+
+
+def _convolution(module: nn.Conv2d, standard: StandardWeight) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        gain = None if standard.gain is None else getattr(module, standard.gain)
+        rest = module._buffers.get("rest")
+        weight = torch.ops.nni_gconv.standard_weight(
+            module.weight, gain, rest, standard.eps, standard.factor, standard.count
+        )
+        return module._conv_forward(padded(x, module, standard), weight, module.bias)
 
     return forward

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from nni_gconv.graph.channel_map import Fields, Mix, NormOver, NormWidth, varying
+from nni_gconv.graph.channel_map import Fields, Mix, NormOver, NormWidth, place, varying
 from nni_gconv.graph.channels import Walker
 from nni_gconv.graph.recorder import shape_of
 from nni_gconv.graph.rules.registry import argument, channel_rule, constant_rule, constants_unknown
@@ -176,6 +176,44 @@ def layer_norm(walker: Walker, node: Node) -> Fields:
 
 
 constants_unknown("layer_norm", "rms_norm")
+
+
+# -- filters that are standardised ----------------------------------------------------------------
+
+
+@channel_rule("standard_weight")
+def standard_weight(walker: Walker, node: Node) -> Fields:
+    """A filter by itself: what goes of it is counted on, see :class:`KeptStandardConv2d`."""
+    weight, gain, rest = node.args[:3]
+    name = walker.parameter(weight)
+    if name is None:
+        return walker.opaque(node)
+    rank, rows = len(shape_of(node)), walker.axis(name, 0, "row")
+    for tensor in (gain, rest):  # a filter is zero when what went of it is masked, too
+        own = walker.parameter(tensor)
+        if own is not None:
+            walker.equal(walker.axis(own, 0, "scale"), rows)
+    module: Any = walker.graph.caller(node)
+    if module.groups > 1 or shape_of(node)[1] == 1:
+        return (place(rows, rank, 0),)
+    return (place(rows, rank, 0), place(walker.axis(name, 1, "column"), rank, 1))
+
+
+@constant_rule("standard_weight")
+def standard_weight_constants(state: State, node: Node) -> Value:
+    """A filter that is masked whole, with what went of it, is zero; so is one without a gain."""
+
+    def masked(tensor: Any) -> Tensor:
+        found = state.parameter(tensor)
+        assert found is not None, "it is a tensor of the model"
+        return ~found[1].flatten(1).any(1)
+
+    weight, gain, rest = node.args[:3]
+    if state.name(weight) is None:
+        return None
+    quiet = masked(weight) if rest is None else masked(weight) & masked(rest)
+    quiet = quiet if state.name(gain) is None else quiet | masked(gain)
+    return per_channel(torch.where(quiet, 0.0, torch.nan), len(shape_of(node)), 0)
 
 
 # -- what they share ------------------------------------------------------------------------------

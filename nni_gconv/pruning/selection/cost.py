@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 from torch.fx import Node
 
-from nni_gconv.graph import Coupling, op_name, shape_of
+from nni_gconv.graph import Coupling, Graph, op_name, shape_of, weight_source
 from nni_gconv.profiling import Counts, count
 from nni_gconv.pruning.selection.exact import Product, Width
 
@@ -62,7 +62,7 @@ class CostModel:
         batch = _batch(graph.inputs)
         positions: dict[str, int] = {}
         for node in graph.nodes:
-            name, per_sample = _positions(node, graph.tensors, batch)
+            name, per_sample = _positions(node, graph, batch)
             if name is not None:
                 first = graph.aliases[name][0]
                 positions[first] = positions.get(first, 0) + per_sample
@@ -165,19 +165,20 @@ def _batch(inputs: tuple[Node, ...]) -> int:
     return shape[0] if shape else 1
 
 
-def _positions(node: Node, tensors: dict[str, str], batch: int) -> tuple[str | None, int]:
+def _positions(node: Node, graph: Graph, batch: int) -> tuple[str | None, int]:
     """Return the weight a layer multiplies with and at how many positions of one sample."""
     name = op_name(node) if node.op == "call_function" else ""
     if not (name.startswith("conv") or name == "linear"):
         return None, 0
     weight = node.args[1]
-    if not isinstance(weight, Node) or weight.name not in tensors:
+    source = weight_source(graph, weight)
+    if source is None or source in graph.buffers:
         return None, 0
-    out, source = shape_of(node), shape_of(node.args[0])
+    out, inside = shape_of(node), shape_of(node.args[0])
     if name == "linear":
         places = math.prod(out[:-1])
     else:
         spatial = len(shape_of(weight)) - 2
-        over = source if "transpose" in name else out
+        over = inside if "transpose" in name else out
         places = math.prod(over[-spatial:]) * (out[0] if len(out) > spatial + 1 else 1)
-    return tensors[weight.name], places // max(batch, 1)
+    return source, places // max(batch, 1)

@@ -42,4 +42,5 @@ def test_rules_are_named_as_torch_names_its_operators():
     assert {name for name in names if not hasattr(torch.ops.aten, name)} == {
         "getitem",
         "channel_norm",  # ours, see nni_gconv.graph.norms
+        "standard_weight",
     }
