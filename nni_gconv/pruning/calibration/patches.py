@@ -144,19 +144,19 @@ def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
     if geometry.transposed:
         x, geometry = _spread(x, geometry)
     rank = len(geometry.kernel)
-    pads = [p for size in reversed(geometry.padding) for p in (size, size)]
-    # A "same" padding of an even kernel is one wider behind; what lies further out is not read.
-    padded = torch.nn.functional.pad(x, [p + (i % 2) for i, p in enumerate(pads)])
-    index = [places[:, 0].view(-1, *[1] * rank).to(x.device)]
-    for d in range(rank):
+    index, inside = [places[:, 0].view(-1, *[1] * rank)], torch.ones(1, dtype=torch.bool)
+    for d, size in enumerate(x.shape[2:]):
         taps = torch.arange(geometry.kernel[d]) * geometry.dilation[d]
         taps = taps.flip(0) if geometry.transposed else taps
-        at = places[:, 1 + d, None] * geometry.stride[d] + taps
+        at = places[:, 1 + d, None] * geometry.stride[d] + taps - geometry.padding[d]
         view = [len(places)] + [1] * rank
         view[1 + d] = -1
-        index.append(at.view(view).to(x.device))
+        index.append(at.clamp(0, size - 1).view(view))
+        inside = inside & (at.ge(0) & at.lt(size)).view(view)
     # One index for each dimension but the channels, which come last.
-    read = padded.movedim(1, -1)[tuple(index)]
+    read = x.movedim(1, -1)[tuple(i.to(x.device) for i in index)]
+    if not bool(inside.all()):  # padding; a padded copy of x would be far larger
+        read = read.masked_fill_(~inside.to(x.device)[..., None], 0)
     groups = read.reshape(len(places), -1, geometry.groups, x.shape[1] // geometry.groups)
     return groups.permute(2, 0, 3, 1).reshape(geometry.groups, len(places), -1)
 

@@ -21,8 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nni_gconv.pruning.calibration import gram
+
 #: A set is emptied in at most so many rounds; in large sets several channels go at a time.
 _ROUNDS = 128
+#: The share of a layer's columns that goes before the others begin anew.
+_ANEW = 0.25
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class _State:
 
     With S all columns that have gone, the inverse moments are H - Y^T Y, where Y has a row for each
     of S: only rows that are needed, and the block of each channel on the diagonal, are worked out.
+    Once a quarter of the columns has gone the others begin anew on inverse moments of their own,
+    so that no work is done for what has gone, and most of what is left is one large product.
     """
 
     def __init__(self, reader: Reader, ridge: float) -> None:
@@ -104,21 +110,29 @@ class _State:
         strength = ridge * float(reader.moments.diagonal().mean()) or 1.0
         damped = reader.moments.clone()
         damped.diagonal().add_(strength)
-        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         # Errors see the weights through W^T W alone: a factor of it serves, where that is smaller.
         tall = len(reader.weight) > size
         weight = torch.linalg.qr(reader.weight, mode="r").R if tall else reader.weight
-        self._weight = weight.T.contiguous().clone()  # (columns, filters)
         self._energy = max(reader.energy, 1e-300)
+        self._dead: list[int] = []
         self._columns = [torch.tensor(list(own), dtype=torch.int64) for own in reader.columns]
-        self._rows = damped.new_empty(sum(map(len, self._columns)), size)
-        self._gone = 0
+        # Columns that are read of no channel of the set never go, and nothing else asks for them.
+        own = torch.cat(self._columns)
+        self._begin(_square(inverse, own), weight.T[own])
+
+    def _begin(self, inverse: Tensor, weight: Tensor) -> None:
+        """Number the columns of the channels that are left anew; none of them has gone."""
+        lengths = [len(own) for own in self._columns]
+        self._columns = list(torch.arange(len(inverse)).split(lengths))
+        self._inverse, self._weight = inverse, weight  # (columns, columns), (columns, filters)
+        self._rows, self._gone = inverse.new_empty(len(inverse), len(inverse)), 0
         # Channels that are read in as many columns are worked out together.
         alike: dict[int, list[int]] = {}
-        for channel, own in enumerate(self._columns):
-            if len(own):
-                alike.setdefault(len(own), []).append(channel)
-        self._alike = [_Alike.of(c, self._columns, self._inverse) for c in alike.values()]
+        for channel, length in enumerate(lengths):
+            if length:
+                alike.setdefault(length, []).append(channel)
+        self._alike = [_Alike.of(c, self._columns, inverse) for c in alike.values()]
 
     def costs(self) -> Tensor:
         """What each channel costs now; numbers of channels that have gone mean nothing."""
@@ -144,13 +158,23 @@ class _State:
         new = torch.linalg.solve_triangular(factor, rows, upper=False)
         lost = torch.linalg.solve_triangular(factor, self._weight[gone], upper=False)
         self._weight.addmm_(new.T, lost, alpha=-1)
-        self._weight[gone] = 0
         self._rows[self._gone : self._gone + len(gone)] = new
         self._gone += len(gone)
+        self._dead += channels.tolist()
+        if self._gone >= _ANEW * len(self._inverse):
+            self._begin_anew()
+            return
         for alike in self._alike:
             own = alike.of_each(new.T)
             alike.blocks.baddbmm_(own, own.mT, alpha=-1)
         self._settle(channels)
+
+    def _begin_anew(self) -> None:
+        for channel in self._dead:
+            self._columns[channel] = self._columns[channel][:0]
+        own = torch.cat(self._columns)
+        lost = gram(self._rows[: self._gone, own])
+        self._begin(_square(self._inverse, own).sub_(lost), self._weight[own])
 
     def _settle(self, channels: Tensor) -> None:
         """Keep the blocks of what has gone solvable; they are no longer read."""
@@ -180,6 +204,13 @@ class _Alike:
         if torch.equal(flat, torch.arange(first, first + len(flat))):  # no copy is needed
             return rows[first : first + len(flat)].unflatten(0, self.columns.shape)
         return rows[self.columns]
+
+
+def _square(matrix: Tensor, index: Tensor) -> Tensor:
+    """Take rows and columns of the same numbers; all of them are not copied."""
+    if torch.equal(index, torch.arange(len(matrix))):
+        return matrix
+    return matrix[index][:, index]
 
 
 def _factor(block: Tensor) -> Tensor:

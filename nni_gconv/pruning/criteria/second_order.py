@@ -179,12 +179,12 @@ def _of_groups(
     coupled: CoupledSet, classes: np.ndarray, read: Read, weight: Tensor, covariances: Tensor
 ) -> list[Reader]:
     """One reader for each group, or block of columns, of a layer that reads channels of a set."""
+    if not np.isin(classes, coupled.classes).any():
+        return []
     geometry = Geometry.of(read.node)
     groups = 1 if geometry is None else geometry.groups
     matrix = weight_matrix(weight.cpu().double(), geometry)
     width, taps = covariances.shape[-1], groups * matrix.shape[1] // len(classes)
-    if not np.isin(classes, coupled.classes).any():
-        return []
     of = {number: unit for unit, number in enumerate(coupled.classes.tolist())}
     found = []
     for number, covariance in enumerate(covariances):

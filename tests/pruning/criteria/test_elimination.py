@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nni_gconv.pruning.criteria import elimination
 from nni_gconv.pruning.criteria.elimination import Reader, eliminate
 
 RIDGE = 1e-9
@@ -105,3 +106,30 @@ def test_large_sets_go_several_at_a_time():
     order, error = eliminate([reader])
     assert sorted(order.tolist()) == list(range(300))
     assert (np.diff(error) >= 0).all()
+
+
+def mixed(seed, filters=5):
+    """A reader that sees channels in 0, 1, 2 or 3 columns, shuffled, and 4 columns of others."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = torch.randint(0, 4, (24,), generator=generator).tolist()
+    size = sum(widths) + 4
+    x = torch.randn(300, size, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(size, size, generator=generator, dtype=torch.float64)
+    weight = torch.randn(filters, size, generator=generator, dtype=torch.float64)
+    taken = iter(torch.randperm(size, generator=generator).tolist())
+    columns = [[next(taken) for _ in range(width)] for width in widths]
+    moments = x.T @ x / len(x)
+    return Reader(columns, moments, weight, float((weight @ moments * weight).sum()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("filters", [5, 80])
+def test_beginning_anew_changes_nothing(seed, filters, monkeypatch):
+    """Whether what is left begins anew after every channel, now and then, or never."""
+    readers = [mixed(seed, filters), mixed(seed + 10)]
+    order, error = eliminate(readers)
+    for share in (0.0, 2.0):
+        monkeypatch.setattr(elimination, "_ANEW", share)
+        other, its = eliminate(readers)
+        assert other.tolist() == order.tolist()
+        assert its == pytest.approx(error, rel=1e-9, abs=1e-12)
