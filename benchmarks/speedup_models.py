@@ -119,7 +119,8 @@ def enliven(model: Any, dummy: Any, masks: dict[str, dict[str, Any]]) -> None:
     """Give norms the statistics of the masked network where its signals fade otherwise.
 
     In deep networks with gates, as EfficientNets are, half of the channels leave so little that
-    the outputs would not depend on the input.
+    the outputs would not depend on the input. Where there are no norms the layers themselves are
+    scaled.
     """
     import copy
 
@@ -130,10 +131,40 @@ def enliven(model: Any, dummy: Any, masks: dict[str, dict[str, Any]]) -> None:
         pairs = zip(leaves(masked(dummy)), leaves(masked(-dummy)), strict=True)
         if max(relative(a, b) for a, b in pairs) > 1e-2:
             return
+    if not norms(model):
+        level(model, masked, dummy)
     calibrate(masked, dummy, torch.Generator().manual_seed(0))
     for norm, other in zip(norms(model), norms(masked), strict=True):
         norm.running_mean.copy_(other.running_mean)
         norm.running_var.copy_(other.running_var)
+
+
+def level(model: Any, masked: Any, dummy: Any) -> None:
+    """Centre what each convolution gives in the masked network and scale it to a deviation of 1."""
+    import torch
+
+    twins = dict(model.named_modules())
+
+    def measure(name: str) -> Any:
+        def hook(layer: Any, _: Any, output: Any) -> Any:
+            share = 1 / float(output.std().clamp_min(1e-6))
+            shift = -float(output.mean())
+            for own in (layer, twins[name]):
+                own.weight.mul_(share)
+                if own.bias is not None:
+                    # A masked filter keeps the bias that it has.
+                    own.bias.add_(shift * (layer.bias != 0)).mul_(share)
+            moved = 0 if layer.bias is None else shift * (layer.bias != 0).view(-1, 1, 1)
+            return (output + moved) * share
+
+        return hook
+
+    layers = [(n, m) for n, m in masked.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    handles = [layer.register_forward_hook(measure(name)) for name, layer in layers]
+    with torch.no_grad():
+        masked(dummy)
+    for handle in handles:
+        handle.remove()
 
 
 def half_masks(model: Any, dummy: Any) -> dict[str, dict[str, Any]]:

@@ -107,7 +107,11 @@ def build(name: str) -> tuple[Any, Any]:
 
 
 def enrich(model: Any) -> None:
-    """Give random values to constant parameters: layer scales of 1e-6 hide branches."""
+    """Give random values to constant parameters: layer scales of 1e-6 hide branches.
+
+    Buffers of positions that are all zero (CondenseNet's, which its training fills) pick channels
+    in a random order.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -117,6 +121,9 @@ def enrich(model: Any) -> None:
             if parameter.numel() > 1 and bool((parameter == first).all()):
                 low, high = (-0.2, 0.3) if first == 0 else (0.6, 1.4)
                 parameter.uniform_(low, high, generator=generator)
+        for buffer in model.buffers():
+            if buffer.dtype == torch.int64 and buffer.numel() > 1 and not bool(buffer.any()):
+                buffer.copy_(torch.randperm(buffer.numel(), generator=generator))
 
 
 def _build_timm(name: str) -> tuple[Any, tuple[int, ...]]:

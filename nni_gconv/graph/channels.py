@@ -249,6 +249,10 @@ class Walker:
                 continue
             if len(one) == len(other) and not np.isin(both[0], both[1]).any():
                 self.equal(one, other)
+            elif len(one) == len(both[0]) and _divides(both[1], both[0]):
+                # As many of every part of the one: a head's width is a share of the stream's.
+                places = other[np.unique(classes[other.numpy()], return_index=True)[1]]
+                self.equal(one.view(-1, len(places)), places)
             else:
                 self.pin(torch.cat([one, other]), reason)
             classes = self._joined()
@@ -275,6 +279,11 @@ class Walker:
             halvings=tuple(self.halvings),
             values=self.values,
         )
+
+
+def _divides(few: np.ndarray, many: np.ndarray) -> bool:
+    """Tell whether as many of some classes as of others, all different, stand in each part."""
+    return 0 < len(few) < len(many) and len(many) % len(few) == 0 and not np.isin(few, many).any()
 
 
 def flat(value: Any) -> list[Field]:

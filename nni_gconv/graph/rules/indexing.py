@@ -20,6 +20,9 @@ from nni_gconv.graph.rules.state import State, Value, known
 from nni_gconv.graph.segments import ChannelOrder
 from nni_gconv.graph.trace import Graph, location
 
+#: What gives a tensor another name and nothing else.
+_NAMES = frozenset({"alias", "detach", "clone", "contiguous"})
+
 
 @channel_rule("index_select", "index")
 def pick(walker: Walker, node: Node) -> Fields:
@@ -30,7 +33,7 @@ def pick(walker: Walker, node: Node) -> Fields:
     own, rest = walker.channel(node.args[0], dim, f"channels mixed with space at {location(node)}")
     if own is None:
         return rest
-    name = walker.parameter(index)
+    name = walker.parameter(_as_held(index))
     if name is None or name not in walker.graph.buffers or not walker.graph.is_saved(name):
         return walker.opaque(node)
     values = walker.graph.lookup(name).cpu()
@@ -50,7 +53,7 @@ def pick(walker: Walker, node: Node) -> Fields:
 def pick_constants(state: State, node: Node) -> Value:
     """What is known of the picked channels."""
     dim, index = _where(node)
-    value, name = state.get(node.args[0]), state.name(index)
+    value, name = state.get(node.args[0]), state.name(_as_held(index))
     if value is None or name is None or value.shape[dim] == 1:
         return value if name is not None else None
     return known(value.index_select(dim, state.graph.lookup(name).cpu().long() % value.shape[dim]))
@@ -62,6 +65,13 @@ def _where(node: Node) -> tuple[int, Any]:
         return int(node.args[1]), node.args[2]  # type: ignore[arg-type]
     given = [(d, i) for d, i in enumerate(node.args[1]) if i is not None]  # type: ignore[arg-type]
     return given[0] if len(given) == 1 else (0, None)
+
+
+def _as_held(index: Any) -> Any:
+    """Return the buffer itself of which an index is another name."""
+    while isinstance(index, Node) and op_name(index) in _NAMES:
+        index = index.args[0]
+    return index
 
 
 # -- the small model's indices ---------------------------------------------------------------------

@@ -54,6 +54,19 @@ def test_positions_follow(index, gone, left, bracket):
     assert net.norm.num_features == len(left)
 
 
+def test_a_buffer_under_another_name():
+    """CondenseNet wraps its positions in a Variable of their own."""
+
+    class Wrapping(Picking):
+        def forward(self, x):
+            return x.index_select(1, torch.autograd.Variable(self.index))
+
+    net = randomise(Net(Wrapping([3, 1, 0, 2, 7, 6, 5, 4])))
+    masks = {**rows_off(net, "a", [0, 5]), **rows_off(net, "norm", [2, 6])}
+    shrink(net, X, masks)
+    assert net.pick.index.tolist() == [2, 0, 1, 5, 4, 3]
+
+
 def test_a_permutation_applied_twice_ties_its_cycles():
     net = randomise(Net(Picking([1, 0, 3, 4, 2, 5, 7, 6]), calls=2))
     first = Coupling.trace(net, X).sets

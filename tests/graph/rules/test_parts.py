@@ -303,6 +303,22 @@ def test_split_attention():
     assert shapes(net, "a", "down", "up", "head") == [(12, 8), (3, 6), (12, 3), (4, 6)]
 
 
+def test_heads_that_are_a_share_of_the_stream():
+    """CoaT: heads are as wide as the stream over their number, so both lose channels together."""
+
+    def forward(s, x):
+        b, c, h, w = x.shape
+        q, k, v = s.qkv(x).reshape(b, 3, 2, c // 2, h * w).unbind(1)
+        y = k.softmax(-1) @ v.transpose(-1, -2)
+        return x + s.proj((y.transpose(-1, -2) @ q).reshape(b, c, h, w))
+
+    net = middle(forward, qkv=conv(8, 24, 1), proj=conv(8, 8, 1))
+    assert reasons(net, X)["qkv"] is None and reasons(net, X)["stem"] is None
+    masks = zeroing_masks(net, X, share=0.5)
+    shrink(net, X, masks, verify=True)
+    assert shapes(net, "stem", "qkv", "proj") == [(4, 3), (12, 4), (4, 4)]
+
+
 def test_largest_of_several_filters():
     """Maxout: three filters side by side make a channel."""
     net = middle(lambda s, x: s.a(x).view(2, -1, 3, 8, 8).amax(2), a=conv(8, 24))
