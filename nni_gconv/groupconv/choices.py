@@ -107,8 +107,15 @@ def groups_for_max_size(filters: int, channels: int, max_group_size: int) -> int
     return None if rest or math.gcd(filters, channels) % groups else groups
 
 
-def not_groupable(module: nn.Module) -> str | None:
+def not_groupable(module: nn.Module, *, further: bool = False) -> str | None:
     """Why a layer stays as it is, or None where it can be split in two groups or more.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The layer.
+    further : bool, default False
+        Groups that it has already may be split further, each by itself.
 
     Examples
     --------
@@ -121,18 +128,30 @@ def not_groupable(module: nn.Module) -> str | None:
         return "a transposed convolution is not converted"
     if not isinstance(module, _CONVS):
         return f"a {type(module).__name__} is no convolution"
-    filters, channels, groups = module.out_channels, module.in_channels, module.groups
-    if groups > 1:
-        return (
-            "it is depthwise already"
-            if groups == channels
-            else f"it has {groups} groups already (masks that divide each further are cut)"
-        )
+    if module.groups > 1:
+        return _not_further(module, further)
+    filters, channels = module.out_channels, module.in_channels
     if channels == _COLOURS:
         return "its 3 input channels are the colours of an image"
     if math.gcd(filters, channels) > 1:
         return None
     return f"its {filters} filters and {channels} input channels have no common divisor but 1"
+
+
+def _not_further(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, further: bool) -> str | None:
+    """Why a layer that has groups keeps them as they are."""
+    groups = module.groups
+    filters, channels = module.out_channels // groups, module.in_channels // groups
+    if channels == 1:
+        return "it is depthwise already"
+    if not further:
+        return f"it has {groups} groups already (GroupConvPruner's num_groups can split them)"
+    if math.gcd(filters, channels) > 1:
+        return None
+    return (
+        f"it has {groups} groups already, of {filters} filters and {channels} input channels each: "
+        "no common divisor but 1"
+    )
 
 
 def check_count(value: object, where: str) -> int:

@@ -97,7 +97,8 @@ class GroupPruner(TrainedPruner):
             _logger.warning(line)
         check_unmasked(existed_wrappers, list(groups))
         compat.register_pruning_types(model, list(groups))
-        self._ratios = {name: 1 - 1 / count for name, count in groups.items()}
+        # Of what the layer holds: groups that it has already remove nothing any more.
+        self._ratios = {name: 1 - layers[name].had / count for name, count in groups.items()}
         entries = [
             {"op_names": [name], "target_names": ["weight"], "sparse_ratio": ratio}
             for name, ratio in self._ratios.items()
@@ -137,7 +138,7 @@ class GroupPruner(TrainedPruner):
             if part.num_groups > 1:
                 live = self._live[name]
                 norms = l2(self._weight(name)).detach().double().cpu().numpy()
-                found[name] = (norms[np.ix_(live.rows, live.columns)], part)
+                found[name] = (live.unfolded(norms)[np.ix_(live.rows, live.columns)], part)
         return found
 
     def table(self) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class LiveLayer:
         F and C of the dense layer.
     rows, columns : ndarray of int64
         Filters and input channels that masks given leave.
+    had : int
+        Groups that the layer has already; `shape` counts the channels of all of them.
     row_segment, column_segment : int or None
         The segment of channels (:class:`nni_gconv.graph.segments.Segments`) that a side is the
         whole of, if it is one.
@@ -44,6 +46,7 @@ class LiveLayer:
     columns: Ints
     row_segment: int | None
     column_segment: int | None
+    had: int = 1
 
     @property
     def alive(self) -> tuple[int, int]:
@@ -54,7 +57,29 @@ class LiveLayer:
         """Mask of a partition of what is alive, shape (F, C): 1 inside the groups."""
         mask = np.zeros(self.shape, np.float32)
         mask[np.ix_(self.rows, self.columns)] = part.mask()
-        return torch.from_numpy(mask)
+        return torch.from_numpy(self.folded(mask))
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether no mask silences any of it."""
+        return self.alive == self.shape
+
+    def folded(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """Turn a matrix (F, C) into one as the weight holds it, (F, C / had)."""
+        width = self.shape[1] // self.had
+        blocks = np.split(matrix, self.had)
+        return np.concatenate(
+            [block[:, n * width : (n + 1) * width] for n, block in enumerate(blocks)]
+        )
+
+    def unfolded(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """Put what the weight holds of each group on the diagonal, zeros beside it."""
+        rows, width = self.shape[0] // self.had, self.shape[1] // self.had
+        whole = np.zeros(self.shape, matrix.dtype)
+        for n in range(self.had):
+            own = slice(n * rows, (n + 1) * rows), slice(n * width, (n + 1) * width)
+            whole[own] = matrix[own[0]]
+        return whole
 
 
 class LiveLayers:
@@ -106,19 +131,23 @@ class LiveLayers:
         }
 
     def _layer(self, weight: str, shape: tuple[int, ...]) -> LiveLayer:
+        reading = [r for r in self._channels.reads if r.weight == weight and r.groups > 1]
+        had = reading[0].groups if reading else 1
+        shape = (shape[0], shape[1] * had)
         sides: list[tuple[Ints, int | None]] = []
         for dim in (0, 1):
             axis = self._channels.axes.get((weight, dim))
-            if axis is None:
+            labels = reading[0].labels if reading and dim == 1 else getattr(axis, "labels", None)
+            if labels is None:
                 sides.append((np.arange(shape[dim]), None))
                 continue
-            classes = self._channels.of(axis.labels)
+            classes = self._channels.of(labels)
             stays = np.flatnonzero(~self._removed[classes])
             of = np.unique(self._segments.of[classes[stays]])
             alone = len(of) == 1 and len(self._segments.members[of[0]]) == len(stays)
             sides.append((stays, int(of[0]) if alone else None))
         (rows, row_segment), (columns, column_segment) = sides
-        return LiveLayer((shape[0], shape[1]), rows, columns, row_segment, column_segment)
+        return LiveLayer(shape, rows, columns, row_segment, column_segment, had)
 
     def _count_writers(self) -> Counter[int]:
         """Number of layers that make the channels of each segment; depthwise ones only pass on."""
@@ -154,6 +183,9 @@ class LiveLayers:
             out: Side = (name, "out")
             into: Side = (name, "in")
             row[name] = 1
+            if layer.had > 1:  # its groups cannot be exchanged
+                sides[name] = (out, into)
+                continue
             if sharing != "none" and layer.row_segment is not None:
                 out = ("channels", layer.row_segment, count)
                 written[layer.row_segment, count].append(name)

@@ -93,6 +93,13 @@ def test_why_a_layer_cannot_be_grouped(module, said):
     assert said in not_groupable(module)
 
 
+def test_groups_that_can_be_split_further():
+    assert not_groupable(nn.Conv2d(8, 8, 3, groups=4), further=True) is None
+    said = "it has 2 groups already, of 3 filters and 4 input channels"
+    assert said in not_groupable(nn.Conv2d(8, 6, 3, groups=2), further=True)
+    assert not_groupable(nn.Conv2d(8, 8, 3, groups=8), further=True) == "it is depthwise already"
+
+
 @pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
 def test_a_dense_convolution_can_be_grouped(kind):
     assert not_groupable(kind(8, 12, 3, bias=False)) is None

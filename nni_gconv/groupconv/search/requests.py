@@ -33,7 +33,7 @@ class GroupRequest:
 
 
 def group_requests(
-    model: nn.Module, config_list: Sequence[Mapping[str, Any]]
+    model: nn.Module, config_list: Sequence[Mapping[str, Any]], *, further: bool = False
 ) -> tuple[dict[str, GroupRequest], dict[str, str]]:
     """Find the layers that a config_list selects for grouping, and what it asks of them.
 
@@ -46,6 +46,8 @@ def group_requests(
         The dense model.
     config_list : sequence of mapping
         NNI's config_list, with ``num_groups`` or ``max_group_size`` beside NNI's keys.
+    further : bool, default False
+        Layers that have groups already can be grouped too.
 
     Returns
     -------
@@ -77,7 +79,7 @@ def group_requests(
         if request is not None:
             found.update(dict.fromkeys(resolve(model, [entry], extra_keys=GROUP_KEYS)[0], request))
     layers = dict(model.named_modules(remove_duplicate=False))
-    reasons = {name: not_groupable(layers[name]) for name in found}
+    reasons = {name: not_groupable(layers[name], further=further) for name in found}
     requests = {name: found[name] for name, reason in reasons.items() if reason is None}
     return requests, {name: reason for name, reason in reasons.items() if reason is not None}
 

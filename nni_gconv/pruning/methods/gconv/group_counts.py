@@ -277,5 +277,16 @@ def fitting_counts(
             skipped[name] = (
                 f"{count} groups do not divide {filters} filters and {channels} input channels"
             )
+        elif layers[name].had > 1 and (reason := _not_further(layers[name], count)):
+            skipped[name] = reason
     fitting = {n: counts[n] for n in layers if counts.get(n, 1) > 1 and n not in skipped}
     return fitting, skipped
+
+
+def _not_further(layer: LiveLayer, count: int) -> str | None:
+    """Why a layer that has groups already does not get so many; None where it can."""
+    if not layer.whole:
+        return "masks silence channels of its groups: cut them with ModelSpeedup before"
+    if count <= layer.had or count % layer.had:
+        return f"it has {layer.had} groups already, which {count} groups do not divide further"
+    return None

@@ -27,16 +27,7 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Coupling
-from nni_gconv.groupconv import partition_by_error
-from nni_gconv.groupconv.partition import (
-    PATTERNS,
-    Partition,
-    fixed_pattern,
-    l2,
-    nested_counts,
-    partition_joint,
-    partition_many,
-)
+from nni_gconv.groupconv.partition import Partition, l2, nested_counts
 from nni_gconv.groupconv.search import group_requests, kernel_scores
 from nni_gconv.pruning.group_pruner import GroupPruner
 from nni_gconv.pruning.group_sides import LiveLayers, Sharing
@@ -48,6 +39,7 @@ from nni_gconv.pruning.methods.gconv.group_counts import (
     fitting_counts,
     slower_layers,
 )
+from nni_gconv.pruning.methods.gconv.splitting import split_dense, split_further
 from nni_gconv.pruning.options import PrunerOptions
 from nni_gconv.pruning.pruner import Masks, read_options, unwrapped_input
 from nni_gconv.pruning.selection.earlier_masks import earlier_masks
@@ -204,7 +196,8 @@ class GroupConvPruner(GroupPruner):
             raise ConfigError(
                 f"{purpose}: needs an evaluator= to train with (in a recipe: a sparsify section)"
             )
-        requests, skipped = group_requests(model, config_list)
+        further = given.budget is None and not by_error(given)
+        requests, skipped = group_requests(model, config_list, further=further)
         self._given = dict(given.masks or earlier_masks(existed_wrappers))
         graph = given.traced.graph if given.traced else None
         live = LiveLayers(
@@ -223,7 +216,8 @@ class GroupConvPruner(GroupPruner):
         skipped = {**skipped, **unasked, **unfit}
         if given.gate is not None:
             sides = live.shared(groups, self._sharing)
-            slow = slower_layers(model, self.dummy_input, groups, sides, self._sharing)
+            whole = {name: g for name, g in groups.items() if live.layers[name].had == 1}
+            slow = slower_layers(model, self.dummy_input, whole, sides, self._sharing)
             skipped.update(slow)
             groups = {name: g for name, g in groups.items() if name not in slow}
         if not isinstance(given.criterion, str):
@@ -242,7 +236,8 @@ class GroupConvPruner(GroupPruner):
         static = static_criterion(self.options.criterion)
         criterion = self._sums if name in self._sums else static
         live = self._live[name]
-        return kernel_scores(name, self._weight(name), criterion)[np.ix_(live.rows, live.columns)]
+        scores = kernel_scores(name, self._weight(name), criterion)
+        return scores if live.had > 1 else scores[np.ix_(live.rows, live.columns)]
 
     def _split(self, restarts: int | None = None) -> dict[str, Partition]:
         """Partition every layer, in every process as the main one does."""
@@ -250,44 +245,20 @@ class GroupConvPruner(GroupPruner):
 
     def _split_here(self, restarts: int | None) -> dict[str, Partition]:
         """Partition every layer, those of one number of groups together."""
-        counts = {
-            name: self._so_far(name, nested_counts(goal)) for name, goal in self.groups.items()
+        had = {name: self._live[name].had for name in self.groups}
+        every = {
+            name: self._so_far(name, nested_counts(goal // had[name]))
+            for name, goal in self.groups.items()
         }
-        if self.options.method in PATTERNS:
-            return {
-                name: fixed_pattern(
-                    *self._live[name].alive, count, self.options.method, self.options.seed + index
-                )
-                for index, (name, count) in enumerate(counts.items())
-            }
-        scores = {name: self._score(name) for name in counts}
-        effort = {"restarts": self.options.restarts, "seed": self.options.seed}
-        if self._errors:
-            return {
-                name: partition_by_error(self._errors[name], count, scores[name], **effort)
-                for name, count in counts.items()
-            }
-        if self.options.method != "assignment":
-            found = partition_many(
-                list(scores.values()),
-                list(counts.values()),
-                self.options.method,  # type: ignore[arg-type]
-                self.options.num_sort_iters,
-            )
-            return dict(zip(counts, found, strict=True))
-        split: dict[str, Partition] = {}
-        for count in sorted(set(counts.values())):
-            mine = [name for name in counts if counts[name] == count]
-            rows, columns = ([self._sides[name][side] for name in mine] for side in (0, 1))
-            parts = partition_joint(
-                [scores[name] for name in mine],
-                rows,
-                columns,
-                count,
-                **(effort if restarts is None else {**effort, "restarts": restarts}),
-            )
-            split.update(zip(mine, parts, strict=True))
-        return {name: split[name] for name in counts}
+        scores = {name: self._score(name) for name in every}
+        split = {
+            name: split_further(scores[name], had[name], count, self.options, index)
+            for index, (name, count) in enumerate(every.items())
+            if had[name] > 1
+        }
+        dense = {name: count for name, count in every.items() if had[name] == 1}
+        split.update(split_dense(scores, dense, self._sides, self._errors, self.options, restarts))
+        return {name: split[name] for name in every}
 
     # -- NNI's hooks ------------------------------------------------------------------------------
 
