@@ -6,6 +6,7 @@ says so, which is written last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -72,6 +73,7 @@ class TrialFolder:
         self._file = path / "stages.json"
         self._distributed = distributed
         self.shown = Stages(path.name, enabled=False)
+        self._made = not path.exists()
         if distributed.is_main:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = lock_of(path / ".lock")
@@ -96,7 +98,21 @@ class TrialFolder:
         trace: TracebackType | None,
     ) -> None:
         if self._distributed.is_main:
+            if error is not None and self._made:
+                self._leave_no_trace()
             self._lock.release()
+
+    def _leave_no_trace(self) -> None:
+        """Take away a folder in which nothing was done: a mistake in a recipe leaves none."""
+        ours = [self.path / name for name in ("recipe.yml", "metrics.jsonl", ".lock")]
+        events = self.path / "tensorboard"
+        there = set(self.path.iterdir()) - {events}
+        if self.stages or not there <= set(ours) or _holds(ours[1]) or events.is_dir():
+            return
+        for file in ours:
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def _claim(self, recipe: Recipe, resume: bool) -> None:
         """Make the folder this recipe's; one in which no stage has finished is free."""
@@ -245,3 +261,7 @@ def first_difference(before: Any, now: Any, where: str = "") -> str | None:
                 return found
         return None
     return None if before == now else f"{where} was {before!r}, is {now!r}"
+
+
+def _holds(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0

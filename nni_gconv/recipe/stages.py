@@ -30,6 +30,7 @@ from nni_gconv.training import (
     FitResult,
     MetricLog,
     TrainSettings,
+    evaluate,
     fit,
     make_evaluator,
     seed_everything,
@@ -85,7 +86,16 @@ class Trial(Workbench):
                 if done and (shared / "train.json").is_file():
                     read_shared(shared / "train.json")
             load_state(self.model, (shared or self.folder.path) / DENSE, self.device)
+        elif self.recipe.model.weights is not None and not self.folder.stages:
+            self._say_dense()
         self.dense = copy.deepcopy(self.model)
+
+    def _say_dense(self) -> None:
+        """Say what the given weights are worth before any work."""
+        found = evaluate(
+            self.model, self.loaders.val, device=self.device, distributed=self.distributed
+        )
+        self.folder.shown.say(f"{'weights':<11} val accuracy {found.accuracy:.4f}")
 
     def prune(self) -> None:
         """Make masks, with or without training."""

@@ -7,14 +7,18 @@ import sys
 import pytest
 import torch
 from commands import call
+from PIL import Image
 from user_folders import user_folder
 
 from nni_gconv import load_compact
 from nni_gconv.artefact import read_plan
 from nni_gconv.cli import main
+from nni_gconv.cli.networks.pixel_scale import scaled_to_fit
+from nni_gconv.cli.networks.shrink import data_settings
 from nni_gconv.experiment.checks.preflight import preflight
 from nni_gconv.own_code import NO_IMPORT
 from nni_gconv.recipe import load_recipe
+from nni_gconv.training.data import Normalize
 
 MODULE = "my_own_net"
 
@@ -132,6 +136,43 @@ def test_init_writes_a_recipe_that_runs(home, capsys):
     assert preflight(home / "experiment.yml").config.max_trial_number == 6
     code, _, err = call(capsys, "init", f"{MODULE}:Net", "--data", "images")
     assert (code, "is there already: give --out another name, or --force" in err) == (2, True)
+
+
+def test_weights_say_which_scale_of_the_pixels_they_expect(home, tmp_path):
+    """A network that tells dark, grey and light images apart, by pixels from 0 to 1 alone."""
+
+    class Shade(torch.nn.Module):
+        def forward(self, x):
+            return -((x.mean((1, 2, 3))[:, None] - torch.tensor([0.1, 0.27, 0.45])) ** 2)
+
+    for part, count in (("train", 1), ("val", 6), ("test", 1)):
+        for name, shade in (("a", 25), ("b", 70), ("c", 115)):
+            (home / "shades" / part / name).mkdir(parents=True)
+            for i in range(count):
+                file = home / "shades" / part / name / f"{i}.png"
+                Image.new("RGB", (8, 8), (shade + i, shade - i, shade)).save(file)
+    settings, said = scaled_to_fit(Shade(), data_settings("shades"))
+    assert settings.normalize == Normalize(mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert said.startswith("the weights expect pixels from 0 to 1: val accuracy 1.0000, with")
+    assert scaled_to_fit(Shade(), settings) == (settings, "")  # what is said stays
+    imagenet = torch.nn.Sequential(Shade())
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    imagenet.register_forward_pre_hook(
+        lambda _, given: (given[0] * std[:, None, None] + mean[:, None, None],)
+    )
+    usual = data_settings("shades")
+    assert scaled_to_fit(imagenet, usual) == (usual, "")
+
+
+def test_a_mistake_leaves_no_folder(home, capsys):
+    recipe = {"model": {"name": f"{MODULE}:Net"}, "data": {"name": "imagefolder", "root": "no"}}
+    recipe |= {"train": {"epochs": 1}, "prune": {"method": "fpgm", "budget": {"macs": 0.5}}}
+    (home / "r.yml").write_text(json.dumps(recipe))
+    assert call(capsys, "run", "r.yml", "--output", "made")[0] == 2
+    assert not (home / "made").exists()
+    (home / "own").mkdir()
+    assert call(capsys, "run", "r.yml", "--output", "own")[0] == 2
+    assert (home / "own").is_dir()
 
 
 def test_init_without_weights_trains_first_and_paths_are_the_recipes(home, capsys):

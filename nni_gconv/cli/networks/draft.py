@@ -42,6 +42,8 @@ class Draft:
         Training images there are.
     described : str
         What the data are, in a line.
+    file : str
+        Name that the recipe gets.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Draft:
     budget: float = 0.5
     images: int = 1024
     described: str = ""
+    file: str = "recipe.yml"
 
     def text(self, network: nn.Module, example: Tensor) -> str:
         """Look at the network and write the recipe; it is read back before it is returned.
@@ -69,7 +72,9 @@ class Draft:
                 "MACs at the least"
             )
         kinds = _kinds(network, found.sets)
-        parts = [self._head(found), *self.sections(), *self.stages(kinds)]
+        shape = "x".join(map(str, example.shape))
+        command = f"nni-gconv doctor {self.model} --input {shape}"
+        parts = [self._head(found, command), *self.sections(), *self.stages(kinds)]
         text = "\n".join(parts)
         self.recipe(text)
         return text
@@ -79,10 +84,10 @@ class Draft:
         """Read what was written."""
         return parse_recipe(read_yaml(text, "recipe"))
 
-    def _head(self, found: Diagnosis) -> str:
+    def _head(self, found: Diagnosis, command: str) -> str:
         free = [row for row in found.sets if row.reason is None]
         lines = [
-            "Run it in this folder:  nni-gconv run RECIPE.yml",
+            f"Run it in this folder:  nni-gconv run {self.file}",
             "What every key may be:  docs/recipe.md",
             "",
             f"{self.model}: {found.params:,} parameters, {found.macs:,} MACs for one image.",
@@ -92,9 +97,10 @@ class Draft:
             "Layers that lose channels, those of one line together, and the share of all MACs that "
             "half of them saves:",
             *_rows(
-                [f"  {_names(row)}: {row.channels} channels, {row.macs_saved:.1%}" for row in free]
+                [f"  {_names(row)}: {row.channels} channels, {row.macs_saved:.1%}" for row in free],
+                command,
             ),
-            *_kept(found.sets),
+            *_kept(found.sets, command),
             *(f"  note: {note}" for note in found.notes),
         ]
         return _comment(lines)
@@ -179,7 +185,7 @@ def _kinds(network: nn.Module, sets: Sequence[SetDiagnosis]) -> list[str]:
     return [k.__name__ for k in known if any(isinstance(one, k) for one in layers)] or ["Conv2d"]
 
 
-def _kept(sets: Sequence[SetDiagnosis]) -> list[str]:
+def _kept(sets: Sequence[SetDiagnosis], command: str) -> list[str]:
     """Say what keeps its channels, and why."""
     by_reason: dict[str, list[str]] = {}
     for row in sets:
@@ -188,14 +194,14 @@ def _kept(sets: Sequence[SetDiagnosis]) -> list[str]:
     if not by_reason:
         return []
     lines = [f"  {', '.join(dict.fromkeys(names))}: {why}" for why, names in by_reason.items()]
-    return ["", "Layers that keep theirs:", *_rows(lines)]
+    return ["", "Layers that keep theirs:", *_rows(lines, command)]
 
 
-def _rows(lines: Sequence[str]) -> list[str]:
+def _rows(lines: Sequence[str], command: str) -> list[str]:
     more = len(lines) - _ROWS
     return [
         *lines[:_ROWS],
-        *([f"  and {more} more (nni-gconv doctor shows all)"] if more > 0 else []),
+        *([f"  and {more} more ({command} shows all)"] if more > 0 else []),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nni_gconv.cli.networks.model_options import ModelName, ModelOptions, NoImport
+from nni_gconv.cli.networks.pixel_scale import scaled_to_fit
 from nni_gconv.cli.networks.shrink import data_settings
 from nni_gconv.cli.output import note, parse_overrides
 from nni_gconv.errors import ConfigError
@@ -81,9 +82,15 @@ def _written(
     network = create_model(model, weights=weights, **{**defaults, **options}).eval()
     example = torch.zeros(1, *bundle.input_shape)
     check_runs(network, example, model_name=model, data_name=data, num_classes=bundle.num_classes)
+    said = ""
+    if weights is not None:
+        settings, said = scaled_to_fit(network, settings)
     section: dict[str, Any] = {"name": settings.name}
+    if said and settings.normalize is not None:
+        section["normalize"] = settings.normalize.model_dump(mode="json")
     if settings.root is not None:
         section["root"] = _from(recipe.parent, settings.root)
+    described = "; ".join(filter(None, (bundle.description, said)))
     count = len(bundle.train)
     section["batch_size"] = max(2, min(128, 2 ** max(1, (count // 8).bit_length() - 1)))
     if settings.name == "imagefolder":
@@ -95,9 +102,10 @@ def _written(
         options=options,
         budget=macs,
         images=count,
-        described=bundle.description,
+        described=described,
+        file=recipe.name,
     )
-    return draft.text(network, example), bundle.description
+    return draft.text(network, example), described
 
 
 def _from(folder: Path, path: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nni_gconv.cli.networks.model_options import ModelName, ModelOptions, NoImport, parse_shape
+from nni_gconv.cli.networks.pixel_scale import scaled_to_fit
 from nni_gconv.cli.output import note, parse_overrides, print_json
 from nni_gconv.cli.signals import interruptible
 from nni_gconv.errors import ConfigError
@@ -109,6 +110,11 @@ def _shrink(
 
     settings, loaders = _images(data, named.seed, quiet)
     model, example, recipe = _built(named, loaders)
+    if settings is not None and named.weights is not None:
+        fitting, said = scaled_to_fit(model, settings)
+        if said:
+            note(f"note: {said}")
+            settings, loaders = fitting, _loaders(fitting, named.seed)
     calibration = None if loaders is None else _Lazy(loaders, images)
     if calibration is None and not quiet:
         note("note: with --data FOLDER the weights left would be fitted to your images")
@@ -157,6 +163,12 @@ def _images(data: str | None, seed: int, quiet: bool) -> tuple[DataSettings | No
     if not quiet:
         note(f"shrink: {bundle.description}")
     return settings, make_loaders(bundle, settings, seed=seed, device="cpu")
+
+
+def _loaders(settings: DataSettings, seed: int) -> Loaders:
+    from nni_gconv.training.data import load_data, make_loaders
+
+    return make_loaders(load_data(settings, seed=seed), settings, seed=seed, device="cpu")
 
 
 def data_settings(text: str) -> DataSettings:
