@@ -20,9 +20,8 @@ from torch.fx import Node
 from nni_gconv.graph import Values
 from nni_gconv.pruning.calibration import places_for, read_samples
 from nni_gconv.pruning.reconstruction.layers import Layer
-from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
+from nni_gconv.pruning.reconstruction.least_squares import Fitted, Moments, Problem, Refit
 from nni_gconv.pruning.reconstruction.rectified import (
-    Fitted,
     RectifiedPlaces,
     fewest_errors,
     places_held,
@@ -122,28 +121,32 @@ class LayerSums:
 
     def _fitted(self, masked: Tensor, alive: Tensor, ridges: Sequence[float]) -> Fitted:
         centred = self.layer.takes_constant
-        whole = self._fit + self._check
+        state = partial(Problem.of, masked, alive, centred=centred)
+        half, whole = state(self._fit), self._fit + self._check
         best, ridge = self._check.error(masked, centred=centred), None
-        found = Fitted(masked, whole.constant(masked) * alive.any(1))
+        found, chosen = Fitted(masked, whole.constant(masked) * alive.any(1)), None
         for candidate in ridges:
-            fitted = self._linear(self._fit, masked, alive, candidate)
+            solve = half.solver(candidate)
+            fitted = half.fitted(solve)
             error = self._check.error(fitted.weight, centred=centred)
             if error < best:
-                best, ridge, found = error, candidate, fitted
-        if ridge is None:
+                best, ridge, found, chosen = error, candidate, fitted, solve
+        if ridge is None or chosen is None:
             return found
-        everything = self._linear(whole, masked, alive, ridge)
+        number = self._steps(found, half, chosen)
+        problem = state(whole)
+        solve = problem.solver(ridge)
+        everything = problem.fitted(solve)
         if self._rectified is None:
             return everything
         fit, check = self._rectified
-        steps = partial(rectified_steps, masked=masked, kept=alive, centred=centred, ridge=ridge)
-        tried = [found, *islice(steps(found, moments=self._fit, places=fit), _STEPS)]
-        number = fewest_errors([check.error(t.weight, t.constant) for t in tried])
-        again = steps(everything, moments=whole, places=fit + check)
+        again = rectified_steps(everything, problem, solve, fit + check)
         return [everything, *islice(again, number)][-1]
 
-    def _linear(self, moments: Moments, masked: Tensor, alive: Tensor, ridge: float) -> Fitted:
-        centred = self.layer.takes_constant
-        flat = refit(masked, *moments.means(centred=centred), alive, ridge)
-        constant = moments.constant(flat) * alive.any(1)
-        return Fitted(flat, constant if centred else torch.zeros_like(constant))
+    def _steps(self, start: Fitted, problem: Problem, solve: Refit) -> int:
+        """Say how many moves of the targets in front of a ReLU serve best."""
+        if self._rectified is None:
+            return 0
+        fit, check = self._rectified
+        tried = [start, *islice(rectified_steps(start, problem, solve, fit), _STEPS)]
+        return fewest_errors([check.error(t.weight, t.constant) for t in tried])

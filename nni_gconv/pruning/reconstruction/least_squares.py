@@ -12,7 +12,9 @@ as it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -104,13 +106,81 @@ class Moments:
 
     def error(self, weight: Tensor, *, centred: bool) -> float:
         """Return E |y - W p|^2, with the best constant or with none."""
-        a, b = self.means(centred=centred)
-        said = self.said_square / max(self.count, 1)
+        n = max(self.count, 1)
+        groups = len(self.read)
+        by_group = weight.view(groups, -1, weight.shape[1])
+        missing = self.said_square.sum() - 2 * (weight * self.cross).sum()
+        missing += (by_group @ self.read * by_group).sum()
         if centred:
-            said = said - (self.said_sum / max(self.count, 1)).square()
-        by_group = weight.view(len(a), -1, weight.shape[1])
-        quadratic = (by_group @ a * by_group).sum()
-        return float(said.sum() - 2 * (weight * b).sum() + quadratic)
+            missing -= n * self.constant(weight).square().sum()
+        return float(missing) / n
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The least squares of one layer on some places.
+
+    Attributes
+    ----------
+    weight, kept : Tensor, shape (filters, columns)
+        The weights as they are, in float64, and which of them may differ from zero.
+    moments : Moments
+        Of these places.
+    centred : bool
+        Whether the layer takes a constant.
+    a, b : Tensor
+        Means of `moments`.
+    """
+
+    weight: Tensor
+    kept: Tensor
+    moments: Moments
+    centred: bool
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, kept: Tensor, moments: Moments, *, centred: bool) -> Problem:
+        """State it."""
+        return cls(weight, kept, moments, centred, *moments.means(centred=centred))
+
+    def solver(self, ridge: float) -> Refit:
+        """Factor what is solved for."""
+        return Refit(self.weight, self.a, self.kept, ridge)
+
+    def fitted(self, solve: Refit) -> Fitted:
+        """Solve it."""
+        weight = solve(self.b)
+        return Fitted(weight, self._constant(weight))
+
+    def moved(self, solve: Refit, cross: Tensor, mean: Tensor) -> Fitted:
+        """Solve it for targets that have moved.
+
+        Parameters
+        ----------
+        solve : Refit
+        cross : Tensor, shape (filters, columns)
+            Mean of the moves times what is read.
+        mean : Tensor, shape (filters,)
+            Of the moves.
+        """
+        if self.centred:
+            read = self.moments.read_sum / max(self.moments.count, 1)
+            cross = cross - mean[:, None] * read.repeat_interleave(len(cross) // len(read), 0)
+        weight = solve(self.b + cross)
+        return Fitted(weight, self._constant(weight, mean))
+
+    def _constant(self, weight: Tensor, moved: Tensor | float = 0.0) -> Tensor:
+        constant = self.moments.constant(weight) + moved
+        return constant * self.kept.any(1) if self.centred else torch.zeros_like(constant)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights of a layer, and what has to be added to its output."""
+
+    weight: Tensor
+    constant: Tensor
 
 
 def refit(weight: Tensor, a: Tensor, b: Tensor, kept: Tensor, ridge: float) -> Tensor:
@@ -153,7 +223,7 @@ class Refit:
     def __init__(self, weight: Tensor, a: Tensor, kept: Tensor, ridge: float) -> None:
         self._start = weight * kept
         self._a = a
-        self._parts: list[tuple[int, Tensor, Tensor, tuple[Tensor, Tensor]]] = []
+        self._parts: list[tuple[int, Tensor, Tensor, Callable[[Tensor], Tensor]]] = []
         filters = len(weight) // len(a)
         for group in range(len(a)):
             own = slice(group * filters, (group + 1) * filters)
@@ -167,12 +237,20 @@ class Refit:
                 rows = (which == number).nonzero()[:, 0] + own.start
                 inner = a[group][columns][:, columns]
                 inner.diagonal().add_(strength + 1e-12 * inner.diagonal().mean())
-                self._parts.append((group, rows, columns, torch.linalg.lu_factor(inner)))
+                self._parts.append((group, rows, columns, _solver(inner)))
 
     def __call__(self, b: Tensor) -> Tensor:
         """Solve for these moments of what should be said and what is read."""
         fitted = self._start.clone()
-        for group, rows, columns, factors in self._parts:
+        for group, rows, columns, solve in self._parts:
             missing = b[rows][:, columns] - self._start[rows] @ self._a[group][:, columns]
-            fitted[rows[:, None], columns] += torch.linalg.lu_solve(*factors, missing.T).T
+            fitted[rows[:, None], columns] += solve(missing.T).T
         return fitted
+
+
+def _solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    """Factor a symmetric matrix, which rounding may have left not quite positive."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        return partial(torch.linalg.lu_solve, *torch.linalg.lu_factor(matrix))
+    return lambda right: torch.cholesky_solve(right, factor)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nni_gconv.pruning.reconstruction.least_squares import Moments, Refit
+from nni_gconv.pruning.reconstruction.least_squares import Fitted, Problem, Refit
 
 #: Bytes of places that are held for one layer.
 _MEMORY = 2**28
@@ -112,23 +112,8 @@ class RectifiedPlaces:
         return before + (output - said) * self.slope
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """Weights of a layer, and what has to be added to its output."""
-
-    weight: Tensor
-    constant: Tensor
-
-
 def rectified_steps(
-    start: Fitted,
-    masked: Tensor,
-    moments: Moments,
-    places: RectifiedPlaces,
-    kept: Tensor,
-    *,
-    centred: bool,
-    ridge: float,
+    start: Fitted, problem: Problem, solve: Refit, places: RectifiedPlaces
 ) -> Iterator[Fitted]:
     """Move targets and refit weights in turn, without an end.
 
@@ -138,33 +123,19 @@ def rectified_steps(
     ----------
     start : Fitted
         The least squares for targets that have not moved.
-    masked : Tensor of float64, shape (filters, columns)
-        The weights that the ridge draws towards.
-    moments : Moments
-        Of all places.
+    problem : Problem
+        On all places.
+    solve : Refit
+        Its solver, of the ridge.
     places : RectifiedPlaces
         Those that are held.
-    kept : Tensor of bool, shape (filters, columns)
-        See :func:`~nni_gconv.pruning.reconstruction.least_squares.refit`.
-    centred : bool
-        Whether the layer takes a constant.
-    ridge : float
     """
-    a, b = moments.means(centred=centred)
-    solve = Refit(masked, a, kept, ridge)
-    mean = moments.read_sum / max(moments.count, 1)
-    by_filter = mean.repeat_interleave(len(masked) // len(mean), 0)
     before, now = start, start
     for step in range(2**31):
         ahead = step / (step + 3)
         weight = now.weight + ahead * (now.weight - before.weight)
         constant = now.constant + ahead * (now.constant - before.constant)
-        cross, moved = places.moves(weight, constant)
-        if centred:
-            cross = cross - moved[:, None] * by_filter
-        fitted = solve(b + cross)
-        constant = moments.constant(fitted) + moved if centred else torch.zeros_like(moved)
-        before, now = now, Fitted(fitted, constant * kept.any(1))
+        before, now = now, problem.moved(solve, *places.moves(weight, constant))
         yield now
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
+from nni_gconv.pruning.reconstruction.least_squares import Moments, _solver, refit
 
 
 def problem(filters=6, columns=8, places=200, groups=1, seed=0):
@@ -56,6 +56,16 @@ def test_the_error_is_that_of_the_places(centred):
         missing = missing - missing.mean(0)
     expected = missing.square().mean(0).sum()
     assert sums.error(weight, centred=centred) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("shift", [1.0, -1e-3])
+def test_a_matrix_that_is_not_positive_is_solved_all_the_same(shift):
+    p, *_ = problem()
+    matrix = p[0].T @ p[0] - (1 - shift) * torch.linalg.eigvalsh(p[0].T @ p[0])[0] * torch.eye(8)
+    right = torch.randn(8, 3, dtype=torch.float64)
+    positive = bool((torch.linalg.eigvalsh(matrix) > 0).all())
+    assert positive == (shift > 0)
+    assert torch.allclose(matrix @ _solver(matrix)(right), right)
 
 
 def test_columns_of_zeros_and_singular_moments_are_left_as_they_are():

@@ -10,9 +10,8 @@ from torch import nn
 
 from nni_gconv.graph import Replay, state_of, trace
 from nni_gconv.pruning.reconstruction.layers import find_layers
-from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
+from nni_gconv.pruning.reconstruction.least_squares import Fitted, Moments, Problem, refit
 from nni_gconv.pruning.reconstruction.rectified import (
-    Fitted,
     RectifiedPlaces,
     fewest_errors,
     rectified_steps,
@@ -54,6 +53,15 @@ def start(sums, masked, kept, ridge, centred):
     return Fitted(flat, constant if centred else torch.zeros_like(constant))
 
 
+def stepping(first, sums, masked, kept, held, *, ridge, centred):
+    posed = Problem.of(masked, kept, sums, centred=centred)
+    solve = posed.solver(ridge)
+    fitted = posed.fitted(solve)
+    assert torch.equal(fitted.weight, first.weight)
+    assert torch.equal(fitted.constant, first.constant)
+    return rectified_steps(first, posed, solve, held)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_error_is_that_of_the_places(groups):
     read, said, before, slope, _, masked, _, held = problem(groups)
@@ -68,7 +76,7 @@ def test_the_error_is_that_of_the_places(groups):
 def test_the_steps_come_to_the_least_error_behind_the_relu(centred, groups):
     read, said, before, slope, kept, masked, sums, held = problem(groups)
     first = start(sums, masked, kept, 0.0, centred)
-    steps = rectified_steps(first, masked, sums, held, kept, centred=centred, ridge=0.0)
+    steps = stepping(first, sums, masked, kept, held, centred=centred, ridge=0.0)
     last = next(islice(steps, 200, None))
     assert not last.weight[~kept].any()
 
@@ -96,7 +104,7 @@ def test_the_steps_come_to_the_least_error_behind_the_relu(centred, groups):
 def test_a_channel_that_its_norm_scales_to_nothing_is_fitted_as_without_a_relu():
     *_, kept, masked, sums, held = problem()
     first = start(sums, masked, kept, 0.01, True)
-    steps = rectified_steps(first, masked, sums, held, kept, centred=True, ridge=0.01)
+    steps = stepping(first, sums, masked, kept, held, centred=True, ridge=0.01)
     last = next(islice(steps, 20, None))
     assert torch.allclose(last.weight[3], first.weight[3])
     assert not torch.allclose(last.weight[0], first.weight[0])
@@ -105,7 +113,7 @@ def test_a_channel_that_its_norm_scales_to_nothing_is_fitted_as_without_a_relu()
 def test_one_step_is_the_least_squares_for_the_targets_moved():
     read, said, before, slope, kept, masked, sums, held = problem()
     first = start(sums, masked, kept, 0.0, True)
-    found = next(rectified_steps(first, masked, sums, held, kept, centred=True, ridge=0.0))
+    found = next(stepping(first, sums, masked, kept, held, centred=True, ridge=0.0))
     value = before + (outputs(read, first.weight) + first.constant - said) * slope
     aim = torch.where(before > 0, before, value.clamp(max=0))
     for row in range(3):  # the last has no slope
