@@ -42,8 +42,8 @@ class State:
     def get(self, node: Any) -> Value:
         """Return what is known of an argument."""
         name = self.name(node)
-        if name is not None and name in self.kept and name in self.graph.buffers:
-            # Of a frozen norm's scale only what is masked is certain.
+        if name is not None and name in self.kept:
+            # Of a parameter that is used as a value only what is masked is certain.
             kept = self.kept[name]
             return torch.zeros(kept.shape, dtype=torch.float64).masked_fill(kept, torch.nan)
         value = self.values.get(node) if isinstance(node, Node) else None
