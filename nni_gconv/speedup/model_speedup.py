@@ -22,6 +22,7 @@ from nni_gconv.speedup.plan import Constants, Cut, Plan, plan_cut
 from nni_gconv.speedup.report import SpeedupReport, layer_changes, speedup_notes, weight_shapes
 from nni_gconv.speedup.residual import Thinned, without_dead_blocks
 from nni_gconv.speedup.verify import (
+    Verified,
     check_dummy,
     check_finite,
     mask_parameters,
@@ -155,10 +156,10 @@ class ModelSpeedup:
             self.model, self.dummy_input, dense, masks, followers_too=self.constants != "fold"
         )
         cut, small, ready = self._cut_that_runs(thinned)
-        difference = None
+        seen = None
         if pristine is not None:
             try:
-                difference = self._verified(pristine, dense, thinned, cut, small)
+                seen = self._verified(pristine, dense, thinned, cut, small)
             except SpeedupError:
                 if not cut.plan.attributes:
                     raise
@@ -166,7 +167,7 @@ class ModelSpeedup:
                 pins = {use.node: _MORE.format(use.total) for use in cut.channels.sizes}
                 cut, small, ready = self._cut_that_runs(thinned, pins)
                 pristine = precise_copy(self.model)
-                difference = self._verified(pristine, dense, thinned, cut, small)
+                seen = self._verified(pristine, dense, thinned, cut, small)
         if self._budget:
             self._check_budget(small, speedup_notes(cut, thinned.masks))
         before, self._before = weight_shapes(self.model), list(self.model.parameters())
@@ -175,9 +176,11 @@ class ModelSpeedup:
         self.plan = cut.plan
         notes = (
             *thinned.notes, *speedup_notes(cut, thinned.masks), *cut.notes, *thinned.graph.notes,
+            *([seen.note] if seen is not None and seen.note else ()),
         )  # fmt: skip
         changes = layer_changes(self.model, before)
         gathers = sum(change.gathers for change in changes)
+        difference = None if seen is None else seen.difference
         self._report = SpeedupReport(changes, notes, gathers, difference)
         return self.model
 
@@ -213,8 +216,8 @@ class ModelSpeedup:
 
     def _verified(
         self, pristine: nn.Module, dense: Graph, thinned: Thinned, cut: Cut, small: nn.Module
-    ) -> float:
-        """Compare masked and small model, both in float64, and return the difference."""
+    ) -> Verified:
+        """Compare masked and small model, both in float64."""
         check_finite(small, self.dummy_input, seed=self.seed)
         # Cut anew in float64: constants folded into biases are rounded in the model's own.
         small = thinned.copy_of(precise_copy(self.model))

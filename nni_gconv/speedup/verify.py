@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,31 @@ from nni_gconv.errors import ConfigError, SpeedupError
 from nni_gconv.graph import ChannelMap, ChannelOrder, Graph, as_inputs, varying
 from nni_gconv.modes import evaluating
 from nni_gconv.speedup.residual import copy_with
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+from nni_gconv.speedup.verify_inputs import (
+    Inputs,
+    attempts,
+    few_samples,
+    other_sizes,
+    randomised,
+)
 
 #: Largest relative difference by dtype, as the contract promises.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+class Verified(NamedTuple):
+    """What a verification saw.
+
+    Attributes
+    ----------
+    difference : float
+        Largest difference relative to the largest output.
+    note : str or None
+        On what it was run, if that is less than the example.
+    """
+
+    difference: float
+    note: str | None
 
 
 def precise_copy(model: nn.Module) -> nn.Module:
@@ -59,10 +79,12 @@ def verify_equal(
     channels: ChannelMap,
     order: ChannelOrder,
     seed: int = 0,
-) -> float:
+) -> Verified:
     """Run both models on the same random inputs and compare every output.
 
-    Once more at another batch, and at another size of images where the masked model takes it.
+    Once more at another batch, and at another size of images where the masked model takes it. Where
+    the example's values would take more than :data:`~nni_gconv.speedup.verify_inputs.MOST` numbers
+    a single sample is run, of smaller images if need be and the model takes them.
 
     Parameters
     ----------
@@ -78,8 +100,7 @@ def verify_equal(
 
     Returns
     -------
-    float
-        Largest difference relative to the largest output.
+    Verified
 
     Raises
     ------
@@ -87,20 +108,20 @@ def verify_equal(
         The models differ by more than 1e-9 (float64) or 1e-4 (models that only run in float32).
     """
     error: Exception | None = None
-    for dtype, given in _attempts(dummy_input):
+    for dtype, given, note in attempts(dummy_input, graph):
         masked, small = masked.to(dtype).eval(), small.to(dtype).eval()
-        inputs = _randomised(given, dtype, seed)
+        inputs = randomised(given, dtype, seed)
         try:
             expected, got = _outputs(masked, inputs, seed), _outputs(small, inputs, seed)
-        except (RuntimeError, ValueError, IndexError) as failed:
+        except (RuntimeError, ValueError, IndexError, AssertionError) as failed:
             error = failed
             continue
         context = _Compared(masked, small, graph, channels, order, TOLERANCE[dtype], seed)
         worst = context.check(inputs, expected, got)
-        for other in _other_sizes(given):
-            if context.check_other(_randomised(other, dtype, seed + 1)):
+        for other in other_sizes(given):
+            if context.check_other(randomised(other, dtype, seed + 1)):
                 break
-        return worst
+        return Verified(worst, note)
     raise SpeedupError(f"the models do not run on random inputs: {error}")
 
 
@@ -175,7 +196,7 @@ def check_finite(small: nn.Module, dummy_input: Any, *, seed: int = 0) -> None:
     if len(types) != 1:
         return
     dtype = types.pop()
-    inputs = _randomised(as_inputs(dummy_input), dtype, seed)
+    inputs = randomised(few_samples(as_inputs(dummy_input)), dtype, seed)
     try:
         with evaluating(small):
             outputs = _outputs(small, inputs, seed)
@@ -187,64 +208,6 @@ def check_finite(small: nn.Module, dummy_input: Any, *, seed: int = 0) -> None:
             f"the small model's output is not finite in {str(dtype).removeprefix('torch.')}; its "
             f"largest parameter is {largest}, {sizes[largest]:.1e}"
         )
-
-
-def _attempts(dummy_input: Any) -> list[tuple[torch.dtype, Any]]:
-    """List precisions and inputs to try: few samples, all of them, then the model's own float32.
-
-    A forward may hold its batch, or create float32 tensors of its own.
-    """
-    given = as_inputs(dummy_input)
-    few = pytree.tree_map(_first_two, given)
-    lengths = [
-        [len(x) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
-        for inputs in (given, few)
-    ]
-    inputs = [given] if lengths[0] == lengths[1] else [few, given]
-    return [*((torch.float64, x) for x in inputs), (torch.float32, given)]
-
-
-def _other_sizes(given: Inputs) -> list[Inputs]:
-    """List inputs of another batch: of another size too, and of the same for models that need it.
-
-    What a cut has made of a number in the forward is right at the example and may be wrong beside.
-    """
-    tensors = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor) and x.dim() > 1]
-    if len({len(x) for x in tensors}) != 1:
-        return []
-    batch = 1 if len(tensors[0]) > 1 else 2
-
-    def sized(value: Any, change: Callable[[int], int]) -> Any:
-        if not isinstance(value, Tensor) or value.dim() < 2:
-            return value
-        image = value.is_floating_point() and value.dim() > 2
-        sizes = [change(n) for n in value.shape[2:]] if image else value.shape[2:]
-        return value.new_zeros((batch, value.shape[1], *sizes))
-
-    return [
-        pytree.tree_map(lambda value, c=change: sized(value, c), given)
-        for change in (_another_size, lambda size: size)
-    ]
-
-
-def _another_size(size: int) -> int:
-    """Return a smaller size that networks take which halve theirs five times; a larger if small."""
-    return max(32, size // 64 * 32) if size > 32 else size + size // 2
-
-
-def _first_two(value: Any) -> Any:
-    return value[:2] if isinstance(value, Tensor) and value.dim() > 1 else value
-
-
-def _randomised(inputs: Any, dtype: torch.dtype, seed: int) -> tuple[tuple, dict]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def randomise(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return torch.randn(value.shape, generator=generator, dtype=dtype).to(value.device)
-        return value
-
-    return pytree.tree_map(randomise, inputs)
 
 
 def _outputs(model: nn.Module, inputs: tuple[tuple, dict], seed: int) -> list[Tensor]:

@@ -2,12 +2,14 @@
 
 import copy
 import threading
+import weakref
 
 import pytest
 import torch
 from speedup_nets import X, conv
 from speedup_tools import randomise, rows_off
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_gconv import ModelSpeedup
 from nni_gconv.errors import BudgetError, ConfigError, SpeedupError
@@ -82,6 +84,68 @@ def test_what_is_run(monkeypatch, kind, shape, expected):
         types = [torch.float64] * first + [torch.float32] * (len(expected) - first - 1)
     shapes = [shape for shape in expected if shape is not torch.float32]
     assert compared == [list(zip(shapes, types, strict=False))]
+
+
+class Live(TorchDispatchMode):
+    """Counts the numbers of the results of operators that are alive."""
+
+    now, most = 0, 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple) else (result,):
+            if isinstance(x, torch.Tensor) and x.shape[-1:] > (3,) and not operator.is_view:
+                self.now += x.numel()
+                self.most = max(self.most, self.now)
+                weakref.finalize(x, self.gone, x.numel())
+        return result
+
+    def gone(self, numbers):
+        self.now -= numbers
+
+
+@pytest.mark.parametrize(
+    ("most", "shapes"),
+    [
+        (2**27, [(2, 3, 128, 128), (1, 3, 64, 64)]),
+        (400_000, [(1, 3, 128, 128), (2, 3, 64, 64)]),
+        (130_000, [(1, 3, 64, 64), (2, 3, 32, 32)]),
+    ],
+)
+def test_what_large_images_hold_is_bounded(monkeypatch, most, shapes):
+    from nni_gconv.speedup import model_speedup, verify_inputs
+
+    monkeypatch.setattr(verify_inputs, "MOST", most)
+    real, compared, live = model_speedup.verify_equal, [], Live()
+
+    def watched(masked, small, *args, **kwargs):
+        masked.seen.clear()
+        compared.append(masked.seen)
+        with live:
+            return real(masked, small, *args, **kwargs)
+
+    monkeypatch.setattr(model_speedup, "verify_equal", watched)
+    speedup = ModelSpeedup(Net(), torch.zeros(4, 3, 128, 128), masks())
+    speedup.speedup_model()
+    assert [shape for shape, _ in compared[0]] == shapes
+    said = [n for n in speedup.report().notes if "verified on inputs of" in n]
+    assert bool(said) == (most < 2**27)
+    kept = 3 * shapes[0][2] ** 2 * 3  # beside it the input, and both outputs, which are compared
+    assert 30_000 < live.most <= most + kept * shapes[0][0]
+
+
+def test_images_whose_size_is_held_are_run_whole(monkeypatch):
+    from nni_gconv.speedup import verify_inputs
+
+    class Held(Net):
+        def forward(self, x):
+            assert x.shape[-1] == 64
+            return super().forward(x)
+
+    monkeypatch.setattr(verify_inputs, "MOST", 10_000)
+    speedup = ModelSpeedup(Held(), torch.zeros(4, 3, 64, 64), masks())
+    speedup.speedup_model()
+    assert any("verified on inputs of (1, 3, 64, 64)" in n for n in speedup.report().notes)
 
 
 def test_a_forward_that_holds_its_batch():

@@ -319,6 +319,20 @@ def test_heads_that_are_a_share_of_the_stream():
     assert shapes(net, "stem", "qkv", "proj") == [(4, 3), (12, 4), (4, 4)]
 
 
+def test_a_token_beside_the_stream_goes_with_it():
+    """A parameter that stands among the pixels of each channel is masked with the channel."""
+
+    def forward(s, x):
+        tokens = torch.cat([s.token.expand(len(x), -1, -1), x.flatten(2)], 2)
+        return s.a((tokens - tokens.sigmoid() * tokens)[:, :, 1:].unflatten(2, (8, 8)))
+
+    net = middle(forward, a=conv(8, 8))
+    net.token = nn.Parameter(randn(1, 8, 1))
+    assert reasons(net, X)["stem"] is None
+    shrink(net, X, zeroing_masks(net, X, share=0.5), verify=True)
+    assert shapes(net, "stem", "a") == [(4, 3), (4, 4)] and net.token.shape == (1, 4, 1)
+
+
 def test_largest_of_several_filters():
     """Maxout: three filters side by side make a channel."""
     net = middle(lambda s, x: s.a(x).view(2, -1, 3, 8, 8).amax(2), a=conv(8, 24))
