@@ -46,7 +46,7 @@ def split_dense(
     """
     if options.method in PATTERNS:
         return {
-            name: fixed_pattern(*scores[name].shape, count, options.method, options.seed + index)
+            name: _fixed(scores[name], count, options.method, options.seed + index)
             for index, (name, count) in enumerate(counts.items())
         }
     effort = {"restarts": options.restarts, "seed": options.seed}
@@ -99,9 +99,7 @@ def split_further(
     """
     pieces = np.split(scores, had)
     if options.method in PATTERNS:
-        return merged(
-            [fixed_pattern(*piece.shape, count, options.method, seed) for piece in pieces]
-        )
+        return merged([_fixed(piece, count, options.method, seed) for piece in pieces])
     return merged(
         partition_many(
             pieces,
@@ -112,6 +110,11 @@ def split_further(
             options.seed,
         )
     )
+
+
+def _fixed(scores: NDArray[np.float64], count: int, method: Any, seed: int) -> Partition:
+    filters, channels = scores.shape
+    return fixed_pattern(filters, channels, count, method, seed)
 
 
 def merged(parts: Sequence[Partition]) -> Partition:
