@@ -56,12 +56,12 @@ CHANNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "BN scale, global": ("slimming", {}),
     "Taylor, global": ("taylor", {"ranking": "global"}),
     "second order, uniform": ("second_order", {"allocation": "uniform"}),
-    "second order, by error": ("second_order", {"allocation": "error"}),
+    "second order, streams too": ("second_order", {"streams": "cut"}),
 }
 #: The same on the first convolution of every block alone: streams keep their width.
 INNER = {
     "L1, inner": ("magnitude", {"norm": "l1", "ranking": "uniform"}),
-    "second order, inner, by error": ("second_order", {"allocation": "error"}),
+    "second order, inner, by error": ("second_order", {}),
 }
 #: How every 3x3 convolution behind the first is split.
 GROUPS: dict[str, dict[str, Any]] = {

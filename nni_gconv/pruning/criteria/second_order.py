@@ -19,7 +19,7 @@ from nni.compression.utils import Evaluator
 from pydantic import Field
 from torch import Tensor, nn
 
-from nni_gconv.errors import UnseenError
+from nni_gconv.errors import BudgetError, UnseenError
 from nni_gconv.graph import CoupledSet, Read
 from nni_gconv.pruning.calibration import Geometry, read_moments, weight_matrix
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
@@ -27,7 +27,11 @@ from nni_gconv.pruning.criteria.base import needed_images
 from nni_gconv.pruning.criteria.elimination import Reader, eliminate
 from nni_gconv.pruning.options import ChannelOptions
 from nni_gconv.pruning.selection.allocation import Request
+from nni_gconv.pruning.selection.budget import check_reachable
 from nni_gconv.pruning.selection.coupled_sets import filter_scores
+
+#: Share of the channels of every other set that may go before streams are cut too.
+_EASY = 0.75
 
 
 class SecondOrderPruner(ChannelPruner):
@@ -81,6 +85,12 @@ class SecondOrderPruner(ChannelPruner):
             description="How a budget is dealt out: by error for what is saved, exact: so that the "
             "sum of errors is least (slow where there are many layers), in equal shares, "
             "or by error alone.",
+        )
+        streams: Literal["auto", "cut", "whole"] = Field(
+            "auto",
+            description="Whether channels that several layers add up to, such as residual "
+            "streams, take part in a budget; auto: not where the other sets meet it with a quarter "
+            "of their channels and allocation is error or exact.",
         )
         ridge: float = Field(
             1e-3, gt=0, description="Of the mean second moment of what a layer reads."
@@ -162,6 +172,39 @@ class SecondOrderPruner(ChannelPruner):
         errors = np.cumsum([0.0, *steps])
         exact = errors if self.options.allocation == "exact" else None
         return replace(asked, group=group, unit=self._saving(coupled), errors=exact)
+
+    def settle(
+        self, requests: list[Request], sets: Sequence[CoupledSet], metrics: Metrics
+    ) -> list[Request]:
+        """Leave streams whole where that is asked for, or easy."""
+        by_error = self.options.allocation in ("error", "exact")
+        how = self.options.streams
+        if self.budget is None or how == "cut" or (how == "auto" and not by_error):
+            return requests
+        streams = [len(self._writers(coupled)) > 1 for coupled in sets]
+        whole = [
+            replace(asked, high=asked.low) if stream else asked
+            for asked, stream in zip(requests, streams, strict=True)
+        ]
+        easy = [replace(asked, high=min(asked.high, _EASY)) for asked in whole]
+        try:
+            check_reachable(
+                self.budget, self.cost, sets, whole if how == "whole" else easy, self.latency
+            )
+        except BudgetError:
+            if how == "whole":
+                raise
+            return requests
+        return whole
+
+    def _writers(self, coupled: CoupledSet) -> set[str]:
+        """Name the layers whose outputs make a set; depthwise ones pass their inputs on."""
+        found = set()
+        for member in coupled.members:
+            groups = getattr(self._module_wrappers[member.module].module, "groups", 1)
+            if groups < self._target_spaces[member.module]["weight"].shape[member.dim]:
+                found.add(member.module)
+        return found
 
     def _saving(self, coupled: CoupledSet) -> float:
         """Share of the budgeted costs that one channel of a set takes part in."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nni_gconv import SecondOrderPruner
-from nni_gconv.errors import ConfigError, DataError
+from nni_gconv.errors import BudgetError, ConfigError, DataError
 
 
 class Net(nn.Module):
@@ -120,3 +120,55 @@ def pruner(net, images, **options):
     config = [{"op_names": ["0"], "sparse_ratio": 0.5}]
     given = {} if images is None else {"calibration": images}
     return SecondOrderPruner(net, config, dummy_input=torch.zeros(1, 3, 6, 6), **given, **options)
+
+
+class TestStreams:
+    """What several layers add up to stays whole where the others meet the budget easily."""
+
+    class Block(nn.Module):
+        def __init__(self, inner, middle=None):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(8, inner, 1), nn.Conv2d(inner, 8, 3, padding=1)
+            self.middle = middle or nn.Identity()
+
+        def forward(self, x):
+            return x + self.last(self.middle(self.first(x).relu()).relu())
+
+    @pytest.fixture
+    def cut(self):
+        """Widths of the stream and of the inner layers after a cut."""
+
+        def widths(macs, middle=None, **options):
+            torch.manual_seed(0)
+            blocks = [self.Block(16, middle), self.Block(16)]
+            net = nn.Sequential(nn.Conv2d(3, 8, 3), *blocks, nn.Conv2d(8, 5, 3)).eval()
+            layers = [{"op_types": ["Conv2d"], "exclude_op_names": ["3"]}]
+            x, given = torch.randn(32, 3, 8, 8), {"budget": {"macs": macs}, **options}
+            made = SecondOrderPruner(net, layers, calibration=x, dummy_input=x[:1], **given)
+            masks = made.compress()[1]
+            left = {name: int(targets["bias"].sum()) for name, targets in masks.items()}
+            return left["0"], left["1.first"], left["2.first"]
+
+        return widths
+
+    def test_auto(self, cut):
+        assert cut(0.5)[0] == 8
+        assert cut(0.5, streams="cut")[0] < 8
+        stream, *inner = cut(0.2)  # beyond what a quarter of the inner channels comes to
+        assert stream < 8 and min(inner) > 2
+
+    def test_only_what_is_dealt_out_by_error(self, cut):
+        assert cut(0.5, allocation="uniform")[0] < 8
+        assert cut(0.5, allocation="uniform", streams="whole")[0] == 8
+        assert cut(0.5, allocation="exact")[0] == 8
+
+    def test_whole(self, cut):
+        stream, *inner = cut(0.2, streams="whole")
+        assert stream == 8 and max(inner) < 4
+        with pytest.raises(BudgetError, match=r"the selected layers allow macs of 0"):
+            cut(0.1, streams="whole")
+
+    def test_a_depthwise_layer_makes_no_stream(self, cut):
+        depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        stream, *inner = cut(0.5, depthwise)
+        assert stream == 8 and max(inner) < 16
