@@ -14,7 +14,8 @@ class TrialResult:
     Attributes
     ----------
     metrics : dict of str to float
-        Flat numbers, as reported to NNI (without ``accuracy`` where it is ``default``):
+        Flat numbers, as reported to NNI (without ``top5...``, the interval, and
+        ``accuracy`` where it is ``default``):
         ``default``; ``accuracy_dense`` (not of a recipe that
         trains no dense network and loads none), ``accuracy_masked`` (with masks),
         ``accuracy_small`` (after reconstruction and speedup, before any fine-tuning)

@@ -127,6 +127,16 @@ def _run(recipe: Recipe, folder: TrialFolder, distributed: Distributed, quiet: b
 
 
 def _told(recipe: Recipe, result: TrialResult) -> dict[str, float]:
-    """What NNI is told: its pages show `default`, so not the same again as `accuracy`."""
-    same = recipe.objective is None
-    return {k: v for k, v in result.metrics.items() if not (same and k == "accuracy")}
+    """What NNI is told: as many numbers as its pages have room for.
+
+    They show `default`, so not the same again as `accuracy`; the rest is in the trial's files.
+    """
+    wanted = recipe.objective or {}
+    unseen = {"latency_ratio_low", "latency_ratio_high"}
+    if recipe.objective is None:
+        unseen.add("accuracy")
+    return {
+        name: value
+        for name, value in result.metrics.items()
+        if name in wanted or not (name in unseen or name.startswith("top5"))
+    }
