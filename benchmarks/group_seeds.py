@@ -51,7 +51,7 @@ def rows_of(folder: Path, seed: int, trials: int, epochs: int | None) -> list[Tr
         if not outcome.ok:
             raise SystemExit(outcome.message)
         done.write_text(str(outcome.folder))
-    return collect(done.read_text())
+    return collect(done.read_text())[:trials]
 
 
 def best(rows: list[TrialRow], budget: float) -> TrialRow:
