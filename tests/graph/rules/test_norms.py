@@ -307,6 +307,39 @@ def test_saved_and_loaded(tmp_path):
         )
 
 
+def response_net():
+    """Response normalisation, and a mean over channels whose reader takes the divisor."""
+
+    def forward(s, x):
+        y = s.gate(s.norm(x).relu().mean(1, keepdim=True))
+        return s.a(x) * y.sigmoid()
+
+    return Net(forward, a=conv(8, 8), norm=ResponseFirst(8), gate=conv(1, 1))
+
+
+def cut_response_net():
+    net = randomise(response_net())
+    shrink(net, X, silence(net, [1, 2, 6]), verify=True)
+    return net
+
+
+def test_responses_and_divisors_are_saved_loaded_and_trained(tmp_path):
+    net = cut_response_net()
+    assert (shapes(net, "stem", "a"), net.norm.norm.response) == ([(5, 3), (8, 5)], True)
+    loaded = load_compact(save_compact(net, tmp_path / "small.safetensors"), response_net)
+    assert torch.equal(outputs_of(net, X)[0], outputs_of(loaded.double(), X)[0])
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    net(X).square().mean().backward()
+    torch.optim.SGD(net.parameters(), lr=0.1).step()
+    moved = [name for name, p in net.named_parameters() if not torch.equal(before[name], p)]
+    assert {"norm.weight", "gate.weight", "stem.weight"} <= set(moved)
+
+
+@pytest.mark.slow
+def test_responses_and_divisors_are_exported(tmp_path):
+    export_model(cut_response_net().float(), X.float(), tmp_path / "small.onnx")  # compares
+
+
 def test_pickled_and_copied():
     net = Net(None, norm=nn.GroupNorm(1, 8)).norm
     thin_norm(net, type(find_norm(net))((), 1e-5, channel=1, width=16, kept=8))
