@@ -47,7 +47,7 @@ def scaled_to_fit(network: nn.Module, settings: DataSettings) -> tuple[DataSetti
         if (found - usual) * count > 3 * math.sqrt(count / 2):
             said = (
                 f"the weights expect pixels from {name}: val accuracy {found:.4f}, with ImageNet's "
-                f"mean and deviation {usual:.4f}; data.normalize says so"
+                f"mean and deviation {usual:.4f}: the images are scaled so"
             )
             return other, said
     return settings, ""
