@@ -345,6 +345,13 @@ class Trial(Workbench):
             _reset_parameters(self.model)
         result = self._fit(settings, "finetune", self.folder.path, self.log)
         self._save_compact(COMPACT)
+        before = self.folder.stages.get("speedup", {}).get("accuracy", {})
+        small = before.get("val", {}).get("accuracy_small", 0.0)
+        if result.best_accuracy < small and not settings.from_scratch:
+            self._say(
+                f"finetune: the network is worse than before, val accuracy {small:.4f} -> "
+                f"{result.best_accuracy:.4f}; a lower finetune.optimizer.lr or more epochs may help"
+            )
         return {"best_epoch": result.best_epoch, "val_accuracy": result.best_accuracy}
 
     def _keep(self) -> dict[str, Any]:

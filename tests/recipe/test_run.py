@@ -375,6 +375,21 @@ def test_from_scratch_forgets_the_weights(tmp_path):
     assert not any(torch.equal(new[k], pruned[k]) for k in weights)
 
 
+@pytest.mark.parametrize("rate", [1e-9, 3.0])
+def test_a_network_that_gets_worse_is_told(done, tmp_path, capsys, rate):
+    trained = str(done[1] / "compact.safetensors")
+    changes = {
+        "model": {**tiny()["model"], "weights": trained},
+        "train": None,
+        "finetune": {**tiny()["finetune"], "epochs": 1, "optimizer": {"name": "SGD", "lr": rate}},
+    }
+    result = run_recipe(tiny(**changes), output=tmp_path / "run")
+    small = result.stages["speedup"]["accuracy"]["val"]["accuracy_small"]
+    told = f"finetune: the network is worse than before, val accuracy {small:.4f} -> "
+    worse = result.stages["finetune"]["val_accuracy"] < small
+    assert (told in capsys.readouterr().err) == worse == (rate > 1)
+
+
 @pytest.mark.slow
 def test_a_small_model_is_pruned_further(tmp_path):
     first = run(tiny(finetune=None), tmp_path / "channels")
