@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -75,3 +76,12 @@ def test_a_face_says_what_it_is_and_holds_what_it_names(face):
 def test_only_faces_list_names():
     modules = [path for path in ROOT.rglob("*.py") if path.name not in ("__init__.py", "tuner.py")]
     assert [path for path in modules if "\n__all__ =" in path.read_text()] == []
+
+
+def test_rooms_and_files_are_small():
+    """At most 15 modules a folder beside ``__init__`` and its like, at most 400 lines a file."""
+    files = sorted(ROOT.rglob("*.py"))
+    rooms = Counter(file.parent for file in files if not file.stem.startswith("_"))
+    assert {str(room): number for room, number in rooms.items() if number > 15} == {}
+    lines = {str(file): file.read_text(encoding="utf-8").count("\n") for file in files}
+    assert {file: number for file, number in lines.items() if number > 400} == {}

@@ -11,7 +11,6 @@ Knows of torch, `compat` and `modes`; not of pruners, budgets or how a model is 
 
 from nni_gconv.graph.branches import ACTIVATIONS, Branch, find_branches, vanishing
 from nni_gconv.graph.channel_map import Axis, Balance, ChannelMap, Read, place, varying
-from nni_gconv.graph.computed_weights import weight_source
 from nni_gconv.graph.constants import given_values, known_operands, known_values
 from nni_gconv.graph.coupling import CoupledSet, Coupling, Member
 from nni_gconv.graph.liveness import (
@@ -31,17 +30,7 @@ from nni_gconv.graph.mask_groups import (
     find_mask_groups,
 )
 from nni_gconv.graph.masks import Masks, Wiring, load_masks, read_masks
-from nni_gconv.graph.norms import (
-    ChannelNorm,
-    KeptNorm,
-    KeptStandardConv2d,
-    StandardWeight,
-    find_norm,
-    find_standard,
-    rest_of,
-    thin_norm,
-    thin_standard,
-)
+from nni_gconv.graph.norms import ChannelNorm, KeptNorm, find_norm, thin_norm
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.recorder import module_calls, op_name, shape_of
 from nni_gconv.graph.replay import Replay, Values, state_of
@@ -49,6 +38,14 @@ from nni_gconv.graph.rules import argument, new_indices, width_written_at, write
 from nni_gconv.graph.segments import ChannelOrder, Segments
 from nni_gconv.graph.sizes import Attribute, set_attributes, solve, watch_sizes, widths_of
 from nni_gconv.graph.trace import Graph, as_inputs, example_input, location, trace
+from nni_gconv.graph.weights import (
+    KeptStandardConv2d,
+    StandardWeight,
+    find_standard,
+    rest_of,
+    thin_standard,
+    weight_source,
+)
 
 __all__ = [
     "ACTIVATIONS",

@@ -41,10 +41,10 @@ from nni_gconv.graph.channel_map import (
     place,
     varying,
 )
-from nni_gconv.graph.computed_weights import computed_weights
 from nni_gconv.graph.recorder import op_name, shape_of
 from nni_gconv.graph.sizes import Sum, independent
 from nni_gconv.graph.trace import Graph, location
+from nni_gconv.graph.weights import computed_weights
 
 
 class Walker:

@@ -38,7 +38,7 @@ _OWN = tuple(
         "sizes/origins",
         "trace",
         "norms/operator",
-        "norms/standard_weight",
+        "weights/standard",
     )
 )
 #: Operators that turn a tensor into a Python number.

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from nni_gconv.graph.norms.kept_norm import ChannelNorm, normalise
 from nni_gconv.graph.norms.recognise import find_norm
-from nni_gconv.graph.norms.recognise_weight import find_standard
-from nni_gconv.graph.norms.standard_weight import StandardWeight, padded, standardise
+from nni_gconv.graph.weights import StandardWeight, find_standard, padded, standardise
 
 _LIBRARY = torch.library.Library("nni_gconv", "DEF")
 _LIBRARY.define(

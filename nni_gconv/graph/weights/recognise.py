@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nni_gconv.graph.norms.standard_weight import (
+from nni_gconv.graph.weights.standard import (
     KeptStandardConv2d,
     StandardWeight,
     padded,
