@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from nni_gconv.inference.norms import fold_batch_norms
+    from nni_gconv.inference.norms import fold_batch_norms, foldable_norms
     from nni_gconv.inference.optimize import (
         Optimized,
         built_by,
@@ -37,6 +37,7 @@ __all__ = [
     "built_by",
     "find_forms",
     "fold_batch_norms",
+    "foldable_norms",
     "mark_optimized",
     "optimize",
     "origin_of",
@@ -48,7 +49,7 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "norms": ["fold_batch_norms"],
+        "norms": ["fold_batch_norms", "foldable_norms"],
         "optimize": [
             "Optimized",
             "built_by",

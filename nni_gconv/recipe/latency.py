@@ -21,10 +21,10 @@ from nni_gconv.inference import (
     apply_forms,
     built_by,
     find_forms,
+    foldable_norms,
     origin_of,
     work_of,
 )
-from nni_gconv.inference.norms import foldable_norms
 from nni_gconv.profiling import LatencySettings, compare_latency, machine_of, with_batch
 
 #: Says what is being measured.

@@ -122,11 +122,11 @@ def _run(recipe: Recipe, folder: TrialFolder, distributed: Distributed, quiet: b
     if distributed.is_main:
         write_json(folder.path / "result.json", result.to_dict())
     if reports:
-        compat.report_final(_told(recipe, result))
+        compat.report_final(told_to_nni(recipe, result))
     return result
 
 
-def _told(recipe: Recipe, result: TrialResult) -> dict[str, float]:
+def told_to_nni(recipe: Recipe, result: TrialResult) -> dict[str, float]:
     """What NNI is told: as many numbers as its pages have room for.
 
     They show `default`, so not the same again as `accuracy`; the rest is in the trial's files.

@@ -18,6 +18,8 @@ from nni_gconv.experiment import ManagerClient, ManagerError
 from nni_gconv.experiment.checks.preflight import free_port
 from nni_gconv.experiment.running import end_processes
 from nni_gconv.recipe import run_recipe
+from nni_gconv.recipe.load import load_recipe
+from nni_gconv.recipe.run import told_to_nni
 
 from .conftest import Workshop, marked
 
@@ -71,7 +73,7 @@ def expected(tmp_path_factory):
     for value in SPACE[VARIED]["_value"]:
         given = {VARIED: value}
         result = run_recipe(RECIPE, overrides=given, output=folder / str(value), quiet=True)
-        results[value] = rounded(result.metrics)
+        results[value] = rounded(told_to_nni(load_recipe(RECIPE), result))
     return results
 
 

@@ -360,7 +360,7 @@ def test_runs_that_are_not_finished_say_how_far_they_are(runs, tmp_path):
     assert rows["going"].status == "running"
     assert rows["going"].progress == "report finished"
     assert rows["left"].status == "stopped"
-    assert re.fullmatch(r"finetune, epoch 2, accuracy [\d.]+ %", rows["left"].progress)
+    assert re.fullmatch(r"finetune, epoch 2 of 2, accuracy [\d.]+ %", rows["left"].progress)
     assert {row.status for row in collect(folder)} == {"stopped"}
     lines = state_lines(list(rows.values()))
     assert lines[0] == "2 trials: 1 running, 1 stopped"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,11 @@ from nni_gconv.graph.weights.standard import (
 
 _EXACT = 1e-12
 _PLAIN = ("weight", "bias")
+#: A forward that standardises says one of these; others are not run, they may keep what they see.
+_SPREADS = frozenset(
+    {"batch_norm", "group_norm", "instance_norm", "layer_norm", "mean", "std", "std_mean", "var",
+     "var_mean"}
+)  # fmt: skip
 #: Epsilons that are written in forwards.
 _WRITTEN = (1e-5, 1e-6)
 
@@ -63,7 +69,15 @@ def _may_be(module: nn.Conv2d) -> bool:
         and all(module._parameters[n].numel() == module.out_channels for n in _more(module))  # type: ignore[union-attr]
         and not any(True for _ in module.buffers())
         and not any(True for _ in module.children())
+        and not _SPREADS.isdisjoint(_said(type(module)))
     )
+
+
+def _said(kind: type) -> set[str]:
+    """Names in the code of a kind of convolution, torch's own left out."""
+    own = [vars(base) for base in kind.__mro__[: kind.__mro__.index(nn.Conv2d)]]
+    functions = [inspect.unwrap(v) for one in own for v in one.values() if inspect.isfunction(v)]
+    return {name for function in functions for name in function.__code__.co_names}
 
 
 def _more(module: nn.Module) -> list[str]:

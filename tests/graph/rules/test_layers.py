@@ -195,9 +195,9 @@ def test_scale_parameter_follows():
     assert tuple(net.scale.shape) == (1, 5, 1, 1)
 
 
-def test_parameter_that_is_added_keeps_its_width():
+def test_parameter_that_is_added_goes_too():
     net = middle(lambda s, x: F.relu(x + s.more.weight[:, :, None, None]), more=nn.Linear(8, 1))
-    shrink(net, X, rows_off(net, "stem", [0]), smaller=False)
+    shrink(net, X, rows_off(net, "stem", [0]))
 
 
 def test_weight_that_is_also_an_output():
