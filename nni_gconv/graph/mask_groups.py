@@ -199,10 +199,12 @@ def _further_groups(connected: Bools, had: int) -> MaskGroups | None:
         return find_mask_groups(connected)
     most: int | None = None
     while True:
-        parts = [find_mask_groups(part, most) for part in np.split(connected, had)]
-        inside = [part for part in parts if part is not None]
-        if len(inside) < had:
-            return None
+        inside = []
+        for block in np.split(connected, had):
+            part = find_mask_groups(block, most) if min(block.shape) > 1 else None
+            if part is None:
+                return None
+            inside.append(part)
         most = min(part.num_groups for part in inside)
         if all(part.num_groups == most for part in inside):
             break
