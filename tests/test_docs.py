@@ -34,7 +34,7 @@ RUN = {
     "exactness.md": dict, "groups.md": dict,
     "latency.md": dict, "own_network.md": dict, "reload.md": dict, "training.md": dict,
 }  # fmt: skip
-SLOW = ("README.md", "groups.md", "exactness.md", "latency.md", "reload.md")
+SLOW = ("README.md", "groups.md", "exactness.md", "latency.md", "own_network.md", "reload.md")
 
 
 #: What needs an extra -> the library it brings.

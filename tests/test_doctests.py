@@ -35,7 +35,13 @@ def registries(monkeypatch):
 
 
 @pytest.mark.usefixtures("registries")
-@pytest.mark.parametrize("name", with_examples())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "nni_gconv.inference.ratio" else [])
+        for name in with_examples()
+    ],
+)
 def test_the_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -326,6 +326,7 @@ def test_a_folded_file_is_that_of_the_model(tmp_path, suffix):
         assert "batch_norm" not in str(torch.export.load(file).graph)
 
 
+@pytest.mark.slow
 def test_a_wrong_fold_is_not_kept(tmp_path, suffix, monkeypatch):
     """The file is compared with the model given, not with its folded copy."""
     monkeypatch.setattr(export, "fold_batch_norms", lambda model, _: model[0])

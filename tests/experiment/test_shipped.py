@@ -40,6 +40,7 @@ def grid(name):
         return trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_they_pass_the_checks_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -92,6 +93,7 @@ def test_the_groups_of_the_search_are_those_of_the_recipe():
     assert recipe.prune.options["group_config"]["layer3"]["2"]["conv2"] == 16
 
 
+@pytest.mark.slow
 def test_the_one_shot_search_trains_nothing_but_the_dense_network():
     assert space("oneshot-search") == space("group-search")  # the same network
     for recipe_file, space_file in (

@@ -34,6 +34,7 @@ def test_the_compiler_gives_the_same_numbers():
         assert torch.allclose(made(x), model(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_arguments_by_name_and_several_outputs():
     pytest.importorskip("onnxruntime")
 

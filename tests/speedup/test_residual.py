@@ -157,6 +157,7 @@ class TestFiles:
         with pytest.raises(CheckpointError, match="of another architecture"):
             rebuild(create_model("preresnet29"), plan)
 
+    @pytest.mark.slow
     def test_it_can_be_trained_from_scratch(self):
         net = rebuild(create_model("resnet20", shortcut="B"), plan_of(small_resnet()))
         net.train()(torch.randn(4, 3, 32, 32)).sum().backward()
