@@ -333,6 +333,7 @@ def converted(pruner):
     return ModelSpeedup(model, x, masks).speedup_model().eval(), dense, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", [ShufflePruner, GroupConvPruner])
 def test_as_dense_layers_a_converted_network_runs_what_the_dense_one_runs(pruner):
     """No gather, no other operator: so it takes exactly its time."""

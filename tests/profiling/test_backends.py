@@ -58,6 +58,7 @@ def test_networks_are_compared_and_profiled_on_a_backend():
     assert [row.backend for row in rows] == ["eager", "onnxruntime"]
 
 
+@pytest.mark.slow
 def test_mistakes(monkeypatch, capfd):
     x = torch.zeros(1, 2, 6, 6)
     with pytest.raises(ConfigError, match="onnxruntime"):

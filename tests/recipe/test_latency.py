@@ -56,6 +56,7 @@ def test_a_trial_leaves_the_network_in_its_quickest_form(trial):
         assert torch.allclose(fast(x), small(x), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_measured_again(trial, monkeypatch):
     recipe, folder, first = trial
     monkeypatch.setattr(latency, "find_forms", None)
