@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pages import fill
+
 DEPTHS = (20, 56, 110, 164)
 BEGIN, END = "<!-- {}: written by benchmarks/calibration.py -->", "<!-- end of {} -->"
 
@@ -182,10 +184,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 def replace_table(page: Path, which: str, text: str) -> None:
     """Put a table between its two comments."""
-    begin, end = BEGIN.format(which), END.format(which)
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    after = rest.partition(end)[2]
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    fill(page, BEGIN.format(which), END.format(which), f"\n\n{text}\n\n")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pages import fill
 
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.files import write_json, write_text
@@ -200,9 +201,7 @@ def main() -> None:
     print("\n" + table(rows))
     if args.out:
         begin, end = "<!-- table -->\n", "<!-- end -->"
-        head, _, rest = args.out.read_text().partition(begin)
-        text = f"{head}{begin}{words}\n\n{table(rows)}\n{end}{rest.partition(end)[2]}"
-        write_text(args.out, text)
+        fill(args.out, begin, end, f"{words}\n\n{table(rows)}\n")
 
 
 if __name__ == "__main__":

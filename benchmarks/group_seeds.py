@@ -20,6 +20,7 @@ from partition import machine
 
 from nni_gconv.experiment import experiment_file, run_experiment
 from nni_gconv.experiment.progress import ExperimentView
+from nni_gconv.figure import picture
 from nni_gconv.report import TrialRow, collect
 from nni_gconv.yaml12 import read_yaml
 
@@ -66,20 +67,19 @@ def spread(values: list[float], form: str = "{:.2f}") -> str:
 
 
 def draw(points: list[tuple[float, list[float]]], dense: list[float], file: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    x, y = [budget for budget, _ in points], [mean(values) for _, values in points]
-    error = [stdev(values) if len(values) > 1 else 0.0 for _, values in points]
-    axes.errorbar(x, y, yerr=error, marker="o", capsize=4, label="best network within the budget")
-    axes.axhline(mean(dense), color="#666", linestyle="--", label="dense")
-    if len(dense) > 1:
-        low, high = mean(dense) - stdev(dense), mean(dense) + stdev(dense)
-        axes.axhspan(low, high, color="#666", alpha=0.15, linewidth=0)
-    axes.set(xlabel="budget: MACs (small / dense)", ylabel="test accuracy (%)")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=110)
+    with picture(file, 6.0, 3.6) as figure:
+        axes = figure.subplots()
+        x, y = [budget for budget, _ in points], [mean(values) for _, values in points]
+        error = [stdev(values) if len(values) > 1 else 0.0 for _, values in points]
+        label = "best network within the budget"
+        axes.errorbar(x, y, yerr=error, marker="o", capsize=4, label=label)
+        axes.axhline(mean(dense), color="#666", linestyle="--", label="dense")
+        if len(dense) > 1:
+            low, high = mean(dense) - stdev(dense), mean(dense) + stdev(dense)
+            axes.axhspan(low, high, color="#666", alpha=0.15, linewidth=0)
+        axes.set(xlabel="budget: MACs (small / dense)", ylabel="test accuracy (%)")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.3)
 
 
 def main() -> None:

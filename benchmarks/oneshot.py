@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import fill
 from pretrained import NETWORKS, Network
 from rich.console import Console
 from torch import Tensor, nn
 
 from nni_gconv import ModelSpeedup, recalibrate_bn, reconstruct
 from nni_gconv.figure import picture
-from nni_gconv.files import write_json, write_text
+from nni_gconv.files import write_json
 from nni_gconv.profiling import count
 from nni_gconv.pruning import Calibration
 from nni_gconv.pruning.registry import find_method
@@ -296,9 +297,7 @@ def document() -> None:
     name = "resnet20b"
     rows = read()
     draw(rows[name], DOCS / "images" / "oneshot.png", f"{name}: what is left without any training")
-    head, _, rest = (DOCS / "oneshot.md").read_text().partition(begin)
-    text = f"{head}{begin}\n{table(rows)}\n{end}{rest.partition(end)[2]}"
-    write_text(DOCS / "oneshot.md", text)
+    fill(DOCS / "oneshot.md", begin, end, f"\n{table(rows)}\n")
 
 
 def main() -> None:

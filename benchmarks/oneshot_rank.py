@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import fill
 from rich.console import Console
 from scipy.stats import kendalltau, spearmanr
 
 from nni_gconv import run_recipe
 from nni_gconv.figure import picture
-from nni_gconv.files import write_json, write_text
+from nni_gconv.files import write_json
 from nni_gconv.report import TrialRow, collect, pareto_front
 
 DOCS = Path(__file__).parents[1] / "docs" / "oneshot.md"
@@ -135,8 +136,7 @@ def main() -> None:
             "<!-- rank: written by benchmarks/oneshot_rank.py -->\n",
             "<!-- end of rank -->",
         )
-        head, _, rest = DOCS.read_text().partition(begin)
-        write_text(DOCS, f"{head}{begin}\n{text}\n\n{end}{rest.partition(end)[2]}")
+        fill(DOCS, begin, end, f"\n{text}\n\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from typing import Any
 
 import yaml
 from matplotlib.ticker import LogLocator, NullLocator
+from pages import fill
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -38,7 +39,7 @@ from safetensors.torch import load_file, save_file
 from nni_gconv import run_recipe
 from nni_gconv.errors import NniGconvError
 from nni_gconv.figure import COLOURS, picture
-from nni_gconv.files import write_json, write_text
+from nni_gconv.files import write_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -239,9 +240,7 @@ def document(plans: dict[str, Any]) -> None:
         if done:
             draw(plan, done, DOCS / "images" / f"results-{name}.png")
             parts += [f"![{plan['title']}](images/results-{name}.png)", table(plan, done)]
-    head, _, rest = (DOCS / "results.md").read_text().partition(begin)
-    text = "\n\n".join(parts)
-    write_text(DOCS / "results.md", f"{head}{begin}\n{text}\n\n{end}{rest.partition(end)[2]}")
+    fill(DOCS / "results.md", begin, end, "\n" + "\n\n".join(parts) + "\n\n")
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pages import fill
 from speedup_models import (
     COMPARED,
     build,
@@ -316,9 +317,8 @@ def main() -> None:
     print("\n" + text)
     if args.out:
         begin, end = "<!-- table -->\n", "<!-- end -->"
-        head, _, rest = args.out.read_text().partition(begin)
         machine = f"{platform.machine()}, one thread, peers stopped at {args.limit:g} s."
-        args.out.write_text(f"{head}{begin}{machine}\n\n{text}\n{end}{rest.partition(end)[2]}")
+        fill(args.out, begin, end, f"{machine}\n\n{text}\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from pages import fill
+
 DEPTHS = (20, 56, 110, 302, 602, 1202)
 
 
@@ -71,9 +73,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     if args.out:
         begin, end = "<!-- depth -->\n", "<!-- end -->"
-        head, _, rest = args.out.read_text().partition(begin)
         text = f"{platform.machine()}, one thread.\n\n" + "\n".join(lines)
-        args.out.write_text(f"{head}{begin}{text}\n{end}{rest.partition(end)[2]}")
+        fill(args.out, begin, end, f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pages import fill
 from speedup_models import difference, enliven, half_masks, leaves, mask, write_cache
 from sweep_models import build, names
 
@@ -244,8 +245,7 @@ def main() -> None:
     print(said)
     if args.out:
         begin, end = "<!-- sweep -->\n", "<!-- end sweep -->"
-        head, _, rest = args.out.read_text().partition(begin)
-        args.out.write_text(f"{head}{begin}{said}\n{end}{rest.partition(end)[2]}")
+        fill(args.out, begin, end, f"{said}\n")
 
 
 def _import_all() -> None:
