@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
 # Before torch is imported, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -28,3 +30,19 @@ def pytest_collection_modifyitems(items):
         count = sum(kind == waits for kind, _ in place)
         place.setdefault((waits, item.path), count)
     items.sort(key=lambda i: place[i.path.parent.name in WAITING, i.path])
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stand in for a budget's clock: time is what the MACs say, with a part that never goes."""
+    from nni_gconv.profiling import count
+    from nni_gconv.pruning.selection import latency
+
+    calls = []
+
+    def measure(dense, small, example):
+        calls.append((dense, small, example))
+        return 0.1 + 0.9 * count(small, example).macs / count(dense, example).macs
+
+    monkeypatch.setattr(latency, "measured_ratio", measure)
+    return calls

@@ -20,19 +20,6 @@ EXAMPLE = torch.zeros(4, 3, 16, 16)
 FORMS = ("contiguous", "channels last")
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """Stand in for the clock: time is what the MACs say, with a part that never goes."""
-    calls = []
-
-    def measure(dense, small, example):
-        calls.append((dense, small, example))
-        return 0.1 + 0.9 * count(small, example).macs / count(dense, example).macs
-
-    monkeypatch.setattr(latency, "measured_ratio", measure)
-    return calls
-
-
 def build():
     torch.manual_seed(0)
     return GroupBlock()
