@@ -197,11 +197,13 @@ def _further_groups(connected: Bools, had: int) -> MaskGroups | None:
     """Find groups inside each of the groups that a convolution has, as many in each."""
     if had == 1:
         return find_mask_groups(connected)
+    if min(len(connected) // had, connected.shape[1]) == 1:
+        return None
     most: int | None = None
     while True:
         inside = []
         for block in np.split(connected, had):
-            part = find_mask_groups(block, most) if min(block.shape) > 1 else None
+            part = find_mask_groups(block, most)
             if part is None:
                 return None
             inside.append(part)

@@ -122,8 +122,9 @@ def _live(name: str, mask: object, parameter: Tensor | None) -> Tensor | None:
     """Return where a mask keeps, as bool on the CPU; None where it keeps everything."""
     if not isinstance(mask, Tensor):
         raise CheckpointError(f"masks: {name} must be a tensor, not {type(mask).__name__}")
-    live = mask != 0
-    if not torch.equal(mask == 1, live):  # a mask is made of zeros and ones
+    # A copy: masks belong to their owner. Of bools there is nothing to check, which is quicker.
+    live = mask.clone() if mask.dtype == torch.bool else mask != 0
+    if mask.dtype != torch.bool and not torch.equal(mask == 1, live):
         strange = mask[(mask != 1) & live]
         raise CheckpointError(
             f"masks: {name} must hold zeros and ones, it has {strange.flatten()[0].item()!r}"

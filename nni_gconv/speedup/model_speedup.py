@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, OptionError, SpeedupError, check_layers, unknown_name
-from nni_gconv.graph import Graph, Masks, Wiring, load_masks, read_masks, trace, width_written_at
+from nni_gconv.graph import Graph, Masks, load_masks, read_masks, trace, width_written_at
 from nni_gconv.profiling import check_met, count, parse_budget
 from nni_gconv.speedup.cut import Replaced, apply_plan
 from nni_gconv.speedup.literal_widths import MOST_WIDTHS, written_width
@@ -169,13 +169,13 @@ class ModelSpeedup:
                 pristine = precise_copy(self.model)
                 seen = self._verified(pristine, dense, thinned, cut, small)
         if self._budget:
-            self._check_budget(small, speedup_notes(cut, thinned.masks))
+            self._check_budget(small, speedup_notes(cut, thinned))
         before, self._before = weight_shapes(self.model), list(self.model.parameters())
         thinned.thin(self.model)
         self._replaced = apply_plan(self.model, thinned.graph, cut.plan, cut.kept, ready)
         self.plan = cut.plan
         notes = (
-            *thinned.notes, *speedup_notes(cut, thinned.masks), *cut.notes, *thinned.graph.notes,
+            *thinned.notes, *speedup_notes(cut, thinned), *cut.notes, *thinned.graph.notes,
             *([seen.note] if seen is not None and seen.note else ()),
         )  # fmt: skip
         changes = layer_changes(self.model, before)
@@ -189,13 +189,12 @@ class ModelSpeedup:
     ) -> tuple[Cut, nn.Module, list[Replaced]]:
         """Find a cut that the forward can do with, and what it makes of a copy and its tensors."""
         graph, masks = thinned.graph, thinned.masks
-        wiring = Wiring(graph, masks)  # of the weights, which no attempt masks further
         pins = dict(pins or {})
         for _ in range(MOST_WIDTHS):
             cut = plan_cut(
                 graph,
                 masks,
-                wiring,
+                thinned.wiring,
                 pins,
                 constants=self.constants,
                 fold_permutations=self.fold_permutations,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from nni_gconv.groupconv import gathers_of, unwrapped
 from nni_gconv.speedup.plan import Cut
+from nni_gconv.speedup.residual import Thinned
 from nni_gconv.tables import Table, as_html, as_text
 
 
@@ -134,7 +134,7 @@ def layer_changes(
     return tuple(changes)
 
 
-def speedup_notes(cut: Cut, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
+def speedup_notes(cut: Cut, thinned: Thinned) -> tuple[str, ...]:
     """Tell what the masks did not say themselves."""
     notes = [
         f"{name}: {len(positions)} values zeroed with the filters they follow"
@@ -146,11 +146,15 @@ def speedup_notes(cut: Cut, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
     told = np.zeros(cut.channels.count, bool)
     for role, what in (("row", "stay as zeros"), ("scale", "stay")):
         for axis in cut.channels.axes.values():
-            mask = masks.get(axis.tensor)
+            mask = thinned.masks.get(axis.tensor)
             shift = role == "scale" and not axis.tensor.endswith("weight")
             if axis.role != role or mask is None or shift:
                 continue
-            dead = ~mask.movedim(axis.dim, 0).reshape(mask.shape[axis.dim], -1).any(1).numpy()
+            if role == "row" and mask.dim() > 1:
+                live = thinned.wiring.of(axis.tensor).any(1 - axis.dim)
+            else:
+                live = mask.movedim(axis.dim, 0).reshape(mask.shape[axis.dim], -1).any(1)
+            dead = ~live.numpy()
             of = cut.channels.of(axis.labels)
             stay = of[dead & ~cut.decision.removed[of] & ~(told[of] & (role == "scale"))]
             if len(stay):

@@ -7,6 +7,7 @@ activations of its forward.
 from __future__ import annotations
 
 import copy
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +139,11 @@ class Thinned:
     masks: dict[str, Tensor]
     blocks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     gone: dict[str, Tensor] = field(default_factory=dict)
+
+    @functools.cached_property
+    def wiring(self) -> Wiring:
+        """What the masks of weights connect, which no attempt masks further."""
+        return Wiring(self.graph, self.masks)
 
     @property
     def notes(self) -> tuple[str, ...]:
