@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         check_count,
         group_choices,
         groups_for_max_size,
+        groups_of,
         not_groupable,
     )
     from nni_gconv.groupconv.config import (
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     )
     from nni_gconv.groupconv.gather import gathers_of, type_name, unwrapped, wrap_gathers
     from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
-    from nni_gconv.groupconv.output_error import OutputError, partition_by_error
+    from nni_gconv.groupconv.output_error import OutputError, errors_of_groups, partition_by_error
 
 __all__ = [
     "CONVOLUTIONS",
@@ -33,9 +34,11 @@ __all__ = [
     "check_count",
     "check_groups",
     "conv_like",
+    "errors_of_groups",
     "gathers_of",
     "group_choices",
     "groups_for_max_size",
+    "groups_of",
     "not_groupable",
     "partition_by_error",
     "read_group_config",
@@ -51,10 +54,16 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "choices": ["check_count", "group_choices", "groups_for_max_size", "not_groupable"],
+        "choices": [
+            "check_count",
+            "group_choices",
+            "groups_for_max_size",
+            "groups_of",
+            "not_groupable",
+        ],
         "config": ["check_groups", "read_group_config", "write_entries", "write_group_config"],
         "gather": ["gathers_of", "type_name", "unwrapped", "wrap_gathers"],
         "layers": ["CONVOLUTIONS", "conv_like", "replace_layers"],
-        "output_error": ["OutputError", "partition_by_error"],
+        "output_error": ["OutputError", "errors_of_groups", "partition_by_error"],
     },
 )

@@ -145,13 +145,24 @@ def _not_further(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, further: bool) -> st
     if channels == 1:
         return "it is depthwise already"
     if not further:
-        return f"it has {groups} groups already (GroupConvPruner's num_groups can split them)"
+        return f"it has {groups} groups already (GroupConvPruner can split them)"
     if math.gcd(filters, channels) > 1:
         return None
     return (
         f"it has {groups} groups already, of {filters} filters and {channels} input channels each: "
         "no common divisor but 1"
     )
+
+
+def groups_of(layer: nn.Module) -> int:
+    """Groups that a layer has now: 1 where it has none.
+
+    Examples
+    --------
+    >>> groups_of(nn.Conv2d(8, 8, 3, groups=4)), groups_of(nn.Linear(2, 2))
+    (4, 1)
+    """
+    return int(getattr(layer, "groups", 1))
 
 
 def check_count(value: object, where: str) -> int:

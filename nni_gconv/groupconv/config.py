@@ -4,11 +4,12 @@
 
     {"module.layer1.0.conv1": {"G": 4, "F": 64, "C": 64}}
 
-G is the number of groups, F and C the filters and input channels of the dense layer. The prefix
-``module.`` (that of a model in DataParallel) may stand or not; other keys of an entry are passed
-over. A layer that the model lacks is an error, unless its entry asks for nothing (G is 1) or is the
-original's own (it has an ``id``): that silently left such a layer dense, and its published files
-have such entries. Then it is a warning.
+G is the number of groups, F and C the filters and input channels of the layer, of all its groups
+together. A layer that has groups already is split further by a multiple of them; their number
+itself leaves it as it is, as 1 does. The prefix ``module.`` (that of a model in DataParallel) may
+stand or not; other keys of an entry are passed over. A layer that the model lacks is an error,
+unless its entry asks for nothing (G is 1) or is the original's own (it has an ``id``): that
+silently left such a layer dense, and its published files have such entries. Then it is a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import nn
 
 from nni_gconv.errors import ConfigError, nearest
 from nni_gconv.files import write_json
-from nni_gconv.groupconv.choices import check_count, not_groupable
+from nni_gconv.groupconv.choices import check_count, groups_of, not_groupable
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ def read_group_config(path: str | Path, model: nn.Module) -> dict[str, int]:
     Returns
     -------
     dict of str to int
-        Name of the layer in `model` -> G, in the order of the file; 1 leaves a layer dense.
+        Name of the layer in `model` -> G, in the order of the file; 1, or as many groups as a layer
+        has, leaves it as it is.
 
     Raises
     ------
@@ -232,12 +234,17 @@ def _checked(entry: Mapping[str, Any], module: nn.Module, where: str) -> int:
     for key, size, what in (("F", filters, "filters"), ("C", channels, "input channels")):
         if key in entry and check_count(entry[key], f"{where}: {key}") != size:
             raise ConfigError(f"{where}: {key} is {entry[key]}, but the layer has {size} {what}")
-    if count == 1:
+    had = groups_of(module)
+    if count in (1, had):
         return count
-    if (reason := not_groupable(module)) is not None:
+    if (reason := not_groupable(module, further=True)) is not None:
         raise ConfigError(f"{where}: {count} groups are not possible: {reason}")
     if filters % count or channels % count:
         raise ConfigError(
             f"{where}: {count} groups do not divide {filters} filters and {channels} input channels"
+        )
+    if count % had:
+        raise ConfigError(
+            f"{where}: {count} is no multiple of the {had} groups that it has already"
         )
     return count

@@ -38,6 +38,8 @@ RIDGE = 1e-3
 _EXCHANGES = 12
 #: Rounds of assignments, and of exchanges.
 _ROUNDS = 30
+#: Dimensions of a matrix for each group.
+_OF_GROUPS = 3
 
 
 class OutputError:
@@ -130,6 +132,40 @@ class OutputError:
 
     def _factor(self, columns: Ints) -> Any:
         return cho_factor(self._moments[np.ix_(columns, columns)], lower=True)
+
+
+def errors_of_groups(weight: Any, covariance: Any, groups: int) -> list[OutputError]:
+    """Set up the errors of each group of a convolution, which reads its own channels alone.
+
+    Parameters
+    ----------
+    weight : array, shape (F, C / groups, ...)
+        Of the convolution.
+    covariance : array, shape (groups, C / groups * taps, C / groups * taps)
+        Of what each group reads; of one group the first dimension is left out.
+    groups : int
+        How many it has.
+
+    Raises
+    ------
+    ConfigError
+        The covariance does not fit the weight.
+
+    Examples
+    --------
+    >>> each = errors_of_groups(np.ones((4, 1)), np.ones((2, 1, 1)), 2)
+    >>> [error.energy.tolist() for error in each]
+    [[1.0, 1.0], [1.0, 1.0]]
+    """
+    moments = np.asarray(covariance, np.float64)
+    if groups == 1:
+        moments = moments[None]
+    if moments.ndim != _OF_GROUPS or len(moments) != groups:
+        raise ConfigError(
+            f"covariance: shape {moments.shape}; expected one matrix for each of {groups} groups"
+        )
+    blocks = np.split(np.asarray(weight, np.float64), groups)
+    return [OutputError(block, own) for block, own in zip(blocks, moments, strict=True)]
 
 
 def partition_by_error(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Coupling, Segments, Wiring, decide, read_masks
+from nni_gconv.groupconv import groups_of
 from nni_gconv.groupconv.partition import Partition
 
 Ints = NDArray[np.int64]
@@ -59,10 +60,22 @@ class LiveLayer:
         mask[np.ix_(self.rows, self.columns)] = part.mask()
         return torch.from_numpy(self.folded(mask))
 
-    @property
-    def whole(self) -> bool:
-        """Tell whether no mask silences any of it."""
-        return self.alive == self.shape
+    def parts(self) -> list[list[Ints]]:
+        """What is alive of the filters and of the input channels of each group, from its first.
+
+        As much of each: groups stay equally wide.
+        """
+        found = []
+        for side, size in zip((self.rows, self.columns), self.shape, strict=True):
+            width = size // self.had
+            found.append([side[side // width == n] - n * width for n in range(self.had)])
+        return found
+
+    def left(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """Take from an array (F, C / had, ...), as the weight is, what is alive, in that form."""
+        blocks = np.split(matrix, self.had)
+        parts = zip(blocks, *self.parts(), strict=True)
+        return np.concatenate([block[np.ix_(rows, columns)] for block, rows, columns in parts])
 
     def folded(self, matrix: NDArray[Any]) -> NDArray[Any]:
         """Turn a matrix (F, C) into one as the weight holds it, (F, C / had)."""
@@ -126,13 +139,16 @@ class LiveLayers:
         weights = {name: graph.aliases[f"{name}.weight".lstrip(".")][0] for name in names}
         ordered = sorted(weights, key=list(running).index) if set(names) <= set(running) else names
         self.layers = {
-            name: self._layer(weights[name], tuple(graph.lookup(weights[name]).shape[:2]))
+            name: self._layer(
+                weights[name],
+                tuple(graph.lookup(weights[name]).shape[:2]),
+                groups_of(model.get_submodule(name)),
+            )
             for name in ordered
         }
 
-    def _layer(self, weight: str, shape: tuple[int, ...]) -> LiveLayer:
+    def _layer(self, weight: str, shape: tuple[int, ...], had: int) -> LiveLayer:
         reading = [r for r in self._channels.reads if r.weight == weight and r.groups > 1]
-        had = reading[0].groups if reading else 1
         shape = (shape[0], shape[1] * had)
         sides: list[tuple[Ints, int | None]] = []
         for dim in (0, 1):

@@ -83,7 +83,7 @@ def test_what_is_written_is_read(tmp_path):
         ({"layer1.0": {"g": 2}}, "'layer1.0': expected {\"module.layer1.0.conv1\": {\"G\": 4"),
         ({"layer1.0": 2}, "'layer1.0': expected {"),
         ({"layer1.0": {"G": 2}, "module.layer1.0": {"G": 4}}, "the layer layer1.0 has an entry"),
-        ({"wide": {"G": 2}}, "2 groups are not possible: it has 4 groups already"),
+        ({"wide": {"G": 2}}, "2 is no multiple of the 4 groups that it has already"),
         ({"fc": {"G": 1}}, "'fc': cannot be grouped, a Linear is no convolution"),
         ({"conv1": {"G": 2}}, "'conv1': 2 groups are not possible: its 3 input channels"),
         ([1], "expected an object of layers"),

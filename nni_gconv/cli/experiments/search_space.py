@@ -47,7 +47,7 @@ def search_space(
     lines = [f"  {json.dumps(name)}: {json.dumps(spec)}" for name, spec in space.items()]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     for name, reason in skipped.items():
-        note(f"{name} stays dense: {reason}")
+        note(f"{name} stays as it is: {reason}")
     if output is None:
         typer.echo(text, nl=False)
         return

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv.output_error import OutputError, partition_by_error
+from nni_gconv.groupconv.output_error import errors_of_groups, partition_by_error
 from nni_gconv.groupconv.search.tables import (
     GroupTables,
     LayerTable,
@@ -35,7 +36,8 @@ def error_tables(
     tables, model, restarts, seed, progress
         As for :func:`score_tables`.
     covariances : mapping of str to array (C * taps, C * taps)
-        Layer -> covariance of what it reads, columns as in its flattened weight.
+        Layer -> covariance of what it reads, columns as in its flattened weight; of a layer that
+        has groups (groups, C / groups * taps, C / groups * taps), that of each.
     criterion
         Scores whose best partitions are where the search begins.
 
@@ -58,14 +60,18 @@ def error_tables(
         weight = layers[table.name].weight
         scores = kernel_scores(table.name, weight, criterion)
         flat = cast("Tensor", weight).detach().cpu().double()
-        error = OutputError(flat, covariances[table.name])
+        errors = errors_of_groups(flat, covariances[table.name], table.had)
+        blocks = np.split(scores, table.had)
         retained: list[float] = []
         for count in table.choices:
-            found = partition_by_error(error, count, scores, restarts=restarts, seed=seed)
-            retained.append(found.retained)
+            found = (
+                partition_by_error(error, count // table.had, block, restarts=restarts, seed=seed)
+                for error, block in zip(errors, blocks, strict=True)
+            )
+            retained.append(sum(part.retained for part in found))
             done += 1
             if progress is not None:
                 progress(done, every)
-        total = float(error.energy.sum())
+        total = float(sum(error.energy.sum() for error in errors))
         scored.append(replace(table, retained=tuple(retained), total=total))
     return replace(tables, layers=tuple(scored))

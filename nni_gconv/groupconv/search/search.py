@@ -50,7 +50,9 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class GroupSearch(Mapping[str, int]):
-    """Group counts found: a mapping of layer to G (1: left dense), with what they keep and cost.
+    """Group counts found: a mapping of layer to G, with what they keep and cost.
+
+    A layer of as many groups as it has (1: dense) is left as it is.
 
     Attributes
     ----------
@@ -135,7 +137,7 @@ class GroupSearch(Mapping[str, int]):
         if self.latency is not None:
             ratios["latency"] = self.latency
         costs = ", ".join(f"{measure} {ratio:.3f}" for measure, ratio in ratios.items())
-        left = [f"{name} stays dense: {reason}" for name, reason in self.skipped.items()]
+        left = [f"{name} stays as it is: {reason}" for name, reason in self.skipped.items()]
         caption = "\n".join([f"{self.strategy}: {kept}; {costs} of dense", *left])
         table = Table(title=title, caption=caption, show_footer=True)
         table.add_column("layer", footer="whole network", no_wrap=True)
@@ -148,7 +150,7 @@ class GroupSearch(Mapping[str, int]):
             table.add_row(
                 layer.name,
                 f"{layer.filters}x{layer.channels}",
-                str(row["groups"]),
+                str(row["groups"]) if layer.had == 1 else f"{layer.had} -> {row['groups']}",
                 f"{row['retained']:.1%}",
                 f"{row['params']:,}",
                 f"{row['macs']:,}",
@@ -161,6 +163,7 @@ class GroupSearch(Mapping[str, int]):
             "layer": table.name,
             "filters": table.filters,
             "channels": table.channels,
+            "had": table.had,
             "groups": table.choices[option],
             "retained": table.fraction(option),
             "params": table.params[option],
@@ -197,11 +200,12 @@ def search_groups(  # noqa: PLR0913 - one argument an option
         One example; MACs are per sample, latency is that of the whole batch.
     config_list : sequence of mapping
         NNI's config_list. The layers it selects are searched; ``num_groups`` of an entry fixes
-        their G, ``max_group_size`` caps the channels of a group on the wider side.
+        their G, ``max_group_size`` caps the channels of a group on the wider side. A convolution
+        that has groups already keeps them, or gets a multiple of them: each is split by itself.
     budget : mapping of str to float
         ``params``, ``macs``, ``latency``: fractions of the dense network, or absolute counts
         (above 1; not for latency). All of them hold.
-    criterion : {"l2", "l1"} or mapping of str to array (F, C), default "l2"
+    criterion : {"l2", "l1"} or mapping of str to array (F, C / groups), default "l2"
         Norm of the kernels, or scores of each layer, such as
         :func:`nni_gconv.groupconv.partition.taylor` of weights and gradients.
     strategy : {"exact", "max_cost"}, default "exact"
@@ -217,8 +221,9 @@ def search_groups(  # noqa: PLR0913 - one argument an option
         the shares of the layers' outputs that groups can still say once their weights are refitted,
         so that the sum of relative output errors is least.
     covariances : mapping of str to array (C * taps, C * taps), optional
-        For ``"error"``: covariance of what each layer reads, columns as in the flattened weight,
-        such as :func:`nni_gconv.pruning.calibration.layer_covariances` measures.
+        For ``"error"``: covariance of what each layer reads, columns as in the flattened weight (of
+        a layer that has groups one of each), such as
+        :func:`nni_gconv.pruning.calibration.layer_covariances` measures.
     min_factor : int, default 1
         Each group keeps at least so many filters and so many input channels.
     max_groups : int, default 64

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.groupconv.choices import group_choices
+from nni_gconv.groupconv.choices import check_count, group_choices, groups_of
 from nni_gconv.groupconv.partition import l1, l2, partition_many
 from nni_gconv.groupconv.search.requests import GroupRequest, group_requests
 from nni_gconv.groupconv.search.timing import LayerTimer
@@ -32,19 +32,21 @@ class LayerTable:
     name : str
         The layer.
     filters, channels : int
-        F and C of the dense layer.
+        F and C of the layer, of all its groups.
     choices : tuple of int
-        Group counts G, ascending.
+        Group counts G, ascending; multiples of `had`.
     params, macs : tuple of int
         Of the layer's weight, for each G.
     retained : tuple of float
         Score inside the groups, for each G; empty before :func:`score_tables`.
     total : float
-        Score of the dense layer.
+        Score of the layer as it is.
     milliseconds : tuple of float or None
         Time of the layer's calls in one forward pass for each G, where it was measured.
     dense_milliseconds : float or None
-        The same of the dense layer.
+        The same of the layer as it is.
+    had : int
+        Groups that the layer has already: with so many it stays as it is.
     """
 
     name: str
@@ -57,16 +59,17 @@ class LayerTable:
     total: float = 0.0
     milliseconds: tuple[float, ...] | None = None
     dense_milliseconds: float | None = None
+    had: int = 1
 
     @property
     def dense_params(self) -> int:
-        """Parameters of the dense layer's weight."""
-        return self.params[0] * self.choices[0]
+        """Parameters of the layer's weight as it is."""
+        return self.params[0] * self.choices[0] // self.had
 
     @property
     def dense_macs(self) -> int:
-        """Multiply-accumulates of the dense layer."""
-        return self.macs[0] * self.choices[0]
+        """Multiply-accumulates of the layer as it is."""
+        return self.macs[0] * self.choices[0] // self.had
 
     def fraction(self, option: int) -> float:
         """Share of the layer's score that an option retains; 1 if there is no score to lose."""
@@ -96,27 +99,29 @@ class GroupTables:
 class ChoiceRules:
     """Which group counts a layer without a wish of its own may have.
 
-    See :func:`nni_gconv.groupconv.choices.group_choices`.
+    See :func:`nni_gconv.groupconv.choices.group_choices`. Of a layer that has groups already, and
+    where `further` allows it, these are multiples of its groups: each of them is split alike.
     """
 
     max_groups: int = 64
     min_factor: int = 1
     depthwise: bool = False
+    further: bool = True
 
     def choices(self, layer: nn.Module, request: GroupRequest) -> tuple[int, ...]:
         """Group counts of a layer; none if its request cannot be met."""
-        filters, channels = _sizes(layer)
+        (filters, channels), had = _sizes(layer), groups_of(layer)
         if request.num_groups is not None:
             count = request.num_groups
-            return () if filters % count or channels % count else (count,)
-        every = group_choices(
-            filters,
-            channels,
-            max_groups=self.max_groups,
+            return () if filters % count or channels % count or count % had else (count,)
+        of_each = group_choices(
+            filters // had,
+            channels // had,
+            max_groups=max(1, check_count(self.max_groups, "max_groups") // had),
             min_factor=self.min_factor,
             depthwise=self.depthwise,
         )
-        most = request.max_group_size
+        every, most = (had * g for g in of_each), request.max_group_size
         return tuple(g for g in every if most is None or max(filters, channels) <= g * most)
 
 
@@ -158,7 +163,7 @@ def cost_tables(
     >>> found.layers[0].choices, found.layers[0].params, found.layers[0].macs
     ((1, 2, 4), (32, 16, 8), (128, 64, 32))
     """
-    requests, skipped = group_requests(model, config_list)
+    requests, skipped = group_requests(model, config_list, further=rules.further)
     layers = dict(model.named_modules(remove_duplicate=False))
     choices: dict[str, tuple[int, ...]] = {}
     owners = _owners(model)
@@ -178,14 +183,16 @@ def cost_tables(
     macs = {row.name: row.macs for row in counted.layers}
     tables = []
     for name, counts in choices.items():
+        had = groups_of(layers[name])
         weights = int(layers[name].weight.numel())  # type: ignore[union-attr, operator]
         tables.append(
             LayerTable(
                 name,
                 *_sizes(layers[name]),
                 counts,
-                tuple(weights // g for g in counts),
-                tuple(macs[name] // g for g in counts),
+                tuple(weights * had // g for g in counts),
+                tuple(macs[name] * had // g for g in counts),
+                had=had,
             )
         )
     if timer is not None:
@@ -242,8 +249,7 @@ def score_tables(
     scores = {
         t.name: kernel_scores(t.name, layers[t.name].weight, criterion) for t in tables.layers
     }
-    choices = {t.name: t.choices for t in tables.layers}
-    retained = _retained(scores, choices, restarts, seed, progress)
+    retained = _retained(scores, tables.layers, restarts, seed, progress)
     scored = (
         replace(t, retained=retained[t.name], total=float(scores[t.name].sum()))
         for t in tables.layers
@@ -253,33 +259,37 @@ def score_tables(
 
 def _retained(
     scores: Mapping[str, NDArray[np.float64]],
-    choices: Mapping[str, tuple[int, ...]],
+    tables: Sequence[LayerTable],
     restarts: int,
     seed: int,
     progress: Progress | None,
 ) -> dict[str, tuple[float, ...]]:
-    """Score that the best partition found retains, for each layer and count."""
-    kinds: dict[tuple[int, ...], list[str]] = {}
-    for name, matrix in scores.items():
-        kinds.setdefault(matrix.shape, []).append(name)
-    retained: dict[str, tuple[float, ...]] = {}
-    done, every = 0, sum(map(len, choices.values()))
+    """Score that the best partitions found retain, for each layer and count.
+
+    Each of the groups that a layer has is split by itself.
+    """
+    blocks = {t.name: np.split(scores[t.name], t.had) for t in tables}
+    kinds: dict[tuple[int, ...], list[LayerTable]] = {}
+    for table in tables:
+        kinds.setdefault(blocks[table.name][0].shape, []).append(table)
+    retained = {t.name: dict.fromkeys(t.choices, 0.0) for t in tables}
+    done, every = 0, sum(len(t.choices) for t in tables)
     # Kind by kind, so that there is something to report in between.
-    for names in kinds.values():
-        pairs = [(name, count) for name in names for count in choices[name]]
+    for kind in kinds.values():
+        jobs = [(t, block, g) for t in kind for g in t.choices for block in blocks[t.name]]
         found = partition_many(
-            [scores[name] for name, _ in pairs],
-            [count for _, count in pairs],
+            [block for _, block, _ in jobs],
+            [count // table.had for table, _, count in jobs],
             restarts=restarts,
             seed=seed,
             bounds=False,
         )
-        kept = {pair: result.retained for pair, result in zip(pairs, found, strict=True)}
-        retained.update({n: tuple(kept[n, count] for count in choices[n]) for n in names})
-        done += len(pairs)
+        for (table, _, count), result in zip(jobs, found, strict=True):
+            retained[table.name][count] += result.retained
+        done += sum(len(t.choices) for t in kind)
         if progress is not None:
             progress(done, every)
-    return retained
+    return {name: tuple(kept.values()) for name, kept in retained.items()}
 
 
 def kernel_scores(
@@ -355,7 +365,10 @@ def _unmet(layer: nn.Module, request: GroupRequest) -> str:
     filters, channels = _sizes(layer)
     sizes = f"{filters} filters and {channels} input channels"
     if request.num_groups is not None:
-        return f"{request.num_groups} groups do not divide its {sizes}"
+        had, count = groups_of(layer), request.num_groups
+        if count % had:
+            return f"it has {had} groups already, of which {count} are no multiple"
+        return f"{count} groups do not divide its {sizes}"
     return f"no allowed number of groups leaves {request.max_group_size} or fewer of its {sizes}"
 
 

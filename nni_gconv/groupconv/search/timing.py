@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.groupconv.choices import groups_of
 from nni_gconv.groupconv.config import check_groups
 from nni_gconv.groupconv.forms import FormTimer, TimedForm, input_shapes
 from nni_gconv.groupconv.gather import wrap_gathers
@@ -30,7 +31,7 @@ _GATHERS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class LayerLatency:
-    """Time of one layer in one forward pass, dense and grouped, run in turn.
+    """Time of one layer in one forward pass, as it is and grouped, run in turn.
 
     Attributes
     ----------
@@ -39,10 +40,13 @@ class LayerLatency:
     groups : int
         G.
     dense_ms, grouped_ms : float
+        Of the layer as it is, dense or with the groups that it has, and of that with G.
         Fastest runs (others are longer for what else the machine does), each in its quickest form,
         summed over all its calls.
     form : str
         The quickest form of the grouped layer.
+    had : int
+        Groups of the layer as it is.
     """
 
     name: str
@@ -50,10 +54,11 @@ class LayerLatency:
     dense_ms: float
     grouped_ms: float
     form: str = ""
+    had: int = 1
 
     @property
     def ratio(self) -> float:
-        """Grouped over dense time; above 1 is slower."""
+        """Grouped time over that of the layer as it is; above 1 is slower."""
         return self.grouped_ms / self.dense_ms if self.dense_ms else 1.0
 
 
@@ -64,7 +69,7 @@ class LatencyGate:
     Attributes
     ----------
     rows : tuple of LayerLatency
-        Every layer of more than one group that runs.
+        Every layer that runs and gets more groups than it has.
     limit : float
         Largest ratio that passes.
     """
@@ -74,7 +79,7 @@ class LatencyGate:
 
     @property
     def slower(self) -> dict[str, LayerLatency]:
-        """The layers to leave dense: also those that would be computed as dense ones."""
+        """The layers to leave as they are: also those that would be computed as dense ones."""
         return {
             row.name: row
             for row in self.rows
@@ -82,8 +87,10 @@ class LatencyGate:
         }
 
     def passed(self, groups: Mapping[str, int]) -> dict[str, int]:
-        """Return group counts with 1 for the layers that are slower grouped."""
-        return {name: 1 if name in self.slower else count for name, count in groups.items()}
+        """Return group counts, for the layers that are slower grouped those that they have."""
+        return {
+            name: self.slower[name].had if name in self.slower else g for name, g in groups.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON."""
@@ -98,7 +105,8 @@ class LatencyGate:
         table.add_column("")
         for row in self.rows:
             times = (f"{row.dense_ms:.3f}", f"{row.grouped_ms:.3f}", f"{row.ratio:.3f}")
-            left = "left dense" if row.name in self.slower else ""
+            left = "left dense" if row.had == 1 else f"left at {row.had} groups"
+            left = left if row.name in self.slower else ""
             table.add_row(row.name, str(row.groups), *times, left)
         return table
 
@@ -126,7 +134,7 @@ def slower_than_dense(
     dummy_input : Tensor, tuple or dict
         What the model is called on; its batch is the batch that is timed.
     groups : mapping of str to int
-        Layer -> G; G = 1 is not timed.
+        Layer -> G; a layer that stays as it is is not timed.
     gathers : int or mapping of str to int, default 0
         Gathers that a grouped layer pays for: 0, 1 (input) or 2 (input and output); a mapping
         gives each layer its own (0 where it has none).
@@ -160,7 +168,7 @@ def slower_than_dense(
     )
     rows = []
     for name, count in groups.items():
-        if count == 1 or not timer.calls(name):
+        if count <= timer.had(name) or not timer.calls(name):
             continue
         wanted = gathers.get(name, 0) if isinstance(gathers, Mapping) else gathers
         rows.append(timer.measure(name, (count,), gathers=wanted)[0])
@@ -202,10 +210,14 @@ class LayerTimer:
         """How often the layer runs in one forward pass."""
         return len(self._shapes.get(self._layers[name], ()))
 
+    def had(self, name: str) -> int:
+        """Groups of the layer as it is."""
+        return groups_of(self._layers[name])
+
     def measure(
         self, name: str, counts: tuple[int, ...], *, gathers: int = 0
     ) -> list[LayerLatency]:
-        """Time a layer dense and with each group count, all in turn.
+        """Time a layer as it is and with each group count, all in turn.
 
         Raises
         ------
@@ -225,6 +237,7 @@ class LayerTimer:
                 sum(dense.milliseconds for dense, _ in by_call),
                 sum(grouped.milliseconds for _, grouped in by_call),
                 str(by_call[0][1].form) if by_call else "",
+                groups_of(layer),
             )
             for count, by_call in ((count, [call[count] for call in calls]) for count in counts)
         ]
@@ -232,16 +245,17 @@ class LayerTimer:
     def _times(
         self, layer: Any, shape: tuple[int, ...], counts: tuple[int, ...], gathers: int
     ) -> dict[int, tuple[TimedForm, TimedForm]]:
-        """Dense and grouped layer in their quickest forms on one input, for each group count."""
+        """The layer as it is and grouped, in their quickest forms on one input, for each count."""
+        had = groups_of(layer)
         kind = (type(layer), layer.extra_repr(), shape, gathers)
         keys = {count: (*kind, count) for count in counts}
         new = [count for count in counts if keys[count] not in self._known]
         if new:
-            several = [count for count in new if count > 1]
-            units = [_alone(layer, 1, 0)[0], *(_alone(layer, g, gathers)[0] for g in several)]
+            several = [count for count in new if count > had]
+            units = [_alone(layer, had, 0)[0], *(_alone(layer, g, gathers)[0] for g in several)]
             found = [rows[0] for rows in self._timer.race(units, shape)]
-            best = dict(zip([1, *several], found, strict=True))
-            self._known.update({keys[count]: (best[1], best[count]) for count in new})
+            best = dict(zip([had, *several], found, strict=True))
+            self._known.update({keys[count]: (best[had], best[count]) for count in new})
         return {count: self._known[key] for count, key in keys.items()}
 
 
@@ -269,11 +283,11 @@ def grouped_copy(model: nn.Module, groups: Mapping[str, int], *, gathers: int = 
     """
     groups = check_groups(groups, model)
     copied = copy.deepcopy(model)
-    split = {copied.get_submodule(name): count for name, count in groups.items() if count > 1}
-    replace_layers(copied, {layer: conv_like(layer, count) for layer, count in split.items()})
-    for name, count in groups.items():
-        if count > 1:
-            _add_gathers(copied, name, gathers)
+    split = {n: g for n, g in groups.items() if g > groups_of(copied.get_submodule(n))}
+    layers = {copied.get_submodule(name): count for name, count in split.items()}
+    replace_layers(copied, {layer: conv_like(layer, count) for layer, count in layers.items()})
+    for name in split:
+        _add_gathers(copied, name, gathers)
     return copied
 
 

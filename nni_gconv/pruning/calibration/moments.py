@@ -215,7 +215,7 @@ class _Pass:
 def layer_covariances(
     model: nn.Module, calibration: Any, names: Iterable[str], *, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Covariance of what convolutions of one group and linear layers read, by module.
+    """Covariance of what convolutions and linear layers read, by module.
 
     Parameters
     ----------
@@ -231,7 +231,9 @@ def layer_covariances(
     Returns
     -------
     dict of str to Tensor of float64, shape (C * taps, C * taps)
-        Columns as in the flattened weight. Layers that cannot be seen are left out.
+        Columns as in the flattened weight; of a convolution of several groups one for each, of
+        shape (groups, C / groups * taps, C / groups * taps). Layers that cannot be seen are left
+        out.
 
     Raises
     ------
@@ -256,11 +258,13 @@ def layer_covariances(
     modules = dict(model.named_modules(remove_duplicate=False))
     first = {id(p): name for name, p in model.named_parameters()}
     keys = {name: first.get(id(modules[name].weight)) for name in names}
-    return {
-        name: moments[key][0]
-        for name, key in keys.items()
-        if key in moments and len(moments[key]) == 1 and not _transposed(modules[name])
-    }
+    found = {}
+    for name, key in keys.items():
+        groups = int(getattr(modules[name], "groups", 1))
+        # Columns of a wide layer stand in blocks, without what is between them.
+        if key in moments and len(moments[key]) == groups and not _transposed(modules[name]):
+            found[name] = moments[key][0] if groups == 1 else moments[key]
+    return found
 
 
 def _transposed(module: nn.Module) -> bool:

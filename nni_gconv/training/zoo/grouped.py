@@ -26,7 +26,13 @@ import torch
 from torch import nn
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.groupconv import check_groups, conv_like, read_group_config, replace_layers
+from nni_gconv.groupconv import (
+    check_groups,
+    conv_like,
+    groups_of,
+    read_group_config,
+    replace_layers,
+)
 
 FORMS = ("grouped", "separable")
 
@@ -48,7 +54,8 @@ def with_groups(
         A dense network; changed.
     groups : path or mapping of str to int
         A group configuration (:mod:`nni_gconv.groupconv.config`) or layer -> G; layers of
-        G = 1 and those not named stay as they are.
+        G = 1 and those not named stay as they are. Groups that a layer has are split further in
+        the grouped form.
     form : {"grouped", "separable"}, default "grouped"
         See above.
 
@@ -60,7 +67,7 @@ def with_groups(
     Raises
     ------
     ConfigError
-        Unknown form, or a configuration that does not fit the network.
+        Unknown form, or a configuration that does not fit the network or the form.
 
     Examples
     --------
@@ -77,9 +84,15 @@ def with_groups(
     new: dict[nn.Module, nn.Module] = {}
     for name, count in counts.items():
         layer: Any = model.get_submodule(name)
-        if count > 1:
+        if count > groups_of(layer):
             pointwise = all(size == 1 for size in layer.kernel_size)
-            new[layer] = (_grouped if form == "grouped" or pointwise else _separable)(layer, count)
+            grouped = form == "grouped" or pointwise
+            if not grouped and layer.groups > 1:
+                raise ConfigError(
+                    f"model.options.group_config: {name} has {layer.groups} groups already, which "
+                    "the separable form has no place for; give it group_form: grouped"
+                )
+            new[layer] = (_grouped if grouped else _separable)(layer, count)
     replace_layers(model, new)
     return model
 
@@ -88,9 +101,10 @@ def with_groups(
 def _grouped(layer: Any, groups: int) -> nn.Module:
     conv = conv_like(layer, groups)
     rows, columns = layer.out_channels // groups, layer.in_channels // groups
+    parts = groups // layer.groups
     for g in range(groups):
-        own = slice(g * rows, (g + 1) * rows)
-        conv.weight[own] = layer.weight[own, g * columns : (g + 1) * columns] * groups**0.5
+        own, first = slice(g * rows, (g + 1) * rows), g % parts * columns
+        conv.weight[own] = layer.weight[own, first : first + columns] * parts**0.5
     if layer.bias is not None:
         conv.bias.copy_(layer.bias)
     return conv

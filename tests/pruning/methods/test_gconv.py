@@ -131,8 +131,8 @@ class TestCounts:
             ({"budget": {"macs": 1.0}}, "budget: the dense network is within it"),
             ({"group_config": {1: 2}}, "group_config: 1: expected the name of a layer"),
             ({"group_config": [("6", 2)]}, "group_config: layer -> number of groups, not a list"),
-            ({"group_config": {}}, "group_config: every layer stays dense"),
-            ({"group_config": {"6": 1}}, "group_config: every layer stays dense"),
+            ({"group_config": {}}, "group_config: every layer stays as it is"),
+            ({"group_config": {"6": 1}}, "group_config: every layer stays as it is"),
             ({"config_list": [{"op_names": ["6"], "num_groups": 1}]}, "none is asked for more"),
             (
                 {"config_list": [{"op_types": ["Conv2d"], "num_groups": 3}]},

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv import OutputError
+from nni_gconv.groupconv import OutputError, errors_of_groups
 from nni_gconv.pruning.calibration import layer_covariances
 from nni_gconv.pruning.group_sides import LiveLayer, Sharing
 
@@ -47,9 +48,12 @@ def live_covariances(
         )
     found = {}
     for name, whole in layer_covariances(model, options.calibration, layers).items():
-        taps = len(whole) // layers[name].shape[1]
-        columns = (layers[name].columns[:, None] * taps + np.arange(taps)).reshape(-1)
-        found[name] = whole[columns][:, columns]
+        live = layers[name]
+        each = whole.view(live.had, *whole.shape[-2:])
+        taps = each.shape[1] * live.had // live.shape[1]
+        columns = [(c[:, None] * taps + np.arange(taps)).reshape(-1) for c in live.parts()[1]]
+        alive = [own[c][:, c] for own, c in zip(each, columns, strict=True)]
+        found[name] = alive[0] if live.had == 1 else torch.stack(alive)
     return found
 
 
@@ -58,9 +62,9 @@ def output_errors(
     layers: Mapping[str, LiveLayer],
     names: Iterable[str],
     covariances: Mapping[str, Tensor] | None,
-) -> dict[str, OutputError]:
-    """Set up the errors of layers, of what is alive of them; none for other criteria."""
-    found: dict[str, OutputError] = {}
+) -> dict[str, list[OutputError]]:
+    """Set up the errors of each group of layers, of what is alive; none for other criteria."""
+    found: dict[str, list[OutputError]] = {}
     if covariances is None:
         return found
     for name in names:
@@ -71,6 +75,5 @@ def output_errors(
             )
         live = layers[name]
         weight = cast("Tensor", model.get_submodule(name).weight).detach().cpu().double()
-        alive = weight.numpy()[np.ix_(live.rows, live.columns)]
-        found[name] = OutputError(alive, covariances[name])
+        found[name] = errors_of_groups(live.left(weight.numpy()), covariances[name], live.had)
     return found

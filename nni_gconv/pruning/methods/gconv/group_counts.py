@@ -11,7 +11,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.groupconv import check_groups, groups_for_max_size, read_group_config
+from nni_gconv.groupconv import (
+    check_groups,
+    groups_for_max_size,
+    groups_of,
+    read_group_config,
+)
 from nni_gconv.groupconv.search import (
     GroupRequest,
     Score,
@@ -30,16 +35,18 @@ from nni_gconv.training import from_main_process
 _SCORE: Score = "geometric"
 
 
-def named(where: str, counts: Mapping[str, int]) -> dict[str, int]:
-    """Return counts, of which one has to be more than 1.
+def named(where: str, counts: Mapping[str, int], model: nn.Module) -> dict[str, int]:
+    """Return counts, of which one has to be more than its layer has.
 
     Examples
     --------
-    >>> named("group_config", {"conv": 2})
-    {'conv': 2}
+    >>> named("group_config", {"0": 2}, nn.Sequential(nn.Conv2d(4, 4, 1)))
+    {'0': 2}
     """
-    if not any(count > 1 for count in counts.values()):
-        why = "the dense network is within it" if where == "budget" else "every layer stays dense"
+    if not any(g > groups_of(model.get_submodule(name)) for name, g in counts.items()):
+        why = (
+            "the dense network is within it" if where == "budget" else "every layer stays as it is"
+        )
         raise ConfigError(f"{where}: {why}, there is nothing to group")
     return dict(counts)
 
@@ -76,9 +83,9 @@ def asked_counts(
     if options.budget is not None and config is not None:
         raise ConfigError("budget and group_config exclude each other")
     if isinstance(config, str | Path):
-        return named("group_config", read_group_config(config, model)), {}
+        return named("group_config", read_group_config(config, model), model), {}
     if config is not None:
-        return named("group_config", check_groups(config, model, "group_config")), {}
+        return named("group_config", check_groups(config, model, "group_config"), model), {}
     if options.budget is None:
         return requested_counts(layers, requests)
     criterion = static_criterion(options.criterion)
@@ -129,7 +136,7 @@ def searched_counts(
         network, entries, limits = model, config_list, budget
     search = search_groups(network, dummy_input, entries, limits, criterion=criterion, **options)  # type: ignore[arg-type]
     # Processes may begin with other weights; those of the main one are what is trained.
-    return named("budget", dict(from_main_process(dict(search))))
+    return named("budget", dict(from_main_process(dict(search))), model)
 
 
 def _beside(
@@ -176,8 +183,11 @@ def _beside(
         if name in there
     ]
     if not isinstance(criterion, str):
-        alive = {n: np.ix_(x.rows, x.columns) for n, x in layers.items() if n in criterion}
-        criterion = {n: np.asarray(criterion[n])[index] for n, index in alive.items()}
+        criterion = {
+            name: live.left(np.asarray(criterion[name]))
+            for name, live in layers.items()
+            if name in criterion
+        }
     counts = {m: limit * dense[m] if limit <= 1 else limit for m, limit in limits.items()}
     return small, entries, counts, criterion
 
@@ -203,12 +213,16 @@ def slower_layers(
     gate = slower_than_dense(model, dummy_input, groups, gathers=gathers)
     # A measurement differs from process to process.
     slower = from_main_process(
-        {name: (row.ratio, row.form.endswith(", dense")) for name, row in gate.slower.items()}
+        {
+            name: (row.ratio, row.form.endswith(", dense"), row.had)
+            for name, row in gate.slower.items()
+        }
     )
     return {
-        name: f"measured: with {groups[name]} groups it takes {ratio:.2f} times as long as dense"
+        name: f"measured: with {groups[name]} groups it takes {ratio:.2f} times as long as "
+        + ("dense" if had == 1 else f"with its {had}")
         + (", computed as a dense layer" if as_dense else "")
-        for name, (ratio, as_dense) in slower.items()
+        for name, (ratio, as_dense, had) in slower.items()
     }
 
 
@@ -232,9 +246,12 @@ def requested_counts(
     counts: dict[str, int] = {}
     skipped: dict[str, str] = {}
     for name, request in requests.items():
-        size = request.max_group_size
+        size, had = request.max_group_size, layers[name].had
         if request.num_groups is not None:
-            counts[name] = request.num_groups
+            if request.num_groups == had > 1:
+                skipped[name] = f"it has {had} groups already"
+            else:
+                counts[name] = request.num_groups
             continue
         if size is None:
             raise ConfigError(
@@ -242,13 +259,16 @@ def requested_counts(
                 "budget or group_config"
             )
         filters, channels = layers[name].alive
+        if max(filters, channels) <= had * size:
+            whose = "it is" if had == 1 else f"its {had} groups are"
+            skipped[name] = f"{whose} no wider than {size} channels"
+            continue
         count = groups_for_max_size(filters, channels, size)
-        if count is None:
+        if count is None or count % had:
             skipped[name] = (
                 f"groups of {size} do not divide {filters} filters and {channels} input channels"
+                + (f" in {had} groups" if had > 1 else "")
             )
-        elif count == 1:
-            skipped[name] = f"it is no wider than {size} channels"
         else:
             counts[name] = count
     return counts, skipped
@@ -268,6 +288,7 @@ def fitting_counts(
     """
     skipped: dict[str, str] = {}
     for name, count in counts.items():
+        had = layers[name].had if name in layers else 1
         if count == 1:
             continue
         if name not in layers:
@@ -277,16 +298,11 @@ def fitting_counts(
             skipped[name] = (
                 f"{count} groups do not divide {filters} filters and {channels} input channels"
             )
-        elif layers[name].had > 1 and (reason := _not_further(layers[name], count)):
-            skipped[name] = reason
-    fitting = {n: counts[n] for n in layers if counts.get(n, 1) > 1 and n not in skipped}
+        elif count % had:
+            skipped[name] = f"it has {had} groups already, of which {count} are no multiple"
+    fitting = {
+        name: counts[name]
+        for name, layer in layers.items()
+        if counts.get(name, 1) > layer.had and name not in skipped
+    }
     return fitting, skipped
-
-
-def _not_further(layer: LiveLayer, count: int) -> str | None:
-    """Why a layer that has groups already does not get so many; None where it can."""
-    if not layer.whole:
-        return "masks silence channels of its groups: cut them with ModelSpeedup before"
-    if count <= layer.had or count % layer.had:
-        return f"it has {layer.had} groups already, which {count} groups do not divide further"
-    return None

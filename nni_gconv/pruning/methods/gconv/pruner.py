@@ -39,7 +39,7 @@ from nni_gconv.pruning.methods.gconv.group_counts import (
     fitting_counts,
     slower_layers,
 )
-from nni_gconv.pruning.methods.gconv.splitting import split_dense, split_further
+from nni_gconv.pruning.methods.gconv.splitting import split_by_error, split_dense, split_further
 from nni_gconv.pruning.options import PrunerOptions
 from nni_gconv.pruning.pruner import Masks, read_options, unwrapped_input
 from nni_gconv.pruning.selection.earlier_masks import earlier_masks
@@ -51,7 +51,8 @@ class GroupConvPruner(GroupPruner):
 
     How many groups a layer gets is said by ``num_groups`` or ``max_group_size`` in the
     config_list, by a group configuration, or found by :func:`nni_gconv.search_groups` inside a
-    budget.
+    budget. Convolutions that have groups already can get a multiple of them: each of their groups
+    is split by itself, as many ways.
 
     With an `evaluator` the masks hold through training: after every optimizer step masked weights
     and what the optimizer remembers of them are zero. With ``shaping`` the training comes before
@@ -112,8 +113,8 @@ class GroupConvPruner(GroupPruner):
         batch of `dummy_input`; :attr:`skipped` says so.
     masks : dict, optional
         Masks that hold already, of a channel pruner for example. Channels they silence are left
-        out, G has to divide what remains, and the masks returned are both together.
-        ``from_compressor`` takes them from there.
+        out, G has to divide what remains (of groups that a layer has, as much of each), and the
+        masks returned are both together. ``from_compressor`` takes them from there.
     seed : int, default 0
         Of the search for partitions and of ``"random"``.
 
@@ -196,8 +197,7 @@ class GroupConvPruner(GroupPruner):
             raise ConfigError(
                 f"{purpose}: needs an evaluator= to train with (in a recipe: a sparsify section)"
             )
-        further = given.budget is None and not by_error(given)
-        requests, skipped = group_requests(model, config_list, further=further)
+        requests, skipped = group_requests(model, config_list, further=True)
         self._given = dict(given.masks or earlier_masks(existed_wrappers))
         graph = given.traced.graph if given.traced else None
         live = LiveLayers(
@@ -216,8 +216,7 @@ class GroupConvPruner(GroupPruner):
         skipped = {**skipped, **unasked, **unfit}
         if given.gate is not None:
             sides = live.shared(groups, self._sharing)
-            whole = {name: g for name, g in groups.items() if live.layers[name].had == 1}
-            slow = slower_layers(model, self.dummy_input, whole, sides, self._sharing)
+            slow = slower_layers(model, self.dummy_input, groups, sides, self._sharing)
             skipped.update(slow)
             groups = {name: g for name, g in groups.items() if name not in slow}
         if not isinstance(given.criterion, str):
@@ -235,9 +234,7 @@ class GroupConvPruner(GroupPruner):
         """Kernel scores of the filters and channels that masks given leave."""
         static = static_criterion(self.options.criterion)
         criterion = self._sums if name in self._sums else static
-        live = self._live[name]
-        scores = kernel_scores(name, self._weight(name), criterion)
-        return scores if live.had > 1 else scores[np.ix_(live.rows, live.columns)]
+        return self._live[name].left(kernel_scores(name, self._weight(name), criterion))
 
     def _split(self, restarts: int | None = None) -> dict[str, Partition]:
         """Partition every layer, in every process as the main one does."""
@@ -251,13 +248,18 @@ class GroupConvPruner(GroupPruner):
             for name, goal in self.groups.items()
         }
         scores = {name: self._score(name) for name in every}
+        if self._errors:
+            return {
+                name: split_by_error(scores[name], self._errors[name], count, self.options)
+                for name, count in every.items()
+            }
         split = {
             name: split_further(scores[name], had[name], count, self.options, index)
             for index, (name, count) in enumerate(every.items())
             if had[name] > 1
         }
         dense = {name: count for name, count in every.items() if had[name] == 1}
-        split.update(split_dense(scores, dense, self._sides, self._errors, self.options, restarts))
+        split.update(split_dense(scores, dense, self._sides, self.options, restarts))
         return {name: split[name] for name in every}
 
     # -- NNI's hooks ------------------------------------------------------------------------------

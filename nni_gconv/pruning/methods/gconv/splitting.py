@@ -23,7 +23,6 @@ def split_dense(
     scores: Mapping[str, NDArray[np.float64]],
     counts: Mapping[str, int],
     sides: Mapping[str, tuple[Side, Side]],
-    errors: Mapping[str, OutputError],
     options: Any,
     restarts: int | None = None,
 ) -> dict[str, Partition]:
@@ -37,8 +36,6 @@ def split_dense(
         Layer -> G; in this order.
     sides : mapping
         What layers share, see :meth:`nni_gconv.pruning.group_sides.LiveLayers.shared`.
-    errors : mapping of str to OutputError
-        With criterion ``"error"``; else empty.
     options : GroupConvPruner.Options
         Method and effort.
     restarts : int, optional
@@ -50,11 +47,6 @@ def split_dense(
             for index, (name, count) in enumerate(counts.items())
         }
     effort = {"restarts": options.restarts, "seed": options.seed}
-    if errors:
-        return {
-            name: partition_by_error(errors[name], count, scores[name], **effort)
-            for name, count in counts.items()
-        }
     if options.method != "assignment":
         found = partition_many(
             [scores[name] for name in counts],
@@ -109,6 +101,32 @@ def split_further(
             options.restarts,
             options.seed,
         )
+    )
+
+
+def split_by_error(
+    scores: NDArray[np.float64], errors: Sequence[OutputError], count: int, options: Any
+) -> Partition:
+    """Split each group of a convolution in as many, by the error of its output.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (F, C / groups)
+        As its weight holds them; where the search begins.
+    errors : sequence of OutputError
+        Of each group that it has; one of a dense layer.
+    count : int
+        In how many each is split.
+    options : GroupConvPruner.Options
+        Effort.
+    """
+    effort = {"restarts": options.restarts, "seed": options.seed}
+    pieces = np.split(scores, len(errors))
+    return merged(
+        [
+            partition_by_error(error, count, piece, **effort)
+            for error, piece in zip(errors, pieces, strict=True)
+        ]
     )
 
 

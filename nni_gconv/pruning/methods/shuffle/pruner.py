@@ -71,8 +71,9 @@ class ShufflePruner(GroupPruner):
     config_list : list of dict
         NNI's config_list to select layers. ``num_groups`` fixes the group count of a layer,
         ``max_group_size`` limits the channels of its groups on the wider side; without a budget
-        each layer has to have one of them. Layers that cannot be grouped stay dense and are listed
-        in :attr:`skipped` with the reason.
+        each layer has to have one of them. Layers that cannot be grouped stay as they are and are
+        listed in :attr:`skipped` with the reason; so do convolutions that have groups already,
+        since one order of channels is learned for a whole layer.
     evaluator : Evaluator, optional
         NNI's evaluator, to train with the penalty; without weight decay in the paper.
     existed_wrappers : dict, optional

@@ -47,6 +47,7 @@ class NestedRules(ChoiceRules):
     (1, 2, 4, 8)
     """
 
+    further: bool = False
     fewest: bool = False
 
     def choices(self, layer: nn.Module, request: GroupRequest) -> tuple[int, ...]:
