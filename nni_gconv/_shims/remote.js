@@ -1,6 +1,8 @@
 // Machines elsewhere: what NNI's remote training service leaves open. Each part stands alone.
 const Module = require('module');
 const fs = require('fs');
+const {Duplex} = require('stream');
+const {spawn} = require('child_process');
 const ofNni = name => Module.createRequire(process.argv[1])(name);
 const load = Module._load;
 const patches = {
@@ -20,15 +22,17 @@ const once = (object, name) => {
 
 // NNI takes any host key; upgrades itself with pip on each machine at every start; and dies of a
 // connection that breaks. Here: the keys that were verified before, no pip, and a listener. A key
-// with a passphrase that is not in the file is left to the agent.
+// with a passphrase that is not in the file is left to the agent. A machine behind another one is
+// reached by a command, as ssh does it for ProxyJump; NNI knows of none.
 function ssh(ssh2) {
   if (!ssh2.Client || !once(ssh2, 'nniGconv')) return;
-  const file = process.env.NNI_GCONV_HOST_KEYS;
+  const file = process.env.NNI_GCONV_WAYS;
   const known = file ? JSON.parse(fs.readFileSync(file, 'utf8')) : {};
   const {connect, exec} = ssh2.Client.prototype;
   ssh2.Client.prototype.connect = function (config) {
     config = {keepaliveInterval: 5000, keepaliveCountMax: 3, ...config};
-    const keys = known[`${config.host}:${config.port || 22}`];
+    const {keys, command} = known[`${config.host}:${config.port || 22}`] || {};
+    if (command) config.sock = throughCommand(command);
     if (keys) {
       const kinds = Object.keys(keys).flatMap(
         kind => (kind === 'ssh-rsa' ? ['rsa-sha2-512', 'rsa-sha2-256'] : [kind])
@@ -48,6 +52,14 @@ function ssh(ssh2) {
     command = command.replace(/-m pip install nni --upgrade\s*$/, '-c "import nni"');
     return exec.call(this, command, ...rest);
   };
+}
+
+function throughCommand(command) {
+  const child = spawn('/bin/sh', ['-c', `exec ${command}`], {stdio: ['pipe', 'pipe', 'inherit']});
+  const both = Duplex.from({writable: child.stdin, readable: child.stdout});
+  both.on('close', () => child.kill());
+  child.on('error', error => both.destroy(error));
+  return both;
 }
 
 // A machine that is lost takes the trials that run there with it, not those that have ended; it is

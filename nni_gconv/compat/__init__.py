@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from nni_gconv.compat.nni_manager import (
         EXPERIMENT_MARK,
-        HOST_KEYS,
+        WAYS,
         algorithm_class,
         builtin_class,
         dispatcher_exception,
@@ -100,9 +100,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BOHB",
     "EXPERIMENT_MARK",
-    "HOST_KEYS",
     "LEGACY_SELECT_KEYS",
     "TPE",
+    "WAYS",
     "Evolution",
     "Hyperband",
     "TrialRecord",
@@ -205,7 +205,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         ],
         "nni_manager": [
             "EXPERIMENT_MARK",
-            "HOST_KEYS",
+            "WAYS",
             "algorithm_class",
             "builtin_class",
             "dispatcher_exception",

@@ -25,9 +25,10 @@ from nni_gconv.errors import ConfigError
 EXPERIMENT_MARK = "NNI_GCONV_EXPERIMENT"
 """Variable that every process of an experiment we started carries: its NNI experiment id."""
 
-HOST_KEYS = "host_keys.json"
-"""File beside those of :func:`write_launch_files`: the SSH host keys that the manager may meet,
-``{"host:port": {type: SHA-256 in hexadecimal}}``."""
+WAYS = "ways.json"
+"""File beside those of :func:`write_launch_files`: how the manager reaches other machines,
+``{"host:port": {"keys": {type: SHA-256 in hexadecimal}, "command": text or null}}``: the host keys
+that it may meet, and the shell command that makes the connection where one is needed."""
 
 _SCRIPTS = ("guard.js", "parameters.js", "remote.js", "patience.js", "stopped.js")
 _SHIMS = Path(__file__).parents[1] / "_shims"
@@ -153,8 +154,8 @@ def start_manager(
             named.append(getattr(one, "nni_manager_ip", None))
         names = [env.get("NNI_GCONV_HOSTS"), *(str(name).lower() for name in named if name)]
         env["NNI_GCONV_HOSTS"] = ",".join(filter(None, names))
-    if (folder / HOST_KEYS).is_file():
-        env["NNI_GCONV_HOST_KEYS"] = str(folder / HOST_KEYS)
+    if (folder / WAYS).is_file():
+        env["NNI_GCONV_WAYS"] = str(folder / WAYS)
     # NNI reaches its own manager over HTTP: a proxy of the user must not stand between them.
     for key in ("NO_PROXY", "no_proxy"):
         env[key] = ",".join(filter(None, [env.get(key), "localhost,127.0.0.1"]))

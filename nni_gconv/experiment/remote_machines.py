@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_gconv.compat import HOST_KEYS
+from nni_gconv.compat import WAYS
 from nni_gconv.errors import ConfigError
 from nni_gconv.files import write_json
 from nni_gconv.remote import (
@@ -16,6 +16,7 @@ from nni_gconv.remote import (
     known_host_keys,
     line_of,
     machines_of,
+    way_to,
 )
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def remote_notes(config: Any, *, loopback: bool) -> list[str]:
 
 
 def open_links(plan: ExperimentPlan, private: Path) -> MachineLinks:
-    """Log in to the machines of an experiment, and leave their host keys for the manager.
+    """Log in to the machines of an experiment, and leave the way there for the manager.
 
     Parameters
     ----------
@@ -172,8 +173,14 @@ def open_links(plan: ExperimentPlan, private: Path) -> MachineLinks:
         machine = error.machine
         raise RemoteError(f"{where(plan.file, machine, error.key)}: {error}") from None
     if plan.machines:
-        keys = {f"{one.host}:{one.port}": known_host_keys(one) for one in plan.machines}
-        write_json(private / HOST_KEYS, keys)
+        ways = {
+            f"{one.host}:{one.port}": {
+                "keys": known_host_keys(one),
+                "command": way_to(one).command,
+            }
+            for one in plan.machines
+        }
+        write_json(private / WAYS, ways)
     return links
 
 

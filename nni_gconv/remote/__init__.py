@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nni_gconv.remote.machines import Machine, machines_of
     from nni_gconv.remote.probe import MachineFacts
     from nni_gconv.remote.ssh import Connection, RemoteError, connect, known_host_keys
-    from nni_gconv.remote.ssh_config import with_ssh_config
+    from nni_gconv.remote.ssh_config import way_to, with_ssh_config
     from nni_gconv.remote.yaml_lines import line_of, plain_key
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "line_of",
     "machines_of",
     "plain_key",
+    "way_to",
     "with_ssh_config",
 ]
 
@@ -60,7 +61,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "machines": ["Machine", "machines_of"],
         "probe": ["MachineFacts"],
         "ssh": ["Connection", "RemoteError", "connect", "known_host_keys"],
-        "ssh_config": ["with_ssh_config"],
+        "ssh_config": ["way_to", "with_ssh_config"],
         "yaml_lines": ["line_of", "plain_key"],
     },
 )

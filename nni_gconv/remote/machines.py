@@ -52,11 +52,6 @@ class Machine:
         return text.removeprefix(".")
 
     @property
-    def known_name(self) -> str:
-        """Its name in a ``known_hosts`` file."""
-        return self.host if self.port == 22 else f"[{self.host}]:{self.port}"
-
-    @property
     def ssh_command(self) -> str:
         """The command line that logs in by hand."""
         words = ["ssh"]

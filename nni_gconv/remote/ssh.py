@@ -12,8 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from nni_gconv.errors import NniGconvError
+from nni_gconv.errors import ConfigError, NniGconvError
 from nni_gconv.remote.machines import Machine
+from nni_gconv.remote.proxy import Proxy
+from nni_gconv.remote.ssh_config import way_to
 
 if TYPE_CHECKING:
     import paramiko
@@ -57,11 +59,16 @@ class Connection:
         Where to.
     client : paramiko.SSHClient
         Logged in.
+    proxy : Proxy, optional
+        What the connection goes through; closed with it.
     """
 
-    def __init__(self, machine: Machine, client: paramiko.SSHClient) -> None:
+    def __init__(
+        self, machine: Machine, client: paramiko.SSHClient, proxy: Proxy | None = None
+    ) -> None:
         self.machine = machine
         self.client = client
+        self._proxy = proxy
 
     def __enter__(self) -> Connection:
         return self
@@ -78,6 +85,8 @@ class Connection:
         """End the login; safe to call again."""
         with contextlib.suppress(Exception):
             self.client.close()
+        if self._proxy is not None:
+            self._proxy.close()
 
     @property
     def transport(self) -> paramiko.Transport:
@@ -139,7 +148,7 @@ class Connection:
 
 
 def connect(machine: Machine, *, timeout: float = _SECONDS) -> Connection:
-    """Log in to a machine whose host key is known.
+    """Log in to a machine whose host key is known, through others where ``~/.ssh/config`` says so.
 
     Parameters
     ----------
@@ -168,6 +177,11 @@ def connect(machine: Machine, *, timeout: float = _SECONDS) -> Connection:
     where = machine.label
     if machine.key_file is not None and not machine.key_file.is_file():
         raise RemoteError(f"{where}: no key file {machine.key_file}", "sshKeyFile")
+    try:
+        way = way_to(machine)
+    except ConfigError as error:
+        raise RemoteError(str(error)) from None
+    proxy = Proxy(way.command) if way.command is not None else None
     client = paramiko.SSHClient()
     for file in _known_hosts_files():
         with contextlib.suppress(OSError):
@@ -175,7 +189,8 @@ def connect(machine: Machine, *, timeout: float = _SECONDS) -> Connection:
     client.set_missing_host_key_policy(_refuse_unknown(machine))
     try:
         client.connect(
-            machine.host, machine.port, machine.user,
+            way.host, machine.port, machine.user,
+            sock=proxy.socket if proxy is not None else None,
             password=machine.password,
             key_filename=str(machine.key_file) if machine.key_file else None,
             passphrase=machine.passphrase,
@@ -183,10 +198,24 @@ def connect(machine: Machine, *, timeout: float = _SECONDS) -> Connection:
         )  # fmt: skip
     except BaseException as error:
         client.close()
+        said = proxy.last_words() if proxy is not None else ""
         if not isinstance(error, (paramiko.SSHException, OSError, EOFError, ValueError)):
             raise
+        if said and not _said_by_machine(error):
+            raise RemoteError(
+                f"{where}: no way there behind {way.behind!r}: {said}; "
+                f"try it by hand: {machine.ssh_command}"
+            ) from None
         raise _explained(machine, error, timeout) from None
-    return Connection(machine, client)
+    return Connection(machine, client, proxy)
+
+
+def _said_by_machine(error: BaseException) -> bool:
+    """Tell whether the machine itself has answered, and so the way there is open."""
+    import paramiko
+
+    kinds = paramiko.BadHostKeyException, paramiko.AuthenticationException
+    return isinstance(error, kinds)
 
 
 def _refuse_unknown(machine: Machine) -> paramiko.MissingHostKeyPolicy:
@@ -212,7 +241,7 @@ def _explained(machine: Machine, error: BaseException, timeout: float) -> Remote
         words = (
             f"its host key has changed, is now {error.key.get_name()} {_digest(error.key)}: "
             "another machine may answer in its place; if you know why, forget the old one with: "
-            f"ssh-keygen -R '{machine.known_name}'"
+            f"ssh-keygen -R '{_known_name(machine)}'"
         )
     elif isinstance(error, paramiko.PasswordRequiredException):
         words = f"the key {key} has a passphrase: give it to an agent with ssh-add {key}"
@@ -249,10 +278,16 @@ def known_host_keys(machine: Machine) -> dict[str, str]:
     for file in _known_hosts_files():
         with contextlib.suppress(OSError):
             keys.load(str(file))
-    found = keys.lookup(machine.known_name)
+    found = keys.lookup(_known_name(machine))
     if found is None:
         return {}
     return {kind: hashlib.sha256(found[kind].asbytes()).hexdigest() for kind in found}
+
+
+def _known_name(machine: Machine) -> str:
+    """Write a machine's name in a ``known_hosts`` file."""
+    host = way_to(machine).host
+    return host if machine.port == 22 else f"[{host}]:{machine.port}"
 
 
 def _known_hosts_files() -> list[Path]:

@@ -1,19 +1,92 @@
-"""Machines by their names in ``~/.ssh/config``: address, port, user and key are filled in.
+"""Machines by their names in ``~/.ssh/config``: address, port, user, key and the way there.
 
 NNI's manager logs in by what the experiment file says, so the file's own entries are completed
-before it reads them; what an entry says itself stays.
+before it reads them; what an entry says itself stays. A machine behind another one keeps its name:
+the way there is looked up by it at each login, ours and the manager's.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.remote.machines import Machine
+
+if TYPE_CHECKING:
+    import paramiko
 
 #: Key of NNI's file -> key of the SSH configuration.
 _KEYS = {"port": "port", "user": "user", "sshKeyFile": "identityfile"}
+_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to reach a machine.
+
+    Attributes
+    ----------
+    host : str
+        Its name or address on the way's last step; host keys are known by it.
+    command : str or None
+        Shell command whose input and output are the connection; None: none is needed.
+    behind : str
+        The machine, or command, that is in between; "" for none.
+    """
+
+    host: str
+    command: str | None = None
+    behind: str = ""
+
+
+def way_to(machine: Machine, file: Path | None = None) -> Way:
+    """Look up the way to a machine: ``ProxyJump`` and ``ProxyCommand``.
+
+    Parameters
+    ----------
+    machine : Machine
+        Its `host` is what the configuration may know.
+    file : Path, optional
+        Default: ``~/.ssh/config``.
+
+    Raises
+    ------
+    ConfigError
+        The configuration cannot be read.
+    """
+    file = _default() if file is None else file
+    first = f"Host *\nPort {machine.port}\nUser {machine.user}\n"
+    known = _read(file, first)
+    if known is None:
+        return Way(machine.host)
+    found = known.lookup(machine.host)
+    behind = _behind(found, machine.host)
+    if not behind:
+        return Way(machine.host)
+    host = str(found.get("hostname", machine.host))
+    if found.get("proxycommand") == behind:
+        # paramiko leaves these two.
+        command = behind.replace("%n", machine.host).replace("%%", "%")
+    else:
+        command = _jump(behind, host, machine.port, file)
+    return Way(host, command, behind)
+
+
+def _jump(jumps: str, host: str, port: int, file: Path) -> str:
+    """Write what ssh itself runs for a ``ProxyJump``; it never asks."""
+    *before, last = [one.strip() for one in jumps.split(",")]
+    words = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SECONDS}"]
+    if file != _account_default():  # ssh reads the account's, wherever HOME is
+        words += ["-F", str(file)]
+    if before:
+        words += ["-J", ",".join(before)]
+    words += ["-W", f"[{host}]:{port}", last if "://" in last else f"ssh://{last}"]
+    return shlex.join(words)
 
 
 def with_ssh_config(data: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
@@ -29,49 +102,69 @@ def with_ssh_config(data: Mapping[str, Any], file: Path | None = None) -> dict[s
     Raises
     ------
     ConfigError
-        The configuration cannot be read, or a machine is behind another one (``ProxyJump``,
-        ``ProxyCommand``), which NNI's manager cannot follow.
+        The configuration cannot be read.
     """
-    import paramiko
-
-    file = Path.home() / ".ssh" / "config" if file is None else file
-    if not file.is_file():
-        return dict(data)
-    try:
-        known = paramiko.SSHConfig.from_path(str(file))
-    except (paramiko.ConfigParseError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    known = _read(_default() if file is None else file)
     service = data.get("trainingService")
-    services = service if isinstance(service, list) else [service]
-    done = [_service(one, known, file) for one in services]
-    if service is None:
+    if known is None or service is None:
         return dict(data)
+    services = service if isinstance(service, list) else [service]
+    done = [_service(one, known) for one in services]
     return {**data, "trainingService": done if isinstance(service, list) else done[0]}
 
 
-def _service(service: Any, known: Any, file: Path) -> Any:
+def _read(file: Path, first: str = "") -> paramiko.SSHConfig | None:
+    """Read a configuration; `first` stands before it, and so wins."""
+    import paramiko
+
+    if not file.is_file():
+        return None
+    try:
+        return paramiko.SSHConfig.from_text(first + file.read_text(encoding="utf-8"))
+    except (paramiko.ConfigParseError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
+
+
+def _default() -> Path:
+    return Path.home() / ".ssh" / "config"
+
+
+def _account_default() -> Path | None:
+    try:
+        import pwd
+
+        return Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh" / "config"
+    except (ImportError, KeyError):
+        return None
+
+
+def _behind(found: Mapping[str, Any], host: str) -> str:
+    """Tell what is in between, "" for nothing; ``Host *`` may name the jump for itself, too."""
+    for word in ("proxycommand", "proxyjump"):
+        value = str(found.get(word) or "none")
+        if value.lower() != "none" and not (word == "proxyjump" and value == host):
+            return value
+    return ""
+
+
+def _service(service: Any, known: paramiko.SSHConfig) -> Any:
     if not isinstance(service, Mapping) or service.get("platform") != "remote":
         return service
     result = dict(service)
     for key, machines in service.items():
         if str(key).lower().replace("_", "") == "machinelist" and isinstance(machines, list):
-            result[key] = [_machine(one, known, file) for one in machines]
+            result[key] = [_machine(one, known) for one in machines]
     return result
 
 
-def _machine(machine: Any, known: Any, file: Path) -> Any:
+def _machine(machine: Any, known: paramiko.SSHConfig) -> Any:
     if not isinstance(machine, Mapping) or not isinstance(machine.get("host"), str):
         return machine
     host = machine["host"]
     found = known.lookup(host)
-    for word in ("proxyjump", "proxycommand"):
-        if str(found.get(word, "none")).lower() != "none":
-            raise ConfigError(
-                f"{file}: {host} is behind {found[word]!r}, which NNI's manager cannot follow; "
-                f"open a tunnel (ssh -N -L 2222:localhost:22 {host}), log in through it once "
-                "(ssh -p 2222 USER@127.0.0.1), and give host: 127.0.0.1, port: 2222"
-            )
-    result = {**machine, "host": found.get("hostname", host)}
+    result = dict(machine)
+    if not _behind(found, host):
+        result["host"] = found.get("hostname", host)
     given = {str(key).lower().replace("_", "") for key in machine}
     for key, word in _KEYS.items():
         value = found.get(word)

@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from nni_gconv._version import __version__
-from nni_gconv.errors import ConfigError
 from nni_gconv.experiment import experiment_file, fix_machines
 from nni_gconv.experiment.checks.checkup import check_experiment
 from nni_gconv.installation import write_wheel
@@ -29,12 +28,11 @@ from nni_gconv.remote import (
     fetch_machine,
     known_host_keys,
     machines_of,
-    with_ssh_config,
 )
 from nni_gconv.remote.probe import probe
 
 from .conftest import Workshop
-from .machines import free_port, make_machines, quiet, trust
+from .machines import make_machines, quiet, trust
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -178,13 +176,14 @@ def test_logins_of_nni_itself_verify_the_host_key_and_leave_pip_alone(home, mach
     assert list(keys) == ["ssh-ed25519"]
     if known != "right":
         keys = {"ssh-ed25519": "0" * 64} if known == "wrong" else {}
-    (home / "keys.json").write_text(json.dumps({f"{entry['host']}:{entry['port']}": keys}))
+    ways = {f"{entry['host']}:{entry['port']}": {"keys": keys, "command": None}}
+    (home / "ways.json").write_text(json.dumps(ways))
     folder = Path(nni_node.__path__[0])
     shim = Path(nni_gconv.__file__).parent / "_shims" / "remote.js"
     login = [entry["host"], str(entry["port"]), entry["user"], entry["sshKeyFile"]]
     said = quiet(
         str(folder / "node"), "--require", str(shim), "-e", NNI_LOGIN, *login,
-        env={**os.environ, "NNI_GCONV_HOST_KEYS": str(home / "keys.json")}, cwd=folder,
+        env={**os.environ, "NNI_GCONV_WAYS": str(home / "ways.json")}, cwd=folder,
     ).stdout  # fmt: skip
     if known == "right":
         assert said.strip() == "-c import nni"
@@ -373,56 +372,6 @@ def test_a_failed_pip_is_one_line(check, home, machines):
     assert all("pip install failed" in line and "\n" not in line for line in lacking)
     for machine in machines:
         (machine.home / "pip_was_called").unlink(missing_ok=True)
-
-
-@pytest.fixture
-def pair(tmp_path, monkeypatch):
-    """Two machines of which one reaches the other."""
-    monkeypatch.setenv("TEST_MACHINES", "loopback")
-    made = make_machines(tmp_path / "pair", 2)
-    yield made
-    for machine in made:
-        machine.close()
-
-
-def test_the_way_behind_another_machine_that_the_error_names(home, pair):
-    """Two real servers: the far one through the near one, by the command of the message."""
-    near, far = pair
-    trust(home, pair)
-    port, known = free_port("127.0.0.1"), home / ".ssh/known_hosts"
-    config = home / ".ssh/config"
-    config.write_text(
-        f"Host near\n HostName {near.host}\n Port {near.port}\n"
-        f"Host far\n HostName {far.host}\n Port {far.port}\n ProxyJump near\n"
-        f"Host *\n User {near.entry['user']}\n IdentityFile {near.key}\n"
-        f" UserKnownHostsFile {known}\n BatchMode yes\n"
-    )
-    given = {"trainingService": {"platform": "remote", "machineList": [{"host": "far"}]}}
-    with pytest.raises(ConfigError) as error:
-        with_ssh_config(given, config)
-    command = re.search(r"\((ssh -N -L [^)]*)\)", str(error.value))[1]
-    assert command == "ssh -N -L 2222:localhost:22 far"
-    words = command.replace("2222:localhost:22", f"{port}:{far.host}:{far.port}").split()
-    # ssh reads the configuration of the account, wherever HOME is; the jump takes -F along.
-    tunnel = subprocess.Popen([words[0], "-F", str(config), *words[1:]])
-    entry = {**far.entry, "host": "127.0.0.1", "port": port}
-    name = f"[{far.host}]:{far.port} "
-    line = next(one for one in known.read_text().splitlines() if one.startswith(name))
-    with known.open("a") as file:  # what one login by hand writes there
-        file.write(f"[127.0.0.1]:{port} {line.removeprefix(name)}\n")
-
-    def reached():
-        assert tunnel.poll() is None
-        with contextlib.suppress(RemoteError), connect(machine_of(entry)) as connection:
-            return connection.run("echo $HOME").out
-        return ""
-
-    try:
-        wait_until(reached, "the tunnel")
-        assert reached() == str(far.home)
-    finally:
-        tunnel.terminate()
-        tunnel.wait(30)
 
 
 # Whole experiments

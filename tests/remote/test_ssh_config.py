@@ -3,7 +3,9 @@
 import pytest
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.remote import with_ssh_config
+from nni_gconv.remote import machines_of, way_to, with_ssh_config
+from nni_gconv.remote.proxy import Proxy
+from nni_gconv.remote.ssh_config import Way
 
 CONFIG = """
 Host box
@@ -13,7 +15,23 @@ Host box
   IdentityFile ~/.ssh/box_key
 
 Host far
+  HostName 10.1.1.1
+  Port 2022
+  User eve
   ProxyJump box
+
+Host deep
+  ProxyJump box, ann@mid:2200,eve@last:22
+
+Host odd
+  HostName 10.2.2.2
+  ProxyCommand nc -x %n:1 100%% %h %p %r
+
+Host plain
+  ProxyJump none
+
+Host near
+  ProxyJump near
 
 Host *
   ServerAliveInterval 30
@@ -63,10 +81,55 @@ def test_without_a_file_nothing_changes(tmp_path):
     assert with_ssh_config(given, tmp_path / "none") == given
 
 
-def test_a_machine_behind_another_is_said(config):
-    words = r"far is behind 'box'.*ssh -N -L 2222:localhost:22 far\), log in through"
-    with pytest.raises(ConfigError, match=words):
-        with_ssh_config(experiment({"host": "far"}))
+def machine_of(**entry):
+    (machine,) = machines_of({"machineList": [{"user": "me", "port": 22, **entry}]})
+    return machine
+
+
+def test_a_machine_behind_another_keeps_its_name(config):
+    (entry,) = with_ssh_config(experiment({"host": "far"}))["trainingService"]["machineList"]
+    assert entry == {"host": "far", "port": 2022, "user": "eve"}
+    way = way_to(machine_of(**entry))
+    assert (way.host, way.behind) == ("10.1.1.1", "box")
+    head, tail = way.command.split(f" -F {config} ")  # HOME is not the account's
+    assert head == "ssh -o BatchMode=yes -o ConnectTimeout=20"
+    assert tail == "-W '[10.1.1.1]:2022' ssh://box"
+
+
+def test_a_way_by_several_machines(config):
+    command = way_to(machine_of(host="deep")).command
+    assert command.endswith("-J box,ann@mid:2200 -W '[deep]:22' ssh://eve@last:22")
+
+
+def test_a_way_by_a_command(config):
+    way = way_to(machine_of(host="odd", port=2233, user="eve"))
+    assert way == Way(
+        "10.2.2.2", "nc -x odd:1 100% 10.2.2.2 2233 eve", "nc -x %n:1 100%% 10.2.2.2 2233 eve"
+    )
+
+
+@pytest.mark.parametrize("host", ["box", "near", "plain", "10.0.0.7"])
+def test_no_way_is_none(config, host):
+    """Also of a jump host that its own line is for, and of a jump that is switched off."""
+    assert way_to(machine_of(host=host)) == Way(host)
+
+
+def test_without_a_file_the_way_is_straight(tmp_path):
+    assert way_to(machine_of(host="far"), tmp_path / "none") == Way("far")
+
+
+def test_what_a_command_says_last(capfd):
+    proxy = Proxy("sh -c \"echo first >&2; echo 'second  line' >&2; exit 1\"")
+    assert proxy.socket.recv(1) == b""
+    assert proxy.last_words() == "second line"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_command_ends_with_its_socket():
+    proxy = Proxy("cat")
+    proxy.close()
+    proxy.close()
+    assert proxy._process.returncode == 0
 
 
 def test_what_is_no_configuration_is_said(config):
