@@ -89,8 +89,11 @@ class LayerSums:
         """Take channels in that are not zero throughout, and that a weight is left for."""
         every = self._weight.shape[1] // self._taps
         if self._groups == 1:
-            alive = (read != 0).movedim(axis, 0).flatten(1).any(1).cpu()
-            alive &= self._alive.any(0).view(every, self._taps).any(1)
+            alive = self._alive.any(0).view(every, self._taps).any(1)
+            alive[self._channels] = False  # these are in; only the others are looked at
+            asked = alive.nonzero()[:, 0]
+            found = read.index_select(axis, asked.to(read.device)) != 0
+            alive[asked] = found.movedim(axis, 0).flatten(1).any(1).cpu()
             alive[self._channels] = True
             if not bool(alive.any()):
                 alive[0] = True

@@ -33,8 +33,11 @@ class Norm:
     def __call__(self, x: Tensor, values: Values) -> Tensor:
         """Apply it to (n, filters, ...)."""
         view = (-1, *[1] * (x.dim() - 2))
-        y: Tensor = (x - values[self.mean].view(view)) * self.slope(values).view(view)
-        return y if self.shift is None else y + values[self.shift].view(view)
+        slope = self.slope(values)
+        offset = -values[self.mean] * slope
+        if self.shift is not None:
+            offset = offset + values[self.shift]
+        return torch.addcmul(offset.view(view), x, slope.view(view))  # one pass over x
 
 
 @dataclass(frozen=True)
