@@ -37,7 +37,8 @@ class Proxy:
             # A session of its own: Ctrl-C ends what is made through it first, and it cannot ask.
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", f"exec {command}"],
-                stdin=other.fileno(), stdout=other.fileno(), stderr=self._errors, start_new_session=True,
+                stdin=other.fileno(), stdout=other.fileno(), stderr=self._errors,
+                start_new_session=True,
             )  # fmt: skip
 
     def close(self) -> None:
