@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,55 @@ from nni_gconv.files import output_file
 from nni_gconv.report.collect import TrialRow, pareto_front, trial_log
 from nni_gconv.report.layers import Network, read_network
 from nni_gconv.report.plot import plot_trials
-from nni_gconv.report.table import format_budget, latency_text, legend, state_lines
+from nni_gconv.report.table import (
+    format_budget,
+    latency_text,
+    legend,
+    percent,
+    points,
+    ratio,
+    state_lines,
+)
 
 _COSTS = ("macs_ratio", "params_ratio", "latency_ratio")
 _BAD = ("failed", "killed", "unreadable")
 _LOG_LINES = 25
+
+
+def _count(value: float | None) -> str:
+    """Write a count in three digits, as the table has room for it; "" for none."""
+    if value is None:
+        return ""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:
+            shown = value / size
+            return f"{shown:.{2 if shown < 9.995 else 1 if shown < 99.95 else 0}f}{unit}"
+    return f"{value:.0f}"
+
+
+def _metric(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+# Heading, field of a row, how it is written.
+_Number = tuple[str, str, Callable[[Any], str]]
+_NUMBERS: tuple[_Number, ...] = (
+    ("metric", "metric", _metric),
+    ("accuracy %", "accuracy", percent),
+    ("delta", "delta", points),
+    ("dense %", "accuracy_dense", percent),
+    ("masked %", "accuracy_masked", percent),
+    ("cut %", "accuracy_small", percent),
+    ("top-5 %", "top5", percent),
+    ("test %", "test_accuracy", percent),
+    ("params", "params", _count),
+    ("params ratio", "params_ratio", ratio),
+    ("MACs", "macs", _count),
+    ("MACs ratio", "macs_ratio", ratio),
+    ("latency ms", "latency_ms", ratio),
+    ("latency ratio", "latency_ratio", ratio),
+    ("seconds", "seconds", _count),
+)
 
 
 def write_html(rows: Sequence[TrialRow], path: str | Path, *, title: str = "nni-gconv") -> Path:
@@ -66,13 +110,27 @@ def write_html(rows: Sequence[TrialRow], path: str | Path, *, title: str = "nni-
         version=__version__,
         states=state_lines(rows)[:1],
         legend=legend(rows),
-        foreign=any(row.metric is not None for row in rows),
+        states_differ=any(row.status != "succeeded" for row in rows),
+        methods=any(row.method for row in rows),
+        budgets=any(row.budget for row in rows),
+        headings=[heading for heading, _, _ in _numbers(rows)],
         pictures=_pictures(rows),
-        trials=[_trial(row, id(row) in front) for row in rows],
+        trials=[_trial(row, id(row) in front, _numbers(rows)) for row in rows],
     )
     with output_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path).expanduser()
+
+
+def _numbers(rows: Sequence[TrialRow]) -> list[_Number]:
+    """Return the columns that say something: of a dense accuracy of all the legend tells."""
+    dense = {row.accuracy_dense for row in rows if row.accuracy_dense is not None}
+    return [
+        number
+        for number in _NUMBERS
+        if any(getattr(row, number[1]) is not None for row in rows)
+        and (number[1] != "accuracy_dense" or len(dense) > 1)
+    ]
 
 
 def _pictures(rows: Sequence[TrialRow]) -> list[dict[str, str]]:
@@ -91,7 +149,7 @@ def _pictures(rows: Sequence[TrialRow]) -> list[dict[str, str]]:
     return made
 
 
-def _trial(row: TrialRow, on_front: bool) -> dict[str, Any]:
+def _trial(row: TrialRow, on_front: bool, numbers: Sequence[_Number]) -> dict[str, Any]:
     folder = Path(row.folder) if row.folder is not None else None
     bad = row.status in _BAD
     return {
@@ -99,11 +157,18 @@ def _trial(row: TrialRow, on_front: bool) -> dict[str, Any]:
         "front": on_front,
         "bad": bad,
         "budget": format_budget(row.budget),
-        "latency": latency_text(row),
+        "numbers": [_cell(row, field, write) for _, field, write in numbers],
         "log": trial_log(folder, _LOG_LINES) if bad and folder is not None else "",
         "layers": _layers(folder),
         "curve": _curve(epochs_of(folder)) if folder is not None else None,
     }
+
+
+def _cell(row: TrialRow, field: str, write: Callable[[Any], str]) -> dict[str, Any]:
+    value = getattr(row, field)
+    shown = latency_text(row) if field == "latency_ratio" else write(value)
+    exact = f"{value:,.0f}" if write is _count and value is not None else ""
+    return {"value": value, "shown": shown, "exact": exact if exact != shown else ""}
 
 
 def _layers(folder: Path | None) -> list[dict[str, Any]]:

@@ -40,15 +40,18 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Write a fraction in percent, "" for none."""
     return "" if value is None else f"{100 * value:.2f}"
 
 
-def _points(value: float | None) -> str:
+def points(value: float | None) -> str:
+    """Write a difference of fractions in points with its sign, "" for none."""
     return "" if value is None else f"{100 * value:+.2f}"
 
 
-def _ratio(value: float | None) -> str:
+def ratio(value: float | None) -> str:
+    """Write a ratio, "" for none."""
     return "" if value is None else f"{value:.3f}"
 
 
@@ -62,7 +65,7 @@ def latency_text(row: TrialRow) -> str:
     '0.500±0.015'
     """
     if row.latency_ratio is None or row.latency_ratio_low is None or row.latency_ratio_high is None:
-        return _ratio(row.latency_ratio)
+        return ratio(row.latency_ratio)
     half = (row.latency_ratio_high - row.latency_ratio_low) / 2
     return f"{row.latency_ratio:.3f}±{half:.3f}"
 
@@ -85,12 +88,12 @@ _Column = tuple[str, Callable[[TrialRow], str], bool]
 _COLUMNS: tuple[_Column, ...] = (
     ("method", lambda row: row.method or "", False),
     ("budget", lambda row: format_budget(row.budget), False),
-    ("cut %", lambda row: _percent(row.accuracy_small), True),
-    ("acc. %", lambda row: _percent(row.accuracy), True),
+    ("cut %", lambda row: percent(row.accuracy_small), True),
+    ("acc. %", lambda row: percent(row.accuracy), True),
     ("metric", lambda row: "" if row.metric is None else f"{row.metric:.6g}", True),
-    ("delta", lambda row: _points(row.delta), True),
-    ("params", lambda row: _ratio(row.params_ratio), True),
-    ("MACs", lambda row: _ratio(row.macs_ratio), True),
+    ("delta", lambda row: points(row.delta), True),
+    ("params", lambda row: ratio(row.params_ratio), True),
+    ("MACs", lambda row: ratio(row.macs_ratio), True),
     ("latency", latency_text, True),
     ("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.0f}", True),
     ("status", lambda row: row.status, False),
