@@ -22,6 +22,19 @@ _CHUNK = 1 << 20
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
+def shipped_folder(name: str) -> Path:
+    """Return a folder that comes with the package, of a wheel, an editable install or a checkout.
+
+    Examples
+    --------
+    >>> (shipped_folder("docs") / "recipe.md").is_file()
+    True
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / "_files" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` when the block succeeds.

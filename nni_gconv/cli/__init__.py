@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from nni_gconv.cli.docs import docs
 from nni_gconv.cli.doctor.command import doctor
 from nni_gconv.cli.examples import epilog
 from nni_gconv.cli.experiments.create import create
@@ -100,6 +101,7 @@ for _command in (
     compare,
     profile,
     doctor,
+    docs,
     inspect,
     search_groups,
     search_space,

@@ -36,6 +36,7 @@ EXAMPLES = {
         "nni-gconv doctor my_net:Net --input 1x3x48x48",
         "nni-gconv doctor experiment.yml",
     ),
+    "docs": ("nni-gconv docs", "nni-gconv docs recipe"),
     "inspect": ("nni-gconv inspect small.safetensors",),
     "search-groups": ("nni-gconv search-groups resnet56 --budget macs=0.5",),
     "search-space": ("nni-gconv search-space recipe.yml",),

@@ -8,15 +8,8 @@ from pathlib import Path
 import yaml
 
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.files import write_text
+from nni_gconv.files import shipped_folder, write_text
 from nni_gconv.yaml12 import read_yaml
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def _folder() -> Path:
-    installed = _PACKAGE / "_files" / "experiments"
-    return installed if installed.is_dir() else _PACKAGE.parent / "experiments"
 
 
 def experiment_names() -> list[str]:
@@ -27,7 +20,9 @@ def experiment_names() -> list[str]:
     >>> "quickstart" in experiment_names()
     True
     """
-    return sorted(file.parent.name for file in _folder().glob("*/experiment.yml"))
+    return sorted(
+        file.parent.name for file in shipped_folder("experiments").glob("*/experiment.yml")
+    )
 
 
 def experiment_file(name: str, file: str = "experiment.yml") -> Path:
@@ -60,7 +55,7 @@ def experiment_file(name: str, file: str = "experiment.yml") -> Path:
     names = experiment_names()
     if name not in names:
         raise ConfigError(unknown_name("experiment", name, names))
-    path = _folder() / name / file
+    path = shipped_folder("experiments") / name / file
     if not path.is_file():
         raise ConfigError(
             unknown_name(

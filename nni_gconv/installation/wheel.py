@@ -62,10 +62,10 @@ def _files() -> dict[str, Path]:
         for file in sorted(_PACKAGE.rglob("*"))
         if file.is_file() and file.suffix != ".pyc"
     }
-    for name in ("experiments", "configs"):
+    for name, pattern in (("experiments", "*"), ("configs", "*"), ("docs", "*.md")):
         outside = _PACKAGE.parent / name
         if not (_PACKAGE / "_files" / name).is_dir() and outside.is_dir():
-            for file in sorted(outside.rglob("*")):
+            for file in sorted(outside.rglob(pattern)):
                 if file.is_file() and file.suffix != ".pyc":
                     found[f"_files/{file.relative_to(outside.parent).as_posix()}"] = file
     return found

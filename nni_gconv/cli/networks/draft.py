@@ -88,7 +88,7 @@ class Draft:
         free = [row for row in found.sets if row.reason is None]
         lines = [
             f"Run it in this folder:  nni-gconv run {self.file}",
-            "What every key may be:  docs/recipe.md",
+            "What every key may be:  nni-gconv docs recipe",
             "",
             f"{self.model}: {found.params:,} parameters, {found.macs:,} MACs for one image.",
             f"At the least {found.least_macs_ratio:.3f} of the MACs and "
