@@ -40,6 +40,7 @@ from nni_gconv.graph.sizes import Attribute, set_attributes, solve, watch_sizes,
 from nni_gconv.graph.trace import Graph, as_inputs, example_input, location, trace
 from nni_gconv.graph.weights import (
     KeptStandardConv2d,
+    Known,
     StandardWeight,
     find_standard,
     rest_of,
@@ -64,6 +65,7 @@ __all__ = [
     "Kept",
     "KeptNorm",
     "KeptStandardConv2d",
+    "Known",
     "MaskGroups",
     "Masks",
     "Member",

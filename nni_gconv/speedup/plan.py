@@ -19,6 +19,7 @@ from nni_gconv.graph import (
     Decision,
     Graph,
     Kept,
+    Known,
     StandardWeight,
     Wiring,
     balances,
@@ -165,12 +166,12 @@ def make_plan(
 
 def _standards(graph: Graph, tensors: Mapping[str, TensorEdit]) -> dict[str, StandardWeight]:
     """Find the convolutions that have to count what goes of their filters."""
-    found = {}
+    found, known = {}, Known()
     for node in graph.all_nodes:
         if node.op == "call_function" and op_name(node) == "standard_weight":
             weight: Any = node.args[0]
             edit = tensors.get(graph.aliases[graph.tensors[weight.name]][0])
-            standard = find_standard(graph.modules[graph.owner(node)])
+            standard = find_standard(graph.modules[graph.owner(node)], known)
             if standard is not None and edit is not None and (1 in edit.keep or edit.columns):
                 found[graph.owner(node)] = standard
     return found
@@ -204,10 +205,10 @@ def _attributes(graph: Graph, channels: ChannelMap, removed: np.ndarray) -> dict
 
 def _thinned(graph: Graph, channels: ChannelMap, removed: np.ndarray) -> dict[str, ChannelNorm]:
     """What norms over channels compute without those that went."""
-    found = {}
+    found, known = {}, Known()
     for over in channels.norms_over:
         stays = ~removed[channels.of(over.labels)]
-        norm = find_norm(graph.modules[over.module])
+        norm = find_norm(graph.modules[over.module], known)
         if norm is None or stays.all():
             continue
         # Of one that has been thinned before the first width is what it counts.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nni_gconv.graph.norms.kept_norm import ChannelNorm, normalise
 from nni_gconv.graph.norms.recognise import find_norm
-from nni_gconv.graph.weights import StandardWeight, find_standard, padded, standardise
+from nni_gconv.graph.weights import Known, StandardWeight, find_standard, padded, standardise
 
 _LIBRARY = torch.library.Library("nni_gconv", "DEF")
 _LIBRARY.define(
@@ -33,9 +33,9 @@ def norms_as_operators(model: nn.Module) -> Iterator[None]:
     Norms over channels call ``nni_gconv::channel_norm``, convolutions that standardise their
     filters ``nni_gconv::standard_weight``.
     """
-    changed = []
+    changed, known = [], Known()
     for module in model.modules():
-        norm, standard = find_norm(module), find_standard(module)
+        norm, standard = find_norm(module, known), find_standard(module, known)
         if norm is not None:
             module.forward = _forward(module, norm)  # type: ignore[method-assign]
         elif standard is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_gconv.graph.norms.kept_norm import ChannelNorm, KeptNorm, normalise
+from nni_gconv.graph.weights import Known, once
 
 #: Dimensions that are normalised over: the last, the second, all but the first.
 _LAYOUTS = ((-1,), (1,), ())
@@ -22,8 +23,14 @@ _EXACT = 1e-12
 _WRITTEN = 1e-6
 
 
-def find_norm(module: nn.Module) -> ChannelNorm | None:
+def find_norm(module: nn.Module, known: Known | None = None) -> ChannelNorm | None:
     """Say what norm over channels a module is; None: it is none, or more than that.
+
+    Parameters
+    ----------
+    module : nn.Module
+    known : dict, optional
+        What was found of others, see :func:`nni_gconv.graph.weights.alike.once`.
 
     Examples
     --------
@@ -46,7 +53,7 @@ def find_norm(module: nn.Module) -> ChannelNorm | None:
     if forward is nn.GroupNorm.forward:
         single = module.num_groups == 1
         return ChannelNorm((), module.eps, True, weight, bias) if single else None  # type: ignore[arg-type]
-    return _tried(module) if _may_be(module) else None
+    return once(known, module, _tried) if _may_be(module) else None
 
 
 def _may_be(module: nn.Module) -> bool:
@@ -58,6 +65,7 @@ def _may_be(module: nn.Module) -> bool:
         and 1 <= len(own) <= 2
         and len(wide) == 1
         and next(iter(wide)) > 1
+        and all(max(p.shape) == p.numel() for p in own)  # a value a channel, no kernels
         and not any(True for _ in module.buffers())
         and sum(1 for _ in module.parameters()) == len(own)
         and (len(own) == 2 or bool(_epsilons(module)))

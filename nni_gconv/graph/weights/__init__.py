@@ -4,6 +4,7 @@ Begin with :func:`computed_weights`. A convolution that standardises its filters
 (:func:`find_standard`) becomes one that still counts the columns that went.
 """
 
+from nni_gconv.graph.weights.alike import Known, once
 from nni_gconv.graph.weights.recognise import find_standard
 from nni_gconv.graph.weights.source import computed_weights, weight_source
 from nni_gconv.graph.weights.standard import (
@@ -17,9 +18,11 @@ from nni_gconv.graph.weights.standard import (
 
 __all__ = [
     "KeptStandardConv2d",
+    "Known",
     "StandardWeight",
     "computed_weights",
     "find_standard",
+    "once",
     "padded",
     "rest_of",
     "standardise",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nni_gconv.graph.weights.alike import Known, once
 from nni_gconv.graph.weights.standard import (
     KeptStandardConv2d,
     StandardWeight,
@@ -27,10 +28,18 @@ _SPREADS = frozenset(
 )  # fmt: skip
 #: Epsilons that are written in forwards.
 _WRITTEN = (1e-5, 1e-6)
+#: Filters that tell how all are made.
+_FEW = 8
 
 
-def find_standard(module: nn.Module) -> StandardWeight | None:
+def find_standard(module: nn.Module, known: Known | None = None) -> StandardWeight | None:
     """Say how a convolution standardises its filters; None: it does not, or does more than that.
+
+    Parameters
+    ----------
+    module : nn.Module
+    known : dict, optional
+        What was found of others, see :func:`nni_gconv.graph.weights.alike.once`.
 
     Examples
     --------
@@ -41,15 +50,31 @@ def find_standard(module: nn.Module) -> StandardWeight | None:
         return module.standard
     if not isinstance(module, nn.Conv2d) or not _may_be(module):
         return None
+    return once(known, module, _tried)
+
+
+def _tried(module: nn.Conv2d) -> StandardWeight | None:
+    """Try a few of the filters; where that does not do, all of them."""
+    every = module.out_channels
+    sizes = dict.fromkeys([min(_FEW, every) if module.groups == 1 else every, every])
+    return next((found for n in sizes if (found := _tried_with(module, n)) is not None), None)
+
+
+def _tried_with(module: nn.Conv2d, filters: int) -> StandardWeight | None:
     generator = torch.Generator().manual_seed(0)
+    new: dict[int, Any] = {}
     try:
-        copied = copy.deepcopy(module).to("cpu", torch.float64).eval()
-        for parameter in copied.parameters():
-            parameter.data = torch.rand(parameter.shape, generator=generator).double() - 0.4
+        for parameter in module.parameters():
+            shape = list(parameter.shape)
+            shape[shape.index(module.out_channels)] = filters
+            numbers = torch.rand(shape, generator=generator).double() - 0.4
+            new[id(parameter)] = nn.Parameter(numbers)
+        copied = copy.deepcopy(module, new).eval()
+        copied.out_channels = filters
         # Of a wide range, so that no epsilon is like another.
         scales = torch.logspace(-3, 0, len(copied.weight), dtype=torch.float64)
         copied.weight.data *= scales.view(-1, 1, 1, 1)
-        x = torch.rand(2, copied.in_channels, 17, 19, generator=generator).double()
+        x = torch.rand(2, copied.in_channels, *_sides(copied), generator=generator).double()
         with torch.no_grad(), _Weights() as seen:
             expected = copied(x)
             found = _matching(copied, seen.last) if seen.count == 1 else None
@@ -57,6 +82,13 @@ def find_standard(module: nn.Module) -> StandardWeight | None:
             return next((s for s in padding if _agrees(copied, s, x, expected)), None)
     except Exception:  # it cannot be copied, or takes other inputs
         return None
+
+
+def _sides(module: nn.Conv2d) -> list[int]:
+    """Sides of a small image, one of them odd, that has a few places for the kernel."""
+    settings = zip(module.kernel_size, module.dilation, module.stride, strict=True)
+    least = max((size - 1) * apart + 2 * stride + 2 for size, apart, stride in settings)
+    return [least, least + 3]
 
 
 def _may_be(module: nn.Conv2d) -> bool:

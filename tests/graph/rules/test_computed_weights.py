@@ -13,7 +13,9 @@ from torch import nn
 from nni_gconv import FPGMPruner, load_compact, save_compact
 from nni_gconv.errors import CheckpointError
 from nni_gconv.export import export_model
-from nni_gconv.graph import KeptStandardConv2d, find_standard
+from nni_gconv.graph import KeptStandardConv2d, find_norm, find_standard
+from nni_gconv.graph.norms import recognise as norms
+from nni_gconv.graph.weights import recognise
 
 
 class Sparse(nn.Conv2d):
@@ -166,3 +168,38 @@ def test_what_is_more_than_standardised_is_left_alone():
     assert find_standard(Scaled(4, 6, 3).double()).gain == "gain"
     assert find_standard(ByHand(4, 6, 3)).same
     assert find_standard(More(4, 6, 3)) is None
+
+
+def test_convolutions_that_are_alike_are_tried_once(monkeypatch):
+    tried = []
+    monkeypatch.setattr(recognise, "_tried", tried.append)
+    hooked, other, sized = Scaled(4, 6, 3), Scaled(4, 6, 3), Scaled(4, 6, 3)
+    hooked.register_forward_hook(lambda *_: None)
+    other.eps = 1e-5
+    sized.extra = [1]  # no number nor word: what it is for is not known
+    one = Scaled(4, 6, 3)
+    known = {}
+    for module in (one, Scaled(4, 6, 3), other, hooked, sized, Scaled(4, 8, 3), one):
+        find_standard(module, known)
+    assert tried[0] is one
+    assert [type(m) for m in tried] == [Scaled] * 5
+    assert tried[1:4] == [other, hooked, sized]
+
+
+@pytest.mark.parametrize("options", [{"groups": 2}, {"stride": 2}, {"bias": False}])
+@pytest.mark.parametrize("kind", [Scaled, ByHand])
+def test_a_few_filters_tell_what_all_do(kind, options):
+    module = kind(4, 24, 3, **options)
+    found = find_standard(module)
+    assert (
+        (found.eps, found.same, found.count) == (module.eps, False, 36 // module.groups)
+        if (kind is Scaled)
+        else (found.eps, found.same) == (1e-3, True)
+    )
+    assert found.factor == pytest.approx(getattr(module, "scale", 1.0))
+
+
+def test_kernels_are_not_tried_as_a_norm():
+    # Each of its numbers would be a channel of an image.
+    assert find_norm(Scaled(64, 64, 3, bias=False)) is None
+    assert not norms._may_be(ByHand(4, 4, 3, bias=False))
