@@ -62,7 +62,7 @@ class _Sum:
 
     def add(self, generator: torch.Generator, values: Sequence[Values]) -> None:
         """Add places of one batch."""
-        read, said = values[0][self.node.args[0]], values[0][self.node]  # type: ignore[index]
+        read, said = values[0][self.node.args[0]], values[0][self.node].shape  # type: ignore[index]
         for _, found, _ in read_samples(read, said, self.geometry, self._places, generator):
             count = found.shape[1]
             columns = found.view(self._groups, count, self._blocks, -1).movedim(2, 1).flatten(0, 1)

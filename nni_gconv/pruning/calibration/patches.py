@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -177,9 +178,12 @@ def _spread(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
     return torch.nn.functional.pad(spread, pads), moved
 
 
-def said_at(y: Tensor, places: Tensor) -> Tensor:
-    """Gather outputs of shape (samples, channels, *spatial) at places: (n, channels)."""
-    return y.movedim(1, -1)[tuple(places.to(y.device).unbind(1))]
+def said_at(y: Tensor, places: Tensor, last: bool = False) -> Tensor:
+    """Gather outputs of shape (samples, channels, *spatial) at places: (n, channels).
+
+    With `last` channels come last, as those of a linear layer.
+    """
+    return (y if last else y.movedim(1, -1))[tuple(places.to(y.device).unbind(1))]
 
 
 def is_matrix_layer(node: Node) -> bool:
@@ -189,19 +193,21 @@ def is_matrix_layer(node: Node) -> bool:
 
 def read_samples(
     read: Tensor,
-    said: Tensor,
+    said: tuple[int, ...],
     geometry: Geometry | None,
     most: float,
     generator: torch.Generator,
     parts: int = 1,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Gather what a layer reads and what it says at places chosen at random.
+) -> Iterator[tuple[int, Tensor, Callable[[Tensor], Tensor]]]:
+    """Gather what a layer reads at places chosen at random.
 
     Parameters
     ----------
-    read, said : Tensor
-        Input and output of a convolution, (samples, channels, *spatial), or of a linear layer,
-        whose channels come last.
+    read : Tensor
+        Input of a convolution, (samples, channels, *spatial), or of a linear layer, whose channels
+        come last.
+    said : tuple of int
+        Shape of its output.
     geometry : Geometry or None
         Of the convolution; None for a linear layer.
     most : float
@@ -214,16 +220,13 @@ def read_samples(
     ------
     part : int
     read : Tensor, shape (groups, n, columns)
-    said : Tensor, shape (n, filters)
+    at : callable
+        Gathers at the same places what is shaped like the output: (n, filters).
     """
-    if geometry is None:
-        read, said = read.movedim(-1, 1), said.movedim(-1, 1)
-    shape = (said.shape[0], *said.shape[2:])
+    shape = said[:-1] if geometry is None else (said[0], *said[2:])
     places = sample_places(shape, math.ceil(most / shape[0]), generator)
     for part in range(parts):
         own = places[places[:, 0] % parts == part]
         for some in own.split(_CHUNK) if len(own) else ():  # of one image a part has none
-            columns = (
-                said_at(read, some)[None] if geometry is None else read_at(read, geometry, some)
-            )
-            yield part, columns, said_at(said, some)
+            at = partial(said_at, places=some, last=geometry is None)
+            yield part, at(read)[None] if geometry is None else read_at(read, geometry, some), at

@@ -63,27 +63,32 @@ class LayerSums:
     def add(self, values: tuple[Values, Values], generator: torch.Generator) -> None:
         """Add places of one batch."""
         layer, axis = self.layer, -1 if self.layer.geometry is None else 1
-        said, read = layer.wanted(values), values[1][cast("Node", layer.node.args[0])]
-        rows, width = self._rows.to(said.device), len(self._rows)
-        said = said.index_select(axis, rows)
-        relu = layer.before_relu(values)
-        if relu is not None:
-            before, slope = relu
-            said = torch.cat([said, before.index_select(axis, rows)], axis)
-            slope = slope[rows]
-            self._rectified = self._rectified or (RectifiedPlaces(slope), RectifiedPlaces(slope))
+        dense, pruned = values
+        read, shape = pruned[cast("Node", layer.node.args[0])], dense[layer.node].shape
+        rows, width = self._rows.to(read.device), len(self._rows)
+        slope = layer.slope(values)
+        if slope is not None and self._rectified is None:
+            self._rectified = RectifiedPlaces(slope[rows]), RectifiedPlaces(slope[rows])
         self._see(read, axis)
-        if self._groups == 1:
-            read = read.index_select(axis, self._channels.to(read.device))
         columns = self._fit.cross.shape[1]
         places = places_for(columns)
+        chosen: Tensor | None = None
+        if self._groups == 1 and len(self._channels) < read.shape[axis]:
+            # Before or behind the gathering, whichever copies less.
+            if read.numel() < columns * places / self._batches:
+                read = read.index_select(axis, self._channels.to(read.device))
+            else:
+                chosen = self._columns(self._channels).to(read.device)
         every = math.ceil(places / places_held(columns, width))
-        for part, found, wanted in read_samples(
-            read, said, layer.geometry, places / self._batches, generator, parts=2
+        for part, whole, at in read_samples(
+            read, shape, layer.geometry, places / self._batches, generator, parts=2
         ):
-            (self._fit, self._check)[part].add(found, wanted[:, :width])
-            if self._rectified is not None:
-                self._rectified[part].add(found[:, ::every], *wanted[::every].split(width, 1))
+            found = whole if chosen is None else whole[..., chosen]
+            wanted = layer.wanted(values, at)[:, rows]
+            (self._fit, self._check)[part].add(found, wanted)
+            if slope is not None and self._rectified is not None:
+                before = layer.before_relu(values, at)[::every, rows]
+                self._rectified[part].add(found[:, ::every], wanted[::every], before)
 
     def _see(self, read: Tensor, axis: int) -> None:
         """Take channels in that are not zero throughout, and that a weight is left for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,9 @@ from torch.fx import Node
 
 from nni_gconv.graph import Graph, Values, argument, op_name, shape_of
 from nni_gconv.pruning.calibration import Geometry, is_matrix_layer, matrix_shape
+
+#: Gathers an output at some places.
+At = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,9 @@ class Norm:
         return 1 / deviation if self.scale is None else values[self.scale] / deviation
 
     def __call__(self, x: Tensor, values: Values) -> Tensor:
-        """Apply it to (n, filters, ...)."""
-        view = (-1, *[1] * (x.dim() - 2))
-        slope = self.slope(values)
-        offset = -values[self.mean] * slope
-        if self.shift is not None:
-            offset = offset + values[self.shift]
-        return torch.addcmul(offset.view(view), x, slope.view(view))  # one pass over x
+        """Apply it to (n, filters)."""
+        y: Tensor = (x - values[self.mean]) * self.slope(values)
+        return y if self.shift is None else y + values[self.shift]
 
 
 @dataclass(frozen=True)
@@ -84,39 +83,52 @@ class Layer:
         """Number of outputs."""
         return matrix_shape(self.node)[0]
 
-    def wanted(self, values: tuple[Values, Values]) -> Tensor:
-        """What the layer should say: what the dense one does, and what its sum partner lacks."""
-        dense, pruned = values
-        said: Tensor = dense[self.node]
-        if self.sum is None or self.sum not in pruned:
-            return said
-        lacks = dense[self.sum] - pruned[self.sum]
-        if self.norm is not None:
-            factor = _inverse(self.norm.slope(dense))
-            lacks = lacks * factor.view(-1, *[1] * (lacks.dim() - 2))
-        return said + lacks
+    def wanted(self, values: tuple[Values, Values], at: At) -> Tensor:
+        """What the layer should say: what the dense one does, and what its sum partner lacks.
 
-    def before_relu(self, values: tuple[Values, Values]) -> tuple[Tensor, Tensor] | None:
-        """Return what the ReLU behind gets where the layer says what is wanted.
+        Parameters
+        ----------
+        values
+            Of the dense and of the pruned network.
+        at : callable
+            Gathers at some places what is shaped like the layer's output: (n, filters).
 
         Returns
         -------
-        before : Tensor
-            As the layer's output.
-        slope : Tensor, shape (filters,)
-            How it grows with that; 0 where a norm scales a channel to next to nothing.
+        Tensor, shape (n, filters)
+        """
+        dense, pruned = values
+        said = at(dense[self.node])
+        if self.sum is None or self.sum not in pruned:
+            return said
+        lacks = at(dense[self.sum]) - at(pruned[self.sum])
+        return said + (lacks if self.norm is None else lacks * _inverse(self.norm.slope(dense)))
+
+    def slope(self, values: tuple[Values, Values]) -> Tensor | None:
+        """How what the ReLU behind gets grows with what the layer says.
+
+        Returns
+        -------
+        Tensor, shape (filters,)
+            0 where a norm scales a channel to next to nothing.
         None
             There is no ReLU, or what is added to the output is not known yet.
         """
         dense, pruned = values
         if not self.rectified or (self.sum is not None and self.sum not in pruned):
             return None
-        said: Tensor = dense[self.node]
-        before = said if self.norm is None else self.norm(said, dense)
-        slope = torch.ones(self.filters).to(said) if self.norm is None else self.norm.slope(dense)
-        if self.sum is not None:
-            before = before + dense[self.sum]
-        return before, torch.where(_is_small(slope), 0.0, slope)
+        if self.norm is None:
+            return torch.ones(self.filters).to(dense[self.node])
+        slope = self.norm.slope(dense)
+        return torch.where(_is_small(slope), 0.0, slope)
+
+    def before_relu(self, values: tuple[Values, Values], at: At) -> Tensor:
+        """What the ReLU behind gets in the dense network; parameters as for :meth:`wanted`."""
+        dense, _ = values
+        before = at(dense[self.node])
+        if self.norm is not None:
+            before = self.norm(before, dense)
+        return before if self.sum is None else before + at(dense[self.sum])
 
 
 def _is_small(slope: Tensor) -> Tensor:
@@ -167,7 +179,8 @@ def _layer(node: Node, names: Mapping[Node, str], used: Counter[str]) -> Layer:
 
     bias, read = argument(node, 2, "bias"), cast("Node", node.args[1])
     norm = _only_user(node, "batch_norm")
-    if norm is not None and norm.args[5]:  # statistics of the batch itself
+    by_token = op_name(node) == "linear" and len(shape_of(node)) > 2
+    if norm is not None and (norm.args[5] or by_token):  # of the batch itself, or not of filters
         norm = None
     mean = alone(norm.args[3]) if norm is not None and bias is None else None
     end = norm or node

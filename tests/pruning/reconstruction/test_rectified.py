@@ -147,6 +147,10 @@ class Sum(nn.Module):
         return self.last(x.mean((2, 3)))
 
 
+def every_place(y):
+    return y.movedim(1, -1).flatten(0, -2)
+
+
 def test_what_comes_before_a_relu_is_what_the_dense_network_has_there():
     model, x = randomised(Sum()).eval(), torch.randn(5, 3, 6, 6)
     graph = trace(model, x)
@@ -154,16 +158,18 @@ def test_what_comes_before_a_relu_is_what_the_dense_network_has_there():
     state, found = state_of(model), {}
 
     def look(layer, values):
-        found[layer.weight.removesuffix(".weight")] = layer.before_relu(tuple(values))
+        slope = layer.slope(tuple(values))
+        before = None if slope is None else layer.before_relu(tuple(values), every_place)
+        found[layer.weight.removesuffix(".weight")] = before, slope
 
     at = {layer.node: partial(look, layer) for layer in layers}
     Replay(graph).run([state, state], [x], at)
     model.seen = {}
     model(x)
-    assert found.pop("last") is None
+    assert found.pop("last") == (None, None)
     assert list(found) == ["alone", "normed", "summed"]
     for name, (before, slope) in found.items():
-        assert torch.allclose(before, model.seen[name], atol=1e-5)
+        assert torch.allclose(before, every_place(model.seen[name]), atol=1e-5)
         norm = {"normed": model.norm, "summed": model.other}.get(name)
         expected = torch.ones(4) if norm is None else norm.weight / (norm.running_var + 1e-5).sqrt()
         assert torch.allclose(slope, expected)
