@@ -123,7 +123,7 @@ def resume_plan(
     if manager is not None:
         raise ConfigError(
             f"experiment {folder.name} is still running (process {manager.pid}); "
-            f"stop it first: nnictl stop {folder.name}"
+            f"stop it first, what its trials have done is kept: nnictl stop {folder.name}"
         )
     # The folder may have been moved since; NNI goes by where it is now.
     data["experimentWorkingDirectory"] = str(folder.parent)
