@@ -73,7 +73,7 @@ def group_layers(
     order : ChannelOrder
         The order of the channels on every axis.
     notes : list of str
-        Layers that stay dense, with zeros, and why.
+        Layers that stay as they are, with zeros, and why.
     """
     segments = Segments(channels, removed)
     kept: list[_Kept] = []
@@ -83,7 +83,8 @@ def group_layers(
         if equal is not None:
             kept.append(equal)
         else:
-            notes.append(f"{layer.module}: stays dense, its groups would not be equally wide")
+            stays = "dense" if layer.had == 1 else f"at {layer.had} groups"
+            notes.append(f"{layer.module}: stays {stays}, its groups would not be equally wide")
     ranks = _choose(segments, kept) if fold else {}
     order = ChannelOrder(segments, removed, ranks)
     made = [_grouping(layer, order) for layer in kept]
