@@ -59,6 +59,7 @@ def plot_curves(
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
+        from matplotlib.ticker import MaxNLocator
 
         left, right = figure.subplots(1, 2)
         # The brightest yellow of the map cannot be seen on white.
@@ -92,6 +93,7 @@ def plot_curves(
             scale = ScalarMappable(Normalize(0, last), shades)
             bar = figure.colorbar(scale, ax=right, label="coupled set, in the order of the model")
             bar.ax.set_ylim(0, len(curves) - 1)
+            bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         _explain(figure, tolerance, any(map(_shared, curves)))
         figure.suptitle(title)
     return path

@@ -215,12 +215,18 @@ def summary(
     --------
     >>> summary("RUNNING", [TrialState("a", 0, "RUNNING")], 6)
     'running: 0/6 done, 1 running, 0 failed'
+
+    What NNI calls an experiment whose last trials run, or wait for the tuner, is running, too.
+
+    >>> summary("NO_MORE_TRIAL", [TrialState("a", 0, "RUNNING")], 1)
+    'running: 0/1 done, 1 running, 0 failed'
     """
+    state = "running" if status.endswith("NO_MORE_TRIAL") else status.lower()
     ended = sum(trial.ended for trial in trials)
     failed = sum(trial.failed for trial in trials)
     running = sum(trial.status == "RUNNING" for trial in trials)
     of = f"/{total}" if total else ""
-    text = f"{status.lower()}: {ended}{of} done, {running} running, {failed} failed"
+    text = f"{state}: {ended}{of} done, {running} running, {failed} failed"
     scored = [trial for trial in trials if trial.score is not None]
     if scored:
         sign = -1.0 if minimize else 1.0
