@@ -81,6 +81,7 @@ def plot_trials(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.08, 0.12)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # there is no accuracy above
         if title:
             axes.set_title(title)
         if legend:
