@@ -40,7 +40,10 @@ def places_held(columns: int, filters: int) -> int:
 
 @dataclass
 class RectifiedPlaces:
-    """Places of a layer, held: what it reads, what it should say and what the ReLU then gets.
+    """Places of a layer, held: what it reads, and what a ReLU gets where the layer says nothing.
+
+    With what the layer should say it gets z; it grows by ``slope`` with each further unit, so a
+    layer that says y brings it ``z + slope (y - said)``: a linear function of what is read.
 
     Attributes
     ----------
@@ -53,7 +56,7 @@ class RectifiedPlaces:
 
     def add(self, read: Tensor, said: Tensor, before: Tensor) -> None:
         """Hold places: (groups, n, columns), (n, filters) and (n, filters)."""
-        self._parts.append((read.clone(), said.clone(), before.clone()))
+        self._parts.append((read.clone(), before - self.slope * said, before.clone()))
 
     def __add__(self, other: RectifiedPlaces) -> RectifiedPlaces:
         """Hold the places of both."""
@@ -62,24 +65,22 @@ class RectifiedPlaces:
     def widened(self, columns: Tensor, size: int) -> RectifiedPlaces:
         """Give columns new places among `size`, of which the others have read nothing but zeros."""
         wide = RectifiedPlaces(self.slope)
-        for read, said, before in self._parts:
+        for read, silent, before in self._parts:
             more = read.new_zeros(*read.shape[:2], size)
             more[..., columns.to(read.device)] = read
-            wide._parts.append((more, said, before))
+            wide._parts.append((more, silent, before))
         return wide
 
     def __len__(self) -> int:
         """Number of places."""
-        return sum(len(said) for _, said, _ in self._parts)
+        return sum(len(before) for _, _, before in self._parts)
 
     def error(self, weight: Tensor, constant: Tensor) -> float:
         """Return E |relu u - relu z|^2, the ReLU left out where z is positive."""
         total = 0.0
-        for part in self._parts:
-            value = self._value(part, weight, constant)
-            before = part[2]
-            missing = torch.where(before > 0, value - before, value.clamp(min=0))
-            total += float(missing.square().sum())
+        for _, value, before in self._values(weight, constant):
+            missing = torch.where(before > 0, value - before, value.clamp_(min=0))
+            total += float(missing.square_().sum())
         return total / max(len(self), 1)
 
     def moves(self, weight: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,24 +93,26 @@ class RectifiedPlaces:
         """
         cross: Tensor | float = 0.0
         mean: Tensor | float = 0.0
-        for part in self._parts:
-            value = self._value(part, weight, constant)
-            read, _, before = part
-            move = torch.where(before > 0, 0.0, value.clamp(max=0) - before)
-            move = torch.where(self.slope == 0, 0.0, move / self.slope)
+        for read, value, before in self._values(weight, constant):
+            # Of the value before the ReLU; the layer's own follow by its slope, which is a factor.
+            move = value.clamp_(max=0).sub_(before).mul_(before <= 0)
             by_group = move.view(len(move), len(read), -1).permute(1, 2, 0)
             cross = cross + (by_group @ read).flatten(0, 1).cpu().double()
             mean = mean + move.sum(0).cpu().double()
-        return cross / len(self), mean / len(self)  # type: ignore[return-value]
+        share = torch.where(self.slope == 0, 0.0, 1 / self.slope).cpu().double() / len(self)
+        return cross * share[:, None], mean * share  # type: ignore[return-value]
 
-    def _value(
-        self, part: tuple[Tensor, Tensor, Tensor], weight: Tensor, constant: Tensor
-    ) -> Tensor:
-        """Return what the pruned network has before the ReLU: (n, filters)."""
-        read, said, before = part
-        by_group = weight.to(read).view(len(read), -1, weight.shape[1])
-        output = (read @ by_group.mT).permute(1, 0, 2).flatten(1) + constant.to(read)
-        return before + (output - said) * self.slope
+    def _values(self, weight: Tensor, constant: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Give what is read, what the pruned network has before the ReLU, (n, filters), and z."""
+        slope = self.slope.to(weight)
+        scaled, shift = weight * slope[:, None], constant * slope
+        for read, silent, before in self._parts:
+            by_group = scaled.to(read).view(len(read), -1, scaled.shape[1])
+            if len(read) == 1:
+                value = torch.addmm(silent, read[0], by_group[0].mT)
+            else:
+                value = (read @ by_group.mT).permute(1, 0, 2).flatten(1) + silent
+            yield read, value.add_(shift.to(read)), before
 
 
 def rectified_steps(
