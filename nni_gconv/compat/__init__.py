@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         dispatcher_folder,
         experiment_mapping,
         launch_path,
+        left_alone,
         link_tensorboard,
         load_experiment_config,
         nni_algorithms,
@@ -134,6 +135,7 @@ __all__ = [
     "keep_parameters",
     "launch_path",
     "learn_optimizer",
+    "left_alone",
     "let_lightning_stop",
     "lighten_wrappers",
     "link_tensorboard",
@@ -205,6 +207,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         ],
         "nni_manager": [
             "EXPERIMENT_MARK",
+            "left_alone",
             "WAYS",
             "algorithm_class",
             "builtin_class",

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nni_gconv.compat import read_config, read_database, read_tried
+from nni_gconv.compat import left_alone, read_config, read_database, read_tried
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.checks import ExperimentPlan, Resumption, preflight
 from nni_gconv.experiment.launch import run_experiment
 from nni_gconv.experiment.locate import find_experiment
-from nni_gconv.experiment.manager import ENDED, FAILED
+from nni_gconv.experiment.manager import ENDED, FAILED, ManagerClient, ManagerError
 from nni_gconv.experiment.running import end_processes
 from nni_gconv.files import write_text
 from nni_gconv.yaml12 import write_yaml
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from nni_gconv.experiment.progress import ExperimentView
     from nni_gconv.experiment.watch import Outcome
+
+#: For a manager to stop its trials.
+_STOP_SECONDS = 60.0
 
 
 def resume_experiment(
@@ -95,7 +98,7 @@ def resume_plan(
     retry_failed: bool = False,
     loopback: bool = True,
 ) -> ExperimentPlan:
-    """Check that an experiment can go on, and end what a killed manager left running of it.
+    """Check that an experiment can go on, and end what still runs of it and is not watched.
 
     Parameters
     ----------
@@ -120,11 +123,13 @@ def resume_plan(
     _check_owner(folder)
     data = read_config(folder)
     manager = _manager_of(folder.name)
-    if manager is not None:
+    if manager is not None and not left_alone(manager):
         raise ConfigError(
             f"experiment {folder.name} is still running (process {manager.pid}); "
             f"stop it first, what its trials have done is kept: nnictl stop {folder.name}"
         )
+    if manager is not None:  # the command that watched it was killed
+        _stop(manager)
     # The folder may have been moved since; NNI goes by where it is now.
     data["experimentWorkingDirectory"] = str(folder.parent)
     if max_trials is not None:
@@ -174,3 +179,13 @@ def _manager_of(experiment_id: str) -> psutil.Process | None:
             if experiment_id in words and any(word.endswith("main.js") for word in words):
                 return process
     return None
+
+
+def _stop(manager: psutil.Process) -> None:
+    """Let a manager stop its trials and itself; what will not go is ended with what is left."""
+    import psutil
+
+    words = manager.cmdline()
+    with contextlib.suppress(ManagerError, psutil.TimeoutExpired):
+        ManagerClient(int(words[words.index("--port") + 1])).stop()
+        manager.wait(_STOP_SECONDS)

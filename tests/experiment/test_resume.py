@@ -192,12 +192,19 @@ def interrupted(tmp_path):
             workshop.manager.kill()
 
 
-def test_a_reboot_and_a_ctrl_c_lose_nothing(interrupted, expected):
+def test_a_killed_command_a_reboot_and_a_ctrl_c_lose_nothing(interrupted, expected):
     process = interrupted.start("create", str(interrupted.prepare()))
     first = interrupted.wait_in_the_middle(1)
     done = next(iter(interrupted.status()))
     folder = interrupted.experiment
     kept = (interrupted.trial(done) / "result.json").stat().st_mtime_ns
+    # The command alone is killed; the manager and its trial run on.
+    process.kill()
+    interrupted.finish(process)
+    assert interrupted.manager.is_running()
+    process = interrupted.start("resume", folder.name)
+    again = interrupted.wait_in_the_middle(1)
+    assert again == first
     # The machine goes down: the launcher, the manager, the tuner and the trial, all at once.
     process.kill()
     kill([p for p in marked() if p.environ()["NNI_GCONV_EXPERIMENT"] == folder.name])
