@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from nni_gconv.compat.nni_manager import (
         EXPERIMENT_MARK,
+        WATCHED_BY,
         WAYS,
         algorithm_class,
         builtin_class,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
         dispatcher_folder,
         experiment_mapping,
         launch_path,
-        left_alone,
         link_tensorboard,
         load_experiment_config,
         nni_algorithms,
@@ -103,6 +103,7 @@ __all__ = [
     "EXPERIMENT_MARK",
     "LEGACY_SELECT_KEYS",
     "TPE",
+    "WATCHED_BY",
     "WAYS",
     "Evolution",
     "Hyperband",
@@ -135,7 +136,6 @@ __all__ = [
     "keep_parameters",
     "launch_path",
     "learn_optimizer",
-    "left_alone",
     "let_lightning_stop",
     "lighten_wrappers",
     "link_tensorboard",
@@ -207,7 +207,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         ],
         "nni_manager": [
             "EXPERIMENT_MARK",
-            "left_alone",
+            "WATCHED_BY",
             "WAYS",
             "algorithm_class",
             "builtin_class",

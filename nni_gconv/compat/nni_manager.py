@@ -18,18 +18,15 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nni_gconv.errors import ConfigError
-
-if TYPE_CHECKING:
-    import psutil
 
 EXPERIMENT_MARK = "NNI_GCONV_EXPERIMENT"
 """Variable that every process of an experiment we started carries: its NNI experiment id."""
 
-#: Another one: number and start of the process that started the manager and watches it.
-_WATCHED_BY = "NNI_GCONV_WATCHED_BY"
+WATCHED_BY = "NNI_GCONV_WATCHED_BY"
+"""Another one: number and start of the process that started the manager and watches it."""
 
 WAYS = "ways.json"
 """File beside those of :func:`write_launch_files`: how the manager reaches other machines,
@@ -154,7 +151,7 @@ def start_manager(
     command += [str(node / "main.js"), *args.to_command_line_args()]
     env = {**os.environ, "PATH": launch_path(folder), EXPERIMENT_MARK: experiment_id}
     own = psutil.Process()
-    env[_WATCHED_BY] = f"{own.pid} {own.create_time()}"
+    env[WATCHED_BY] = f"{own.pid} {own.create_time()}"
     env["NNI_GCONV_OPEN"] = "" if loopback else "1"
     if not loopback:  # trials elsewhere, and people, call this machine by its name
         services = config.training_service
@@ -189,21 +186,6 @@ def start_manager(
         link.symlink_to(experiment_id, target_is_directory=True)
         link.replace(working / "_latest")
     return process
-
-
-def left_alone(manager: psutil.Process) -> bool:
-    """Tell whether a manager that we started runs on without the process that watched it."""
-    import psutil
-
-    pid, _, begun = manager.environ().get(_WATCHED_BY, "").partition(" ")
-    if not pid:  # nnictl's, which nobody watches
-        return False
-    try:
-        watching = psutil.Process(int(pid))
-        same = abs(watching.create_time() - float(begun)) < 1
-        return not same or watching.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def load_experiment_config(data: dict[str, Any], base: Path) -> Any:

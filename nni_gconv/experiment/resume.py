@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nni_gconv.compat import left_alone, read_config, read_database, read_tried
+from nni_gconv.compat import WATCHED_BY, read_config, read_database, read_tried
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.checks import ExperimentPlan, Resumption, preflight
 from nni_gconv.experiment.launch import run_experiment
@@ -123,7 +123,7 @@ def resume_plan(
     _check_owner(folder)
     data = read_config(folder)
     manager = _manager_of(folder.name)
-    if manager is not None and not left_alone(manager):
+    if manager is not None and not _left_alone(manager):
         raise ConfigError(
             f"experiment {folder.name} is still running (process {manager.pid}); "
             f"stop it first, what its trials have done is kept: nnictl stop {folder.name}"
@@ -179,6 +179,24 @@ def _manager_of(experiment_id: str) -> psutil.Process | None:
             if experiment_id in words and any(word.endswith("main.js") for word in words):
                 return process
     return None
+
+
+def _left_alone(manager: psutil.Process) -> bool:
+    """Tell whether a manager that we started runs on without the process that watched it."""
+    import psutil
+
+    try:
+        pid, _, begun = manager.environ().get(WATCHED_BY, "").partition(" ")
+    except psutil.AccessDenied:
+        return False
+    if not pid:  # nnictl's, which nobody watches
+        return False
+    try:
+        watching = psutil.Process(int(pid))
+        same = abs(watching.create_time() - float(begun)) < 1
+        return not same or watching.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _stop(manager: psutil.Process) -> None:
