@@ -20,6 +20,7 @@ from nni_gconv.report.table import (
     format_budget,
     latency_text,
     legend,
+    metric,
     percent,
     points,
     ratio,
@@ -42,14 +43,10 @@ def _count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def _metric(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
-
-
 # Heading, field of a row, how it is written.
 _Number = tuple[str, str, Callable[[Any], str]]
 _NUMBERS: tuple[_Number, ...] = (
-    ("metric", "metric", _metric),
+    ("metric", "metric", metric),
     ("accuracy %", "accuracy", percent),
     ("delta", "delta", points),
     ("dense %", "accuracy_dense", percent),
@@ -104,18 +101,21 @@ def write_html(rows: Sequence[TrialRow], path: str | Path, *, title: str = "nni-
         lstrip_blocks=True,
     )
     front = {id(row) for row in pareto_front(rows)} if len(rows) > 1 else set()
+    numbers = _numbers(rows)
     text = environment.get_template("report.html.j2").render(
         title=title,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
+        percent=percent,
+        ratio=ratio,
         states=state_lines(rows)[:1],
         legend=legend(rows),
         states_differ=any(row.status != "succeeded" for row in rows),
         methods=any(row.method for row in rows),
         budgets=any(row.budget for row in rows),
-        headings=[heading for heading, _, _ in _numbers(rows)],
+        headings=[heading for heading, _, _ in numbers],
         pictures=_pictures(rows),
-        trials=[_trial(row, id(row) in front, _numbers(rows)) for row in rows],
+        trials=[_trial(row, id(row) in front, numbers) for row in rows],
     )
     with output_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -55,6 +55,11 @@ def ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
+def metric(value: float | None) -> str:
+    """Write NNI's metric of a trial that is not ours, "" for none."""
+    return "" if value is None else f"{value:.6g}"
+
+
 def latency_text(row: TrialRow) -> str:
     """Write the ratio of latencies, with half the width of its interval where that is known.
 
@@ -90,7 +95,7 @@ _COLUMNS: tuple[_Column, ...] = (
     ("budget", lambda row: format_budget(row.budget), False),
     ("cut %", lambda row: percent(row.accuracy_small), True),
     ("acc. %", lambda row: percent(row.accuracy), True),
-    ("metric", lambda row: "" if row.metric is None else f"{row.metric:.6g}", True),
+    ("metric", lambda row: metric(row.metric), True),
     ("delta", lambda row: points(row.delta), True),
     ("params", lambda row: ratio(row.params_ratio), True),
     ("MACs", lambda row: ratio(row.macs_ratio), True),
