@@ -162,8 +162,6 @@ def _same(before: Any, now: Any) -> bool:
     if len(before) != len(now):
         return False
     if isinstance(before, dict):
-        if all(map(operator.is_, before.values(), now.values())) and before.keys() == now.keys():
-            return True
         return all(key in now and now[key] is value for key, value in before.items())
     return all(map(operator.is_, before, now))
 
