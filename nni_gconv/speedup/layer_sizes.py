@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nni_gconv.groupconv import gathers_of
+from nni_gconv.groupconv import gathers_of, groups_of
 from nni_gconv.profiling import Profile, profile
 
 #: Attributes that hold a layer's inputs and outputs, by type.
@@ -63,7 +63,7 @@ def layer_sizes(
                 "type": layer.type,
                 "in": sides[0],
                 "out": sides[1],
-                "groups": getattr(module, "groups", 1) if sides[0] is not None else 1,
+                "groups": groups_of(module) if sides[0] is not None else 1,
                 "params": layer.params,
                 "macs": layer.macs,
             }

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Group
 from torch import Tensor, nn
 
-from nni_gconv.groupconv import gathers_of, unwrapped
+from nni_gconv.groupconv import gathers_of, groups_of, unwrapped
 from nni_gconv.speedup.plan import Cut
 from nni_gconv.speedup.residual import Thinned
 from nni_gconv.tables import Table, as_html, as_text
@@ -126,7 +126,7 @@ def layer_changes(
                 type=kind,
                 before=shape,
                 after=after,
-                groups=int(getattr(layer, "groups", 1)),
+                groups=groups_of(layer),
                 removed=shape[0] - after[0],
                 gathers=0 if there is None else len(gathers_of(there)),
             )

@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from nni_gconv.errors import DataError, TraceError
 from nni_gconv.graph import Graph, Replay, Values, state_of, trace
+from nni_gconv.groupconv import groups_of
 from nni_gconv.modes import evaluating
 from nni_gconv.progress import counting
 from nni_gconv.pruning.calibration.gram import gram
@@ -260,7 +261,7 @@ def layer_covariances(
     keys = {name: first.get(id(modules[name].weight)) for name in names}
     found = {}
     for name, key in keys.items():
-        groups = int(getattr(modules[name], "groups", 1))
+        groups = groups_of(modules[name])
         # Columns of a wide layer stand in blocks, without what is between them.
         if key in moments and len(moments[key]) == groups and not _transposed(modules[name]):
             found[name] = moments[key][0] if groups == 1 else moments[key]

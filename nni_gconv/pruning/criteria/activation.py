@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nni_gconv.groupconv import groups_of
 from nni_gconv.pruning.criteria.base import CriterionOptions, DataCriterion, Layer
 from nni_gconv.pruning.criteria.evidence import Passes
 from nni_gconv.pruning.criteria.magnitude import ORDERS, Norm
@@ -89,6 +90,6 @@ def _at_weights(module: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
     taps = [1] * (weight.dim() - 2)
     if getattr(module, "transposed", False):
         return inputs.view(-1, 1, *taps)
-    groups = getattr(module, "groups", 1)
+    groups = groups_of(module)
     own = inputs.view(groups, -1).repeat_interleave(len(weight) // groups, 0)
     return own.view(*own.shape, *taps)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import BudgetError, UnseenError
 from nni_gconv.graph import CoupledSet, Read
+from nni_gconv.groupconv import groups_of
 from nni_gconv.pruning.calibration import Geometry, read_moments, weight_matrix
 from nni_gconv.pruning.channel_pruner import ChannelPruner, Metrics
 from nni_gconv.pruning.criteria.base import needed_images
@@ -201,7 +202,7 @@ class SecondOrderPruner(ChannelPruner):
         """Name the layers whose outputs make a set; depthwise ones pass their inputs on."""
         found = set()
         for member in coupled.members:
-            groups = getattr(self._module_wrappers[member.module].module, "groups", 1)
+            groups = groups_of(self._module_wrappers[member.module].module)
             if groups < self._target_spaces[member.module]["weight"].shape[member.dim]:
                 found.add(member.module)
         return found
