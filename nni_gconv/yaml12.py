@@ -7,6 +7,7 @@ YAML 1.1, which PyYAML reads, takes ``1e-3`` for a word, ``no`` for false, ``012
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -171,6 +172,35 @@ def read_yaml(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or (str(error).splitlines() or ["?"])[0]
         raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from error
+
+
+def parse_overrides(items: Sequence[str], flag: str = "-o") -> dict[str, Any]:
+    """Read ``-o dotted.key=value`` options; a value is YAML, as in a recipe.
+
+    Raises
+    ------
+    ConfigError
+        No ``=``, no key, or a value that is not YAML.
+
+    Examples
+    --------
+    >>> parse_overrides(["prune.budget.macs=0.5", "train.epochs=3", "model.name=resnet20"])
+    {'prune.budget.macs': 0.5, 'train.epochs': 3, 'model.name': 'resnet20'}
+    """
+    overrides: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        key = key.strip()
+        if not equals or not key or not all(key.split(".")):
+            raise ConfigError(f"{flag} {item}: expected dotted.key=value")
+        try:
+            overrides[key] = read_yaml(text, "value")
+        except ConfigError as error:
+            reason = str(error).partition("not valid YAML: ")[2]
+            raise ConfigError(
+                f"{flag} {item:.200}: the value is not valid YAML: {reason}"
+            ) from None
+    return overrides
 
 
 def write_yaml(data: Any) -> str:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nni_gconv.errors import ConfigError
-
 if TYPE_CHECKING:
     from nni_gconv.report import TrialRow
 
@@ -50,37 +48,6 @@ def print_trials(rows: Sequence[TrialRow], title: str | None = None) -> None:
 def note(text: str) -> None:
     """Write a line to standard error."""
     typer.echo(text, err=True)
-
-
-def parse_overrides(items: Sequence[str], flag: str = "-o") -> dict[str, Any]:
-    """Read ``-o dotted.key=value`` options; a value is YAML, as in a recipe.
-
-    Raises
-    ------
-    ConfigError
-        No ``=``, no key, or a value that is not YAML.
-
-    Examples
-    --------
-    >>> parse_overrides(["prune.budget.macs=0.5", "train.epochs=3", "model.name=resnet20"])
-    {'prune.budget.macs': 0.5, 'train.epochs': 3, 'model.name': 'resnet20'}
-    """
-    from nni_gconv.yaml12 import read_yaml
-
-    overrides: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        key = key.strip()
-        if not equals or not key or not all(key.split(".")):
-            raise ConfigError(f"{flag} {item}: expected dotted.key=value")
-        try:
-            overrides[key] = read_yaml(text, "value")
-        except ConfigError as error:
-            reason = str(error).partition("not valid YAML: ")[2]
-            raise ConfigError(
-                f"{flag} {item:.200}: the value is not valid YAML: {reason}"
-            ) from None
-    return overrides
 
 
 def write_report(rows: Sequence[TrialRow], folder: Path, title: str) -> list[Path]:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
-from nni_gconv.cli.output import note, parse_overrides, print_json
+from nni_gconv.cli.output import note, print_json
 from nni_gconv.cli.signals import KEPT, interruptible
+from nni_gconv.yaml12 import parse_overrides
 
 
 def run(

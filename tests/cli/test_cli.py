@@ -10,8 +10,6 @@ import yaml
 from commands import call
 
 from nni_gconv.cli import main
-from nni_gconv.cli.output import parse_overrides
-from nni_gconv.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -183,17 +181,3 @@ def test_create_checks_without_starting(capsys, tmp_path, monkeypatch):
     assert "nothing wrong found" in err
     assert "until Ctrl-C" in err
     assert not list((tmp_path / "nni-experiments").iterdir())
-
-
-def test_overrides_are_yaml():
-    assert parse_overrides(["a.b=0.5", "c=[1, 2]", "d=x=y", "e=", "f=null", "g=true"]) == {
-        "a.b": 0.5,
-        "c": [1, 2],
-        "d": "x=y",
-        "e": None,
-        "f": None,
-        "g": True,
-    }
-    for bad in ("a", "=1", "a..b=1", ".a=1", "a=[1"):
-        with pytest.raises(ConfigError, match="-o"):
-            parse_overrides([bad])

@@ -14,6 +14,17 @@ from nni_gconv.experiment import experiment_file, experiment_names, preflight
 
 from .conftest import BASE
 
+RECIPE = {
+    "model": {"name": "resnet20"},
+    "data": {"name": "digits"},
+    "train": {"epochs": 1},
+    "prune": {
+        "method": "fpgm",
+        "budget": {"macs": 0.5},
+        "config_list": [{"op_types": ["Conv2d"]}],
+    },
+}
+
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
@@ -118,6 +129,41 @@ def test_what_is_wrong_is_one_line_that_names_it(write, changes, words):
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("nni-gconv run own.yml -o prune.methd=fpgm", ["prune.methd", "did you mean 'method'"]),
+        ("nni-gconv run own.yml --override=prune.method=fpgn && true", ["'fpgn'", "'fpgm'"]),
+        ("nni-gconv run own.yml -oprune", ["-o prune: expected dotted.key=value"]),
+        ("nni-gconv run own.yml", ["own.yml: model.weights: no file", "nearest: dens.safetensors"]),
+        ("nni-gconv run own.yml -o prune.method=own:Method", []),  # imported by trials alone
+        ("nni-gconv run own.yml -o model.weights=DEFAULT", []),  # a name: asked when it is built
+        ("nni-gconv run own.yml -o model.weights=weights/dens.safetensors", []),
+        ("nni-gconv run own.yml -o model.weights=$WEIGHTS", []),  # known to the shell alone
+    ],
+)
+def test_a_recipe_that_no_trial_could_load_is_refused(write, tmp_path, command, words):
+    model = {"name": "resnet20", "weights": "weights/dense.safetensors"}
+    (tmp_path / "own.yml").write_text(yaml.safe_dump({**RECIPE, "model": model}))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "dens.safetensors").touch()
+    file = write(trialCommand=command)
+    if not words:
+        assert preflight(file)
+        return
+    with pytest.raises(ConfigError) as caught:
+        preflight(file)
+    assert str(caught.value).startswith(str(file))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_weights_that_the_tuner_chooses_are_its_own(write, tmp_path):
+    model = {"name": "resnet20", "weights": "none.pt"}
+    (tmp_path / "own.yml").write_text(yaml.safe_dump({**RECIPE, "model": model}))
+    space = {"model.weights": {"_type": "choice", "_value": ["a.pt", "b.pt"]}}
+    assert preflight(write(trialCommand="nni-gconv run own.yml", searchSpace=space))
+
+
 def test_one_mistake_does_not_spoil_the_next_file(write):
     # NNI remembers the folder of a file whose reading failed, and then asserts.
     with pytest.raises(ConfigError):
@@ -220,7 +266,7 @@ def four_gpus(monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_GPUS", "4")
 
     def recipe(**changes):
-        (tmp_path / "recipe.yml").write_text(yaml.safe_dump({"name": "x", **changes}))
+        (tmp_path / "recipe.yml").write_text(yaml.safe_dump({**RECIPE, **changes}))
         return "nni-gconv run recipe.yml"
 
     yield recipe

@@ -11,8 +11,9 @@ import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.networks.sensitivity import print_joined
-from nni_gconv.cli.output import note, parse_overrides, print_json, print_trials, write_report
+from nni_gconv.cli.output import note, print_json, print_trials, write_report
 from nni_gconv.errors import NniGconvError
+from nni_gconv.yaml12 import parse_overrides
 
 if TYPE_CHECKING:
     from nni_gconv.experiment import Outcome

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from nni_gconv.cli.output import note, parse_overrides
+from nni_gconv.cli.output import note
 from nni_gconv.errors import ConfigError
+from nni_gconv.yaml12 import parse_overrides
 
 
 def search_space(

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from nni_gconv.artefact import load_compact, read_plan
 from nni_gconv.cli.networks.model_options import parse_shape
-from nni_gconv.cli.output import parse_overrides
 from nni_gconv.errors import ConfigError
 from nni_gconv.training.zoo import ModelSettings, input_size, list_models
+from nni_gconv.yaml12 import parse_overrides
 
 
 def load_small(

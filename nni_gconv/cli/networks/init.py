@@ -11,8 +11,9 @@ import typer
 from nni_gconv.cli.networks.model_options import ModelName, ModelOptions, NoImport
 from nni_gconv.cli.networks.pixel_scale import scaled_to_fit
 from nni_gconv.cli.networks.shrink import data_settings
-from nni_gconv.cli.output import note, parse_overrides
+from nni_gconv.cli.output import note
 from nni_gconv.errors import ConfigError
+from nni_gconv.yaml12 import parse_overrides
 
 
 def init(

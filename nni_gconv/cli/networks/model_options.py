@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nni_gconv.cli.output import parse_overrides
 from nni_gconv.errors import ConfigError
 from nni_gconv.own_code import NO_IMPORT
+from nni_gconv.yaml12 import parse_overrides
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

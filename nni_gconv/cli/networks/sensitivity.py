@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nni_gconv.cli.networks.model_options import NoImport
-from nni_gconv.cli.output import note, parse_overrides, print_json
+from nni_gconv.cli.output import note, print_json
 from nni_gconv.cli.signals import KEPT, interruptible
 from nni_gconv.errors import ConfigError
 from nni_gconv.progress import advancing
+from nni_gconv.yaml12 import parse_overrides
 
 if TYPE_CHECKING:
     from nni_gconv.analysis import Sensitivity

@@ -10,9 +10,10 @@ import typer
 
 from nni_gconv.cli.networks.model_options import ModelName, ModelOptions, NoImport, parse_shape
 from nni_gconv.cli.networks.pixel_scale import scaled_to_fit
-from nni_gconv.cli.output import note, parse_overrides, print_json
+from nni_gconv.cli.output import note, print_json
 from nni_gconv.cli.signals import interruptible
 from nni_gconv.errors import ConfigError
+from nni_gconv.yaml12 import parse_overrides
 
 if TYPE_CHECKING:
     from torch import nn

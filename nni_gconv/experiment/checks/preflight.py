@@ -10,10 +10,8 @@ import errno
 import importlib.util
 import json
 import os
-import re
 import shlex
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nni_gconv.compat import experiment_mapping
 from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.checks.algorithms import check_algorithms
+from nni_gconv.experiment.checks.command import check_commands
 from nni_gconv.experiment.checks.gpus import give_gpus, gpu_notes
 from nni_gconv.experiment.checks.plan import ExperimentPlan
 from nni_gconv.experiment.checks.search_space import check_batch_space, check_space
@@ -31,7 +30,6 @@ from nni_gconv.experiment.remote_machines import (
     services_of,
     with_tunnel_end,
 )
-from nni_gconv.own_code import code_names
 from nni_gconv.remote import plain_key, with_ssh_config
 from nni_gconv.yaml12 import read_yaml
 
@@ -121,12 +119,11 @@ def preflight(
             (check_batch_space if batch else check_space)(config.search_space)
         notes = list(check_algorithms(config))
         _check_folders(config)
-        _check_scripts(config)
+        check_commands(config)
         if gpus is not None:
             give_gpus(config, services_of(config), gpus, fit=concurrency is None)
         notes += _notes(config)
         if platform_of(config) == "local":
-            _check_command(config)
             notes += gpu_notes(config, config.training_service)
         else:
             notes += remote_notes(config, loopback=loopback)
@@ -270,65 +267,6 @@ def _check_folders(config: Any) -> None:
         raise ConfigError(f"experimentWorkingDirectory {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"experimentWorkingDirectory {folder}: not writable")
-
-
-def _check_scripts(config: Any) -> None:
-    """Check that a trial has a command, and that the Python file it begins with is there."""
-    for service in services_of(config):
-        command = service.trial_command or config.trial_command or ""
-        if not command.strip():
-            raise ConfigError("trialCommand is empty; for example: nni-gconv run recipe.yml")
-        try:
-            words = shlex.split(command)
-        except ValueError:
-            continue  # told below, with the place
-        while words and re.fullmatch(r"\w+=.*", words[0]):
-            words = words[1:]
-        code = Path(service.trial_code_directory or config.trial_code_directory or ".")
-        python = words and re.fullmatch(r"(.*/)?python[\d.]*", words[0])
-        if python and len(words) > 1 and re.fullmatch(r"[\w./ +-]+\.py", words[1]):
-            script = code / Path(words[1]).expanduser()
-            if not script.is_file():
-                raise ConfigError(f"trialCommand: no such script: {script}")
-
-
-def _check_command(config: Any) -> None:
-    """Check that the program a local trial starts exists, and the recipe it is given."""
-    from nni_gconv.compat import launch_path
-
-    service = config.training_service
-    code = Path(service.trial_code_directory)
-    try:
-        words = shlex.split(service.trial_command)
-    except ValueError as error:
-        raise ConfigError(f"trialCommand {service.trial_command!r}: {error}") from None
-    while words and re.fullmatch(r"\w+=.*", words[0]):
-        words = words[1:]
-    if not words or not re.fullmatch(r"[\w./+-]+", words[0]):
-        return  # a line of shell that only bash can judge
-    if words[0] != "nni-gconv":
-        found = subprocess.run(
-            ["/bin/bash", "-c", 'type -t -- "$1"', "bash", words[0]],
-            cwd=code, env={**os.environ, "PATH": launch_path()}, capture_output=True, check=False,
-        )  # fmt: skip
-        if found.returncode != 0:
-            raise ConfigError(f"trialCommand: there is no program {words[0]!r} (seen from {code})")
-    elif words[1:2] == ["run"] and len(words) > 2 and not words[2].startswith(("-", "$")):
-        recipe = code / Path(words[2]).expanduser()
-        if not recipe.is_file():
-            raise ConfigError(f"trialCommand: no such recipe: {recipe}")
-        _check_no_code(config.search_space, recipe)
-
-
-def _check_no_code(space: Any, recipe: Path) -> None:
-    """A trial refuses parameters that name code which its recipe does not: say so now."""
-    own = recipe.read_text(encoding="utf-8", errors="replace")
-    for key, value in code_names(space).items():
-        if value not in own:
-            raise ConfigError(
-                f"search space {key.removesuffix('._name')!r}: {value!r} names code, which only "
-                f"the recipe {recipe.name} may"
-            )
 
 
 def _check_port(port: int) -> int:
