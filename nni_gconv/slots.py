@@ -27,7 +27,7 @@ GPUS_VARIABLE = "NNI_GCONV_GPUS"
 """GPUs a trial takes, instead of the recipe's ``gpus``; 0 leaves all GPUs alone."""
 
 _FOLDER_VARIABLE = "NNI_GCONV_SLOT_FOLDER"
-_TAKEN_VARIABLE = "NNI_GCONV_SLOTS_TAKEN"  # set for what a holder starts: it takes none itself
+TAKEN_VARIABLE = "NNI_GCONV_SLOTS_TAKEN"  # set for what a holder starts: it takes none itself
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 1.0
 
@@ -146,7 +146,7 @@ def gpu_slots(
     GPU 1 of 0, 1, 2, 3
     """
     tell = tell or (lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
-    if count == 0 or os.environ.get(_TAKEN_VARIABLE):
+    if count == 0 or os.environ.get(TAKEN_VARIABLE):
         yield ()
         return
     slots = machine_slots()
@@ -166,7 +166,7 @@ def gpu_slots(
         f"waiting for {count} free of {len(slots)} GPUs ({', '.join(slots.names)})"
     ))  # fmt: skip
     names = tuple(slots.names[index] for index in held)
-    changes = {_VISIBLE: ",".join(names), _TAKEN_VARIABLE: str(os.getpid())}
+    changes = {_VISIBLE: ",".join(names), TAKEN_VARIABLE: str(os.getpid())}
     # Numbers mean the driver's order, not CUDA's own "fastest first".
     changes |= {"CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")}
     before = {key: os.environ.get(key) for key in changes}

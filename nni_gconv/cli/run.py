@@ -50,11 +50,19 @@ def run(
     """Run a recipe: train, prune, speed up, fine-tune, export, measure."""
     overrides = parse_overrides(override or [])
     again = _arguments(recipe, override or [], output, True, quiet, as_json)
-    # Of the processes of torchrun one speaks.
-    silent = os.environ.get("RANK", "0") != "0"
-    words = "" if silent else f"{KEPT}nni-gconv run {shlex.join(again)}"
+    again += ["--gpus", str(gpus)] if gpus else []
+    words = f"{KEPT}nni-gconv run {shlex.join(again)}" if _speaks() else ""
     with interruptible(words):
         _run(recipe, override or [], overrides, output, resume, gpus, quiet, as_json)
+
+
+def _speaks() -> bool:
+    """Tell whether this is the one of torchrun's processes that speaks, or there is no torchrun."""
+    from nni_gconv.slots import TAKEN_VARIABLE
+
+    # The process that took the GPUs and started torchrun speaks itself.
+    ours = "RANK" in os.environ and TAKEN_VARIABLE in os.environ
+    return os.environ.get("RANK", "0") == "0" and not ours
 
 
 def _run(

@@ -117,6 +117,31 @@ def test_ctrl_c_is_130(monkeypatch, capsys, runs):
     assert call(capsys, "report", str(runs))[0] == 130
 
 
+@pytest.mark.parametrize(
+    ("there", "speaks"),
+    [
+        ({}, True),
+        ({"RANK": "0"}, True),
+        ({"RANK": "1"}, False),
+        ({"NNI_GCONV_SLOTS_TAKEN": "1"}, True),
+        ({"NNI_GCONV_SLOTS_TAKEN": "1", "RANK": "0"}, False),  # of `run --gpus 2`, which speaks
+    ],
+)
+def test_ctrl_c_of_a_run_is_said_by_one_process(monkeypatch, capsys, there, speaks):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    for name in ("RANK", "NNI_GCONV_SLOTS_TAKEN", "NNI_TRIAL_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("nni_gconv.recipe.load_recipe", interrupt)
+    code, _, err = call(capsys, "run", "r.yml", "--gpus", "2")
+    again = "go on with: nni-gconv run r.yml --resume --gpus 2"
+    said = f"interrupted; what was finished is kept; {again}\n" if speaks else ""
+    assert (code, err.lstrip("\n")) == (130, said)
+
+
 @pytest.mark.slow
 def test_under_nni_an_interrupted_trial_dies_of_the_signal(runs):
     # With an exit code NNI would count a trial it stopped early as failed.

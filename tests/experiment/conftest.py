@@ -57,7 +57,7 @@ class Workshop:
         file.write_text(yaml.safe_dump(data))
         return file
 
-    def start(self, *args: str) -> subprocess.Popen:
+    def start(self, *args: str, **options: bool) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "nni_gconv", *args],
             env=self.env,
@@ -65,6 +65,7 @@ class Workshop:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            **options,
         )
 
     def run(self, *args: str, timeout: float = 240) -> Finished:

@@ -130,11 +130,11 @@ def test_failed_and_killed_trials_are_counted_and_named(workshop):
 def test_an_end_by_force_leaves_nothing(workshop, still_running, how):
     space = {"x": {"_type": "choice", "_value": ["sleep"]}}
     file = workshop.write(searchSpace=space, trialConcurrency=1)
-    process = workshop.start("create", str(file))
+    process = workshop.start("create", str(file), start_new_session=True)
     try:
         folder = workshop.wait_for("[!_]*/environments/*/trials/*/sleeping").parents[4]
-        if how != "manager killed":
-            process.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGHUP)
+        if how != "manager killed":  # a terminal tells all that it runs
+            os.killpg(process.pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGHUP)
         else:
             registry = json.loads((workshop.home / "nni-experiments/.experiment").read_text())
             os.kill(registry[folder.name]["pid"], signal.SIGKILL)
@@ -142,7 +142,8 @@ def test_an_end_by_force_leaves_nothing(workshop, still_running, how):
         finished = workshop.finish(process)
     if how != "manager killed":
         assert finished.code == 130, finished.err
-        assert "interrupted" in finished.err
+        said = [line for line in finished.err.splitlines() if "interrupted" in line]
+        assert said == [f"ended: interrupted; go on with: nni-gconv resume {folder.name}"]
     else:
         assert finished.code == 4, finished.err
         assert "NNI's manager ended by SIGKILL" in finished.err

@@ -182,6 +182,7 @@ def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
     int
         Exit code: 0 only if every trial succeeded.
     """
+    from nni_gconv.experiment import Ending
     from nni_gconv.report import collect, curve_tables, json_rows
 
     rows = collect(outcome.folder) if outcome.trials else []
@@ -195,7 +196,7 @@ def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
         print_curves(outcome, rows)
     elif rows:
         print_trials(rows)
-    if not outcome.ok:
+    if not outcome.ok and outcome.ending is not Ending.INTERRUPTED:  # the view has said how to go on
         note(f"error: {' '.join(outcome.message.split())}")
     return outcome.exit_code
 
