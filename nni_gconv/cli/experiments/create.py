@@ -196,7 +196,8 @@ def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
         print_curves(outcome, rows)
     elif rows:
         print_trials(rows)
-    if not outcome.ok and outcome.ending is not Ending.INTERRUPTED:  # the view has said how to go on
+    # How to go on after Ctrl-C has been said.
+    if not outcome.ok and outcome.ending is not Ending.INTERRUPTED:
         note(f"error: {' '.join(outcome.message.split())}")
     return outcome.exit_code
 
