@@ -31,8 +31,9 @@ function ssh(ssh2) {
   const {connect, exec} = ssh2.Client.prototype;
   ssh2.Client.prototype.connect = function (config) {
     config = {keepaliveInterval: 5000, keepaliveCountMax: 3, ...config};
-    const {keys, command} = known[`${config.host}:${config.port || 22}`] || {};
+    const {keys, command, host} = known[`${config.host}:${config.port || 22}`] || {};
     if (command) config.sock = throughCommand(command);
+    else if (host) config.host = host;  // a machine may stand there by its name in ~/.ssh/config
     if (keys) {
       const kinds = Object.keys(keys).flatMap(
         kind => (kind === 'ssh-rsa' ? ['rsa-sha2-512', 'rsa-sha2-256'] : [kind])

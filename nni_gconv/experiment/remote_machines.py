@@ -177,6 +177,7 @@ def open_links(plan: ExperimentPlan, private: Path) -> MachineLinks:
             f"{one.host}:{one.port}": {
                 "keys": known_host_keys(one),
                 "command": way_to(one).command,
+                "host": way_to(one).host,
             }
             for one in plan.machines
         }

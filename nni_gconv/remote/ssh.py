@@ -187,10 +187,14 @@ def connect(machine: Machine, *, timeout: float = _SECONDS) -> Connection:
         with contextlib.suppress(OSError):
             client.load_system_host_keys(str(file))
     client.set_missing_host_key_policy(_refuse_unknown(machine))
+    # By an alias, a key is known whatever the port; paramiko would put it into the name.
+    name, port = (way.alias, 22) if way.alias else (way.host, machine.port)
     try:
+        link = None if proxy is None else proxy.socket
+        if link is None and way.alias:
+            link = socket.create_connection((way.host, machine.port), timeout)
         client.connect(
-            way.host, machine.port, machine.user,
-            sock=proxy.socket if proxy is not None else None,
+            name, port, machine.user, sock=link,
             password=machine.password,
             key_filename=str(machine.key_file) if machine.key_file else None,
             passphrase=machine.passphrase,
@@ -286,8 +290,7 @@ def known_host_keys(machine: Machine) -> dict[str, str]:
 
 def _known_name(machine: Machine) -> str:
     """Write a machine's name in a ``known_hosts`` file."""
-    host = way_to(machine).host
-    return host if machine.port == 22 else f"[{host}]:{machine.port}"
+    return way_to(machine).known_name(machine.port)
 
 
 def _known_hosts_files() -> list[Path]:

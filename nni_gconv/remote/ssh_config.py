@@ -1,8 +1,9 @@
 """Machines by their names in ``~/.ssh/config``: address, port, user, key and the way there.
 
 NNI's manager logs in by what the experiment file says, so the file's own entries are completed
-before it reads them; what an entry says itself stays. A machine behind another one keeps its name:
-the way there is looked up by it at each login, ours and the manager's.
+before it reads them; what an entry says itself stays. A machine behind another one, or whose host
+key has a name of its own, keeps its name: the way there is looked up by it at each login, ours and
+the manager's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nni_gconv.errors import ConfigError
 from nni_gconv.remote.machines import Machine
+from nni_gconv.remote.ssh_include import read_with_includes
 
 if TYPE_CHECKING:
     import paramiko
@@ -32,20 +34,27 @@ class Way:
     Attributes
     ----------
     host : str
-        Its name or address on the way's last step; host keys are known by it.
+        Its name or address on the way's last step.
     command : str or None
         Shell command whose input and output are the connection; None: none is needed.
     behind : str
         The machine, or command, that is in between; "" for none.
+    alias : str
+        What its host key is known by instead of host and port (``HostKeyAlias``); "" for nothing.
     """
 
     host: str
     command: str | None = None
     behind: str = ""
+    alias: str = ""
+
+    def known_name(self, port: int) -> str:
+        """Write the machine's name in a ``known_hosts`` file."""
+        return self.alias or (self.host if port == 22 else f"[{self.host}]:{port}")
 
 
 def way_to(machine: Machine, file: Path | None = None) -> Way:
-    """Look up the way to a machine: ``ProxyJump`` and ``ProxyCommand``.
+    """Look up the way to a machine: ``ProxyJump``, ``ProxyCommand`` and ``HostKeyAlias``.
 
     Parameters
     ----------
@@ -65,16 +74,18 @@ def way_to(machine: Machine, file: Path | None = None) -> Way:
     if known is None:
         return Way(machine.host)
     found = known.lookup(machine.host)
-    behind = _behind(found, machine.host)
-    if not behind:
+    behind, alias = _behind(found, machine.host), str(found.get("hostkeyalias", ""))
+    if not behind and not alias:
         return Way(machine.host)
     host = str(found.get("hostname", machine.host))
-    if found.get("proxycommand") == behind:
+    if not behind:
+        command = None
+    elif found.get("proxycommand") == behind:
         # paramiko leaves these two.
         command = behind.replace("%n", machine.host).replace("%%", "%")
     else:
         command = _jump(behind, host, machine.port, file)
-    return Way(host, command, behind)
+    return Way(host, command, behind, alias)
 
 
 def _jump(jumps: str, host: str, port: int, file: Path) -> str:
@@ -120,8 +131,8 @@ def _read(file: Path, first: str = "") -> paramiko.SSHConfig | None:
     if not file.is_file():
         return None
     try:
-        return paramiko.SSHConfig.from_text(first + file.read_text(encoding="utf-8"))
-    except (paramiko.ConfigParseError, OSError, UnicodeDecodeError) as error:
+        return paramiko.SSHConfig.from_text(first + read_with_includes(file))
+    except (paramiko.ConfigParseError, OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from error
 
 
@@ -163,7 +174,7 @@ def _machine(machine: Any, known: paramiko.SSHConfig) -> Any:
     host = machine["host"]
     found = known.lookup(host)
     result = dict(machine)
-    if not _behind(found, host):
+    if not _behind(found, host) and not found.get("hostkeyalias"):
         result["host"] = found.get("hostname", host)
     given = {str(key).lower().replace("_", "") for key in machine}
     for key, word in _KEYS.items():

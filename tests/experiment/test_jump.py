@@ -77,6 +77,21 @@ def test_the_far_machines_host_key_is_verified(home, pair):
         connect(far_machine())
 
 
+@pytest.mark.parametrize("way", ["ProxyJump near", ""])
+def test_a_host_key_is_known_by_its_alias(home, pair, way):
+    write_config(home, pair, f"{way}\n HostKeyAlias its-own-name")
+    with pytest.raises(RemoteError, match="its host key is not known"):
+        connect(far_machine())
+    near, far = (home / ".ssh/known_hosts").read_text().splitlines()
+    (home / ".ssh/known_hosts").write_text(f"{near}\nits-own-name {far.partition(' ')[2]}\n")
+    with connect(far_machine()) as connection:
+        assert connection.run("echo $HOME").out == str(pair[1].home)
+    assert list(known_host_keys(far_machine())) == ["ssh-ed25519"]
+    (home / ".ssh/known_hosts").write_text(f"{near}\nits-own-name {near.partition(' ')[2]}\n")
+    with pytest.raises(RemoteError, match=r"has changed.* ssh-keygen -R 'its-own-name'"):
+        connect(far_machine())
+
+
 def test_a_way_that_is_closed_says_why(home, pair):
     lines = (home / ".ssh/known_hosts").read_text().splitlines()
     (home / ".ssh/known_hosts").write_text(lines[1] + "\n")

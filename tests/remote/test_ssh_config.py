@@ -33,6 +33,15 @@ Host plain
 Host near
   ProxyJump near
 
+Host cloud
+  HostName 10.3.3.3
+  HostKeyAlias cloud-key
+
+Host inner
+  HostName 10.4.4.4
+  HostKeyAlias inner-key
+  ProxyJump box
+
 Host *
   ServerAliveInterval 30
 """
@@ -106,6 +115,17 @@ def test_a_way_by_a_command(config):
     assert way == Way(
         "10.2.2.2", "nc -x odd:1 100% 10.2.2.2 2233 eve", "nc -x %n:1 100%% 10.2.2.2 2233 eve"
     )
+
+
+def test_a_host_key_may_have_a_name_of_its_own(config):
+    (entry,) = with_ssh_config(experiment({"host": "cloud"}))["trainingService"]["machineList"]
+    assert entry == {"host": "cloud"}  # by which the alias is found again
+    way = way_to(machine_of(**entry))
+    assert way == Way("10.3.3.3", alias="cloud-key")
+    assert way.known_name(2222) == "cloud-key"  # as ssh: without the port
+    inner = way_to(machine_of(host="inner"))
+    assert (inner.host, inner.behind, inner.alias) == ("10.4.4.4", "box", "inner-key")
+    assert way_to(machine_of(host="box")).known_name(2222) == "[box]:2222"
 
 
 @pytest.mark.parametrize("host", ["box", "near", "plain", "10.0.0.7"])
