@@ -131,3 +131,12 @@ def test_calibration_images_are_of_the_training_split_and_not_cropped():
         for x, y in zip(bundle.train.images, bundle.train.labels, strict=True)
     }
     assert all(known[x.numpy().tobytes()] == int(y) for x, y in zip(pixels, labels, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [32, 50, 500])
+def test_every_image_of_the_training_split_may_calibrate(batch_size):
+    settings = DataSettings(name="digits", train_size=160, test_size=40, batch_size=batch_size)
+    bundle = load_data(settings, seed=0)
+    loaders = make_loaders(bundle, settings, seed=0, device="cpu")
+    assert sum(len(images) for images, _ in loaders.plain) == len(bundle.train)
+    assert len(loaders.plain) == -(-len(bundle.train) // batch_size)

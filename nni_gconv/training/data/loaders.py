@@ -64,10 +64,12 @@ class _Plan:
     seed: int
     rank: int
     world_size: int
+    whole: bool = False
+    """Also the incomplete last batch, of images in training's order that train nothing."""
 
     @property
     def steps(self) -> int:
-        if not self.train:
+        if not self.train or self.whole:
             return math.ceil(len(self._shard()) / self.batch_size)
         # An incomplete last batch is left out: it would weigh its images more, and batch norm
         # cannot work on one image. What is left out differs in each epoch.
@@ -93,6 +95,9 @@ class _Plan:
             yield from torch.tensor(self._shard(), dtype=torch.int64).split(self.batch_size)
             return
         order = torch.randperm(self.count, generator=generator("order", self.seed, epoch))
+        if self.whole:
+            yield from order.split(self.batch_size)
+            return
         width = self.per_rank * self.world_size
         begin, end = self.place
         for step in range(self.steps):
@@ -233,7 +238,7 @@ def make_loaders(
     Returns
     -------
     Loaders
-        ``train`` leaves out an incomplete last batch; ``val`` and ``test`` take every image.
+        ``train`` leaves out an incomplete last batch; the others take every image.
 
     Raises
     ------
@@ -257,7 +262,7 @@ def make_loaders(
         data: ArrayData | FolderData = bundle.train
         if isinstance(data, FolderData) and isinstance(bundle.val, FolderData):
             data = replace(data, transform=bundle.val.transform)
-        plan = _Plan(len(data), min(settings.batch_size, len(data)), True, seed, 0, 1)
+        plan = _Plan(len(data), settings.batch_size, True, seed, 0, 1, whole=True)
         return _Loader(source(data, plan), plan, bundle.normalize, None, device)
 
     def source(data: ArrayData | FolderData, plan: _Plan) -> _ArraySource | _FolderSource:
