@@ -289,8 +289,9 @@ class _Shrinking:
                     pruner.unwrap_model()
                     raise
             self._keep_from(pruner)
-            layers = sum(1 for one in found.values() if _cuts(one.get("weight")))
-            stage.result = f"by {request.name}: {layers} layers lose channels"
+            cut = sum(_loses_outputs(model.get_submodule(one), found[one]) for one in found)
+            lose = "layer loses" if cut == 1 else "layers lose"
+            stage.result = f"by {request.name}: {cut or 'no'} {lose} channels"
         return found
 
     def _keep_from(self, pruner: TrainedPruner) -> None:
@@ -361,8 +362,13 @@ def _convolutions(model: nn.Module, layers: Sequence[str]) -> list[str]:
     return found
 
 
-def _cuts(mask: Tensor | None) -> bool:
-    return mask is not None and not bool(mask.all())
+def _loses_outputs(module: nn.Module, masks: Mapping[str, Tensor]) -> bool:
+    """Tell whether masks leave a convolution or linear layer fewer outputs; norms are no layers."""
+    mask = masks.get("weight")
+    if mask is None or mask.dim() < 2:
+        return False
+    filters = mask.transpose(0, 1) if getattr(module, "transposed", False) else mask
+    return not bool(filters.flatten(1).any(1).all())
 
 
 def _asked(value: float) -> str:

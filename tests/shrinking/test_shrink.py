@@ -233,6 +233,15 @@ def test_stages_are_said(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("macs", "groups", "cut"), [(0.5, None, True), (0.95, 4, False)])
+def test_layers_that_lose_channels_are_those_of_the_table(capsys, macs, groups, cut):
+    _, report = shrink(mobile_net(), X, macs=macs, groups=groups, progress=True)
+    both = [(row.before, row.after) for row in report.speedup.layers if len(row.before) == 2]
+    layers = sum(before[0] != after[0] for before, after in both)
+    assert (layers > 0) is cut
+    assert f"by magnitude: {layers or 'no'} layer" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_latency_is_measured(clock):
     _, report = shrink(mobile_net(), torch.zeros(1, 3, 16, 16), latency=0.9)
