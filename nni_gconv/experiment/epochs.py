@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.recipe.seal import shared_place
 from nni_gconv.yaml12 import read_yaml
 
 _METRICS = "metrics.jsonl"
@@ -41,8 +42,12 @@ def progress_of(folder: Path) -> str | None:
     >>> progress_of(Path("runs/running"))  # doctest: +SKIP
     'finetune, epoch 3 of 8, accuracy 97.50 %'
     """
-    records = epochs_of(folder)
     stages = _finished_stages(folder)
+    file = folder / "recipe.yml"
+    recipe = _read(file, _changed(file))
+    records, where = epochs_of(folder), ""
+    if not records and not stages:
+        records, where = _shared_epochs(folder, recipe), ", shared by trials"
     if not records:
         return f"{stages[-1]} finished" if stages else None
     last = records[-1]
@@ -51,10 +56,21 @@ def progress_of(folder: Path) -> str | None:
     accuracy = last.get("val_accuracy")
     number = isinstance(accuracy, int | float)
     shown = f", accuracy {100 * accuracy:.2f} %" if number and accuracy is not None else ""
-    recipe = folder / "recipe.yml"
-    every = _epochs(recipe, _changed(recipe)).get(str(last["stage"]))
-    of = f" of {every}" if every is not None else ""
-    return f"{last['stage']}, epoch {last['epoch']}{of}{shown}"
+    stage = recipe.get(str(last["stage"]))
+    every = stage.get("epochs") if isinstance(stage, dict) else None
+    of = f" of {every}" if type(every) is int else ""
+    return f"{last['stage']}{where}, epoch {last['epoch']}{of}{shown}"
+
+
+def _shared_epochs(folder: Path, recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the epochs of the dense network that a trial trains for others too, or waits for."""
+    try:
+        share = recipe["train"]["share"]
+        root = folder.parents[1] if share == "experiment" else Path(share)
+        place = shared_place(recipe, root)
+    except (KeyError, TypeError, IndexError):
+        return []
+    return [] if (place / "train.json").exists() else epochs_of(place)
 
 
 def _changed(file: Path) -> int:
@@ -65,18 +81,13 @@ def _changed(file: Path) -> int:
 
 
 @lru_cache(maxsize=64)
-def _epochs(recipe: Path, _changed: int) -> dict[str, int]:
-    """Return how many epochs each stage of a run has; who watches asks again every second."""
+def _read(recipe: Path, _changed: int) -> dict[str, Any]:
+    """Read the recipe of a run; who watches asks again every second."""
     try:
         content = read_yaml(recipe.read_text(encoding="utf-8"), recipe.name)
     except (OSError, UnicodeDecodeError, ConfigError):
         return {}
-    stages = content.items() if isinstance(content, dict) else ()
-    return {
-        name: stage["epochs"]
-        for name, stage in stages
-        if isinstance(stage, dict) and type(stage.get("epochs")) is int
-    }
+    return content if isinstance(content, dict) else {}
 
 
 def _finished_stages(folder: Path) -> list[str]:

@@ -18,10 +18,27 @@ from nni_gconv.files import file_digest
 
 #: What no stage leaves: the book-keeping, NNI's and TensorBoard's files (which have sums inside).
 _OTHERS = ("stages.json", "recipe.yml", "result.json", "nni_told.json", "train.json")
-_OTHER_FOLDERS = ("tensorboard", "nni_gconv_dense", "calibration", "code")
+_SHARED_DENSE = "nni_gconv_dense"
+_OTHER_FOLDERS = ("tensorboard", _SHARED_DENSE, "calibration", "code")
 _GROWING = ".jsonl"
 
 State = dict[str, tuple[int, int, int]]
+
+
+def shared_place(content: Mapping[str, Any], root: Path) -> Path:
+    """Name the folder of the dense network that trials share which ask for the same one.
+
+    Parameters
+    ----------
+    content : mapping
+        A whole recipe with a section ``train``, as a trial keeps it in ``recipe.yml``.
+    root : Path
+        Where trials share.
+    """
+    asked = {key: content[key] for key in ("model", "data", "train", "seed")}
+    asked["train"] = {key: value for key, value in asked["train"].items() if key != "share"}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    return root / _SHARED_DENSE / digest
 
 
 def state_of(folder: Path) -> State:

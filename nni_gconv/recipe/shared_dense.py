@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from nni_gconv import compat
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.files import links_in, lock_of, write_json
 from nni_gconv.recipe.schema import Recipe
-from nni_gconv.recipe.seal import opened, sealed, written_since
+from nni_gconv.recipe.seal import opened, sealed, shared_place, written_since
 from nni_gconv.training import Distributed, MetricLog
 
 
@@ -26,11 +25,7 @@ def shared_folder(recipe: Recipe, distributed: Distributed) -> Path | None:
     root = compat.experiment_folder() if share == "experiment" else Path(share).expanduser()
     if root is None:
         return None
-    content = recipe.model_dump(mode="json")
-    asked = {key: content[key] for key in ("model", "data", "train", "seed")}
-    asked["train"].pop("share")
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    return root / "nni_gconv_dense" / digest
+    return shared_place(recipe.model_dump(mode="json"), root)
 
 
 def read_shared(file: Path) -> dict[str, Any]:

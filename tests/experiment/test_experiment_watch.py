@@ -6,12 +6,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_recipes import tiny
 
+from nni_gconv.experiment import progress_of
 from nni_gconv.experiment import watch as module
 from nni_gconv.experiment.manager import ManagerError, TrialState, parse_trial
 from nni_gconv.experiment.progress import running_line, summary
 from nni_gconv.experiment.watch import Ending, watch
+from nni_gconv.files import write_text
+from nni_gconv.recipe import Recipe
+from nni_gconv.recipe.shared_dense import shared_folder
 from nni_gconv.remote import Machine, MachineLinks
+from nni_gconv.training import Distributed
+from nni_gconv.yaml12 import write_yaml
 
 
 class Process:
@@ -122,6 +129,27 @@ def test_running_trials_say_how_far_they_are(look, tmp_path):
     ]
     assert running_line(seen[0]).startswith("t0 finetune, epoch 3 of 8")
     assert running_line(seen[-1]) == ""
+
+
+@pytest.mark.parametrize("share", ["experiment", "elsewhere"])
+def test_trials_that_share_their_training_say_how_far_it_is(tmp_path, monkeypatch, share):
+    """The one that trains and those that wait, by the recipe that a trial keeps."""
+    trials = tmp_path / "environments" / "local-env" / "trials"
+    (trials / "t0").mkdir(parents=True)
+    share = share if share == "experiment" else str(tmp_path / share)
+    recipe = Recipe(**tiny(train={"epochs": 30, "optimizer": {"lr": 1e-3}, "share": share}))
+    write_text(trials / "t0" / "recipe.yml", write_yaml(recipe.model_dump(mode="json")))
+    monkeypatch.setattr("nni_gconv.compat.experiment_folder", lambda: trials.parent)
+    shared = shared_folder(recipe, Distributed())
+    shared.mkdir(parents=True)
+    assert progress_of(trials / "t0") is None
+    line = json.dumps({"stage": "train", "epoch": 4, "val_accuracy": 0.5})
+    (shared / "metrics.jsonl").write_text(line + "\n")
+    assert progress_of(trials / "t0") == "train, shared by trials, epoch 4 of 30, accuracy 50.00 %"
+    (shared / "train.json").write_text("{}")
+    assert progress_of(trials / "t0") is None
+    (trials / "t0" / "stages.json").write_text('{"train": {}}')
+    assert progress_of(trials / "t0") == "train finished"
 
 
 def test_a_trial_without_a_final_result_has_not_succeeded(look):
