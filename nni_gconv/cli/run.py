@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, print_json
 from nni_gconv.cli.signals import KEPT, interruptible
 from nni_gconv.yaml12 import parse_overrides
+
+if TYPE_CHECKING:
+    from nni_gconv.recipe import TrialResult
+    from nni_gconv.tables import Table
 
 
 def run(
@@ -92,10 +96,33 @@ def _run(
     if as_json:
         print_json(result.to_dict())
         return
-    width = max(map(len, result.metrics))
-    for name, value in result.metrics.items():
-        typer.echo(f"{name:{width}} {value:.6g}")
+    typer.echo(str(_table(result)))
     note(f"kept in {result.output}")
+
+
+def _table(result: TrialResult) -> Table:
+    """Return the dense and the small network side by side."""
+    from nni_gconv.tables import Table as OurTable
+
+    table, metrics = OurTable(), result.metrics
+    table.add_column("", no_wrap=True)
+    for head in ("dense", "small", "left"):
+        table.add_column(head, justify="right")
+    # The objective of a recipe is what NNI is told; else that is the accuracy.
+    if metrics["default"] != metrics["accuracy"]:
+        table.add_row("objective", "", f"{metrics['default']:.4f}")
+    for part, found in (("val", metrics), ("test", result.test)):
+        both = [found.get(name) for name in ("accuracy_dense", "accuracy")]
+        words = ["" if value is None else f"{value:.4f}" for value in both]
+        table.add_row(f"{part} accuracy", *words)
+    for name, words in (("macs", "MACs"), ("params", "parameters")):
+        counts = [f"{found[name]:,.0f}" for found in (result.dense, metrics)]
+        table.add_row(words, *counts, f"{metrics[f'{name}_ratio']:.3f}")
+    for row in result.latency:
+        times = [f"{row[which]:.3f} ms" for which in ("dense_ms", "small_ms")]
+        left = f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        table.add_row(f"latency, batch {row['batch_size']}, {row['backend']}", *times, left)
+    return table
 
 
 def _arguments(

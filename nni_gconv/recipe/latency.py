@@ -223,7 +223,7 @@ def _row(
     seconds = settings.max_seconds / (len(settings.batch_sizes) * len(settings.backends))
     say(
         f"timing the small network in turn with the dense one: {backend}, batch {batch}, "
-        f"{settings.threads} threads, {example.device}, up to {seconds:.0f} s"
+        f"threads {settings.threads}, {example.device}, up to {seconds:.0f} s"
     )
     images = with_batch(example, batch)
     reference, _ = models

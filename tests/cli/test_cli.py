@@ -1,9 +1,11 @@
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -140,6 +142,37 @@ def test_ctrl_c_of_a_run_is_said_by_one_process(monkeypatch, capsys, there, spea
     again = "go on with: nni-gconv run r.yml --resume --gpus 2"
     said = f"interrupted; what was finished is kept; {again}\n" if speaks else ""
     assert (code, err.lstrip("\n")) == (130, said)
+
+
+def test_a_run_ends_with_both_networks_side_by_side(monkeypatch, capsys, tmp_path):
+    from nni_gconv.recipe import TrialResult
+
+    metrics = {
+        "default": 0.75, "accuracy_dense": 0.8, "accuracy_small": 0.5, "accuracy": 0.75,
+        "params": 1234, "params_ratio": 0.25, "macs": 21_111_579, "macs_ratio": 0.4999,
+    }  # fmt: skip
+    times = {"batch_size": 64, "backend": "eager", "dense_ms": 4.0, "small_ms": 3.0}
+    result = TrialResult(
+        name="r", method="fpgm", budget=None, metrics=metrics,
+        dense={"params": 4936, "macs": 42_223_158}, test={"accuracy": 0.7}, stages={}, seed=0,
+        latency=[{**times, "ratio": 0.75, "low": 0.7, "high": 0.8}], recipe={}, versions={},
+        trial=None, output=tmp_path,
+    )  # fmt: skip
+    recipe = SimpleNamespace(device="cpu")
+    monkeypatch.setattr("nni_gconv.recipe.load_recipe", lambda *_: recipe)
+    monkeypatch.setattr("nni_gconv.recipe.torchrun_size", lambda *_: 0)
+    monkeypatch.setattr("nni_gconv.recipe.run_recipe", lambda *_, **__: result)
+    monkeypatch.setattr("nni_gconv.slots.gpu_slots", lambda *_, **__: contextlib.nullcontext())
+    code, out, err = call(capsys, "run", "r.yml")
+    assert (code, err) == (0, f"kept in {tmp_path}\n")
+    rows = [re.split(r" *│ *", line.strip("│ ")) for line in out.splitlines() if "│" in line]
+    assert rows == [
+        ["val accuracy", "0.8000", "0.7500"],
+        ["test accuracy", "", "0.7000"],
+        ["MACs", "42,223,158", "21,111,579", "0.500"],
+        ["parameters", "4,936", "1,234", "0.250"],
+        ["latency, batch 64, eager", "4.000 ms", "3.000 ms", "0.750 (0.700 to 0.800)"],
+    ]
 
 
 @pytest.mark.slow

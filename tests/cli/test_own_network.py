@@ -132,7 +132,7 @@ def test_init_writes_a_recipe_that_runs(home, capsys):
         capsys, "run", "recipe.yml", "-o", "finetune.epochs=1", "-o", "report.latency=null"
     )
     assert code == 0, err
-    assert "macs_ratio" in out
+    assert "MACs" in out and "test accuracy" in out
     assert preflight(home / "experiment.yml").config.max_trial_number == 6
     code, _, err = call(capsys, "init", f"{MODULE}:Net", "--data", "images")
     assert (code, "is there already: give --out another name, or --force" in err) == (2, True)

@@ -81,7 +81,7 @@ def test_equal_networks_are_timed_once(tmp_path):
 
     first = rows(*nets())
     assert len(said) == 2  # a line for each batch size
-    for word in ("batch 2", "1 threads", "cpu", "up to 0 s"):
+    for word in ("batch 2", "threads 1", "cpu", "up to 0 s"):
         assert word in said[0]
     small, dense = nets()
     nn.init.zeros_(small[0].weight)  # weights take no time

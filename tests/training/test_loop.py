@@ -425,6 +425,7 @@ def test_a_line_an_epoch_where_there_is_no_terminal(tmp_path, capsys):
     lines = err.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["finetune 1/2", "finetune 2/2"]
     assert "val accuracy" in lines[0]
+    assert max(map(len, lines)) <= 80 - len("10/100") + len("1/2")
     train(tmp_path, progress=False, epochs=2)
     assert capsys.readouterr() == ("", "")
 

@@ -53,6 +53,7 @@ def doctor_experiment(file: Path, *, as_json: bool, fix: bool = False) -> int:
     if errors:
         note(f"error: {errors} of {len(findings)} checks failed; the experiment would not run")
         return 2
-    note(f"nothing hinders it{f', {warnings} warnings' if warnings else ''}")
+    words = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
+    note(f"nothing hinders it{words}")
     note(f"start it by nni-gconv create {file}: nnictl create opens NNI's manager to the network")
     return 0

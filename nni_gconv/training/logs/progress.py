@@ -76,10 +76,11 @@ class EpochProgress:
         """Show the numbers of a finished epoch (from 1)."""
         if not self.enabled:
             return
+        # In the 80 columns of a terminal.
         line = (
-            f"{self.stage} {epoch}/{self.epochs}  loss {record['loss']:.4f}  "
-            f"val loss {record['val_loss']:.4f}  val accuracy {record['val_accuracy']:.4f}  "
-            f"lr {record['lr']:.3g}  {record['seconds']:.1f} s"
+            f"{self.stage} {epoch}/{self.epochs}  loss {record['loss']:.4f}, "
+            f"val {record['val_loss']:.4f}  val accuracy {record['val_accuracy']:.4f}  "
+            f"lr {record['lr']:.2g}  {record['seconds']:.1f} s"
         )
         if self._bar is not None:
             self._bar.console.print(line, highlight=False)
