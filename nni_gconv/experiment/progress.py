@@ -87,7 +87,7 @@ class ExperimentView:
             yield
             return
         bar = Progress(
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=10),
             TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             console=self.console,
@@ -111,13 +111,14 @@ class ExperimentView:
                 self._told.add(trial.id)
                 self._print(self._trial_line(trial, len(self._told)))
         text = summary(status, trials, self._total, minimize=self._minimize)
-        text += time_left(trials, self._total, self._concurrency)
-        far = running_line(trials)
+        left = time_left(trials, self._total, self._concurrency)
+        far = running_lines(trials)
         if self._progress is None and time.monotonic() - self._spoken >= _APART:
-            self._print("; ".join(filter(None, (text, far))))
+            self._print("; ".join([f"{text}, {left}" if left else text, *far]))
         if self._progress is not None:
+            # Each on a line of its own: 80 columns have to do.
             task = self._progress.task_ids[0]
-            shown = "\n".join(filter(None, (text, far)))
+            shown = "\n".join([text, *filter(None, [left]), *far])
             self._progress.update(task, description=shown, completed=len(ended))
 
     def fetched(self, report: FetchReport | None) -> None:
@@ -180,7 +181,7 @@ def time_left(trials: Sequence[TrialState], total: int | None, concurrency: int)
     --------
     >>> done = TrialState("a", 0, "SUCCEEDED", seconds=90.0)
     >>> time_left([done], 5, 2)
-    ', about 3 minutes left'
+    'about 3 minutes left'
     """
     took = [t.seconds for t in trials if t.status == "SUCCEEDED" and t.seconds is not None]
     left = 0 if total is None else total - sum(trial.ended for trial in trials)
@@ -188,22 +189,22 @@ def time_left(trials: Sequence[TrialState], total: int | None, concurrency: int)
         return ""
     minutes = sum(took) / len(took) * left / concurrency / 60
     if minutes < 1:
-        return ", less than a minute left"
-    return f", about {minutes:.0f} minute{'s' if round(minutes) != 1 else ''} left"
+        return "less than a minute left"
+    return f"about {minutes:.0f} minute{'s' if round(minutes) != 1 else ''} left"
 
 
-def running_line(trials: Sequence[TrialState]) -> str:
-    """Write how far the running trials are; "" where nothing is known of any.
+def running_lines(trials: Sequence[TrialState]) -> list[str]:
+    """Write how far the running trials are; empty where nothing is known of any.
 
     Examples
     --------
-    >>> running_line([TrialState("aB3de", 0, "RUNNING", progress="train, epoch 2 of 8")])
-    'aB3de train, epoch 2 of 8'
+    >>> running_lines([TrialState("aB3de", 0, "RUNNING", progress="train, epoch 2 of 8")])
+    ['aB3de train, epoch 2 of 8']
     """
     known = [trial for trial in trials if trial.progress and not trial.ended]
     texts = [f"{trial.id} {trial.progress}" for trial in known[:_SHOWN_RUNNING]]
     more = len(known) - len(texts)
-    return "; ".join([*texts, *([f"and {more} more"] if more else [])])
+    return [*texts, *([f"and {more} more"] if more else [])]
 
 
 def summary(

@@ -2,16 +2,18 @@
 
 import json
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from tiny_recipes import tiny
 
 from nni_gconv.experiment import progress_of
 from nni_gconv.experiment import watch as module
 from nni_gconv.experiment.manager import ManagerError, TrialState, parse_trial
-from nni_gconv.experiment.progress import running_line, summary
+from nni_gconv.experiment.progress import ExperimentView, running_lines, summary
 from nni_gconv.experiment.watch import Ending, watch
 from nni_gconv.files import write_text
 from nni_gconv.recipe import Recipe
@@ -127,8 +129,30 @@ def test_running_trials_say_how_far_they_are(look, tmp_path):
         "5 results, the last 0.25",
         "",
     ]
-    assert running_line(seen[0]).startswith("t0 finetune, epoch 3 of 8")
-    assert running_line(seen[-1]) == ""
+    assert running_lines(seen[0])[0].startswith("t0 finetune, epoch 3 of 8")
+    assert running_lines(seen[-1]) == []
+
+
+def test_what_runs_fits_a_terminal_of_80_columns(tmp_path):
+    console = Console(file=StringIO(), force_terminal=True, width=80, color_system=None)
+    view = ExperimentView(console)
+    plan = SimpleNamespace(
+        max_trials=12, varied=None, name="first", loopback=False, notes=(), minimize=False,
+        config=SimpleNamespace(trial_concurrency=2),
+    )  # fmt: skip
+    experiment = SimpleNamespace(
+        id="aB3dE", plan=plan, links=None, client=SimpleNamespace(url="http://127.0.0.1:1")
+    )
+    done = [replace(trial(n, "SUCCEEDED"), seconds=900.0) for n in range(9)]
+    words = "finetune, epoch 38 of 40, accuracy 100.00 %"
+    running = [replace(trial(n, "RUNNING"), progress=words) for n in (10, 11)]
+    with view.showing(experiment):
+        view.update("RUNNING", [*done, *running])
+        view._progress.refresh()
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    for text in ("9/12 done", "about 22 minutes left", f"t10 {words}", f"t11 {words}", "0:00:0"):
+        assert text in shown
 
 
 @pytest.mark.parametrize("share", ["experiment", "elsewhere"])
