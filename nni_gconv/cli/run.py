@@ -115,9 +115,9 @@ def _table(result: TrialResult) -> Table:
         both = [found.get(name) for name in ("accuracy_dense", "accuracy")]
         words = ["" if value is None else f"{value:.4f}" for value in both]
         table.add_row(f"{part} accuracy", *words)
-    for name, words in (("macs", "MACs"), ("params", "parameters")):
+    for name, title in (("macs", "MACs"), ("params", "parameters")):
         counts = [f"{found[name]:,.0f}" for found in (result.dense, metrics)]
-        table.add_row(words, *counts, f"{metrics[f'{name}_ratio']:.3f}")
+        table.add_row(title, *counts, f"{metrics[f'{name}_ratio']:.3f}")
     for row in result.latency:
         times = [f"{row[which]:.3f} ms" for which in ("dense_ms", "small_ms")]
         left = f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"

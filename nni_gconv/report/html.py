@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from nni_gconv.report.collect import TrialRow, pareto_front, trial_log
 from nni_gconv.report.layers import Network, read_network
 from nni_gconv.report.plot import plot_trials
 from nni_gconv.report.table import (
+    chosen,
     format_budget,
     latency_text,
     legend,
@@ -25,6 +26,7 @@ from nni_gconv.report.table import (
     points,
     ratio,
     state_lines,
+    telling,
 )
 
 _COSTS = ("macs_ratio", "params_ratio", "latency_ratio")
@@ -101,7 +103,7 @@ def write_html(rows: Sequence[TrialRow], path: str | Path, *, title: str = "nni-
         lstrip_blocks=True,
     )
     front = {id(row) for row in pareto_front(rows)} if len(rows) > 1 else set()
-    numbers = _numbers(rows)
+    choices, numbers = telling(rows), _numbers(rows)
     text = environment.get_template("report.html.j2").render(
         title=title,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -113,9 +115,9 @@ def write_html(rows: Sequence[TrialRow], path: str | Path, *, title: str = "nni-
         states_differ=any(row.status != "succeeded" for row in rows),
         methods=any(row.method for row in rows),
         budgets=any(row.budget for row in rows),
-        headings=[heading for heading, _, _ in numbers],
+        headings=[*choices.values(), *(heading for heading, _, _ in numbers)],
         pictures=_pictures(rows),
-        trials=[_trial(row, id(row) in front, numbers) for row in rows],
+        trials=[_trial(row, id(row) in front, choices, numbers) for row in rows],
     )
     with output_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -149,7 +151,9 @@ def _pictures(rows: Sequence[TrialRow]) -> list[dict[str, str]]:
     return made
 
 
-def _trial(row: TrialRow, on_front: bool, numbers: Sequence[_Number]) -> dict[str, Any]:
+def _trial(
+    row: TrialRow, on_front: bool, choices: Iterable[str], numbers: Sequence[_Number]
+) -> dict[str, Any]:
     folder = Path(row.folder) if row.folder is not None else None
     bad = row.status in _BAD
     return {
@@ -157,11 +161,18 @@ def _trial(row: TrialRow, on_front: bool, numbers: Sequence[_Number]) -> dict[st
         "front": on_front,
         "bad": bad,
         "budget": format_budget(row.budget),
-        "numbers": [_cell(row, field, write) for _, field, write in numbers],
+        "numbers": [
+            *(_choice(row, key) for key in choices),
+            *(_cell(row, field, write) for _, field, write in numbers),
+        ],
         "log": trial_log(folder, _LOG_LINES) if bad and folder is not None else "",
         "layers": _layers(folder),
         "curve": _curve(epochs_of(folder)) if folder is not None else None,
     }
+
+
+def _choice(row: TrialRow, key: str) -> dict[str, Any]:
+    return {"value": row.parameters.get(key), "shown": chosen(row, key), "exact": ""}
 
 
 def _cell(row: TrialRow, field: str, write: Callable[[Any], str]) -> dict[str, Any]:
@@ -213,9 +224,10 @@ def _curve(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         return None
     values = [float(record["val_accuracy"]) for record in epochs]
     low, high = min(values), max(values)
-    span = (high - low) or 1.0
+    # What does not change is a line in the middle.
+    low_at, span = (low, high - low) if high > low else (low - 0.5, 1.0)
     x = [600 * i / (len(epochs) - 1) for i in range(len(epochs))]
-    y = [115 - 110 * (value - low) / span for value in values]
+    y = [115 - 110 * (value - low_at) / span for value in values]
     stages: list[dict[str, Any]] = []
     for i, record in enumerate(epochs):
         if not stages or stages[-1]["name"] != str(record["stage"]):

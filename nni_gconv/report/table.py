@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,42 @@ def _parameters(row: TrialRow) -> str:
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
 
 
+def telling(rows: Sequence[TrialRow]) -> dict[str, str]:
+    """Name what else the tuner chose, where method and budget do not tell trials apart.
+
+    Returns
+    -------
+    dict of str to str
+        Dotted key to heading; empty where trials differ in nothing more, or in more than a table
+        has room for.
+
+    Examples
+    --------
+    >>> telling([TrialRow(str(lr), "succeeded", parameters={"finetune.optimizer.lr": lr, "seed": 0})
+    ...          for lr in (0.1, 0.01)])
+    {'finetune.optimizer.lr': 'lr'}
+    """
+    alike: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        if row.metric is None:
+            alike.setdefault(repr((row.method, row.budget)), []).append(row)
+    keys = [
+        key
+        for group in alike.values()
+        for key in dict.fromkeys(key for row in group for key in row.parameters)
+        if len({repr(row.parameters.get(key)) for row in group}) > 1
+    ]
+    found = {key: key.rpartition(".")[2] for key in dict.fromkeys(keys)}
+    if len(found) > _MOST_TELLING:
+        return {}
+    return found if len(set(found.values())) == len(found) else {key: key for key in found}
+
+
+def chosen(row: TrialRow, key: str) -> str:
+    """Write what the tuner chose for a key, "" for nothing."""
+    return _short(row.parameters.get(key, ""))
+
+
 # Heading, how a row is written, whether it is a number (aligned right).
 _Column = tuple[str, Callable[[TrialRow], str], bool]
 _COLUMNS: tuple[_Column, ...] = (
@@ -108,6 +145,9 @@ _COLUMNS: tuple[_Column, ...] = (
 #: Shown for trials that are none of ours, of which only this is known.
 _FOREIGN = {"metric", "parameters"}
 _WIDEST = 60
+_MOST_TELLING = 2
+#: Columns that fit a terminal of 80.
+_FIT = 9
 
 _LEGEND = (
     "accuracy: validation images; {cut}delta: points above dense{dense}; params, MACs, latency: "
@@ -140,12 +180,18 @@ def _foreign(rows: Sequence[TrialRow]) -> bool:
     return any(row.metric is not None for row in rows)
 
 
+def _one_method(rows: Sequence[TrialRow]) -> str:
+    """Return the method of all trials, "" where there are several or none."""
+    methods = {row.method for row in rows}
+    return (methods.pop() or "") if len(methods) == 1 else ""
+
+
 def _has_cut(rows: Sequence[TrialRow]) -> bool:
     return any(row.accuracy_small is not None for row in rows)
 
 
 def _columns(rows: Sequence[TrialRow], *, narrow: bool = False) -> list[_Column]:
-    # Nine columns fit a terminal of 80; the status is news only where something went wrong.
+    # The status is news only where something went wrong.
     plain = all(row.status == "succeeded" for row in rows)
     hidden = {"status"} if plain else set()
     if not _has_cut(rows):
@@ -157,6 +203,12 @@ def _columns(rows: Sequence[TrialRow], *, narrow: bool = False) -> list[_Column]
     else:
         hidden |= {heading for heading, write, _ in _COLUMNS if not any(map(write, rows))}
     columns = [column for column in _COLUMNS if column[0] not in hidden]
+    place = sum(heading in ("method", "budget") for heading, _, _ in columns)
+    columns[place:place] = [
+        (heading, partial(chosen, key=key), True) for key, heading in telling(rows).items()
+    ]
+    if narrow and len(columns) > _FIT and _one_method(rows):
+        columns = [column for column in columns if column[0] != "method"]
     if narrow:
         short: _Column = ("latency", _short_latency, True)
         columns = [short if column[0] == "latency" else column for column in columns]
@@ -198,8 +250,11 @@ def rich_table(rows: Sequence[TrialRow], title: str | None = None) -> Table:
 
     from nni_gconv.tables import Table
 
-    table = Table(title=title, caption=legend(rows), box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    for heading, _, number in _columns(rows, narrow=True):
+    columns = _columns(rows, narrow=True)
+    named = any(heading == "method" for heading, _, _ in columns) or not _one_method(rows)
+    caption = legend(rows) if named else f"method: {_one_method(rows)}; {legend(rows)}"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for heading, _, number in columns:
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row, cells in zip(rows, _cells(rows, narrow=True), strict=True):
         style = "red" if row.status in ("failed", "killed", "unreadable") else None

@@ -24,6 +24,8 @@ from nni_gconv.report import (
     write_csv,
     write_html,
 )
+from nni_gconv.report.html import _curve
+from nni_gconv.report.table import telling
 
 # The tables of NNI 3.0, core/sqlDatabase.js.
 TABLES = """
@@ -306,6 +308,61 @@ def test_the_table_fits_a_terminal_of_80_columns():
     for word in ("nni:L1NormPruner", "macs 0.25", "latency", "seconds", "trial", "a*"):
         assert word in text
     assert "…" not in text
+
+
+def of_a_grid(status="succeeded", more=()):
+    """Two budgets, two rates, of one method, as the experiment that `init` writes has them."""
+    return [
+        replace(
+            row("trial", 0.9, macs, "second_order", accuracy_dense=0.95, accuracy_small=0.8),
+            trial=f"t{macs}{lr}",
+            status=status,
+            budget={"macs": macs},
+            params_ratio=0.5,
+            latency_ratio=0.5,
+            latency_ratio_low=0.48,
+            latency_ratio_high=0.52,
+            parameters={"prune.budget.macs": macs, "finetune.optimizer.lr": lr, **dict(more)},
+        )
+        for macs in (0.7, 0.3)
+        for lr in (0.01, 0.003)
+    ]
+
+
+@pytest.mark.parametrize("status", ["succeeded", "stopped"])
+def test_trials_of_one_budget_are_told_apart(status, tmp_path):
+    from rich.console import Console
+
+    rows = of_a_grid(status)
+    first, second = (line.split() for line in plain_table(rows).splitlines()[1:3])
+    head = plain_table(rows).splitlines()[0].split()
+    assert (head[2], first[3], second[3]) == ("lr", "0.01", "0.003")  # "macs 0.7" are two words
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rich_table(rows))
+    text = console.export_text()
+    assert "method: second_order; accuracy" in text  # in the legend: it would not fit
+    assert len(text.splitlines()) <= 4 + len(rows) + 4  # no row is folded
+    page = write_html(rows, tmp_path / "r.html").read_text()
+    assert page.count('<th class="number">lr</th>') == 1
+    assert page.count('<td class="number" data-value="0.003">0.003</td>') == 2
+
+
+def test_an_accuracy_that_stays_is_a_line_in_the_middle():
+    records = [{"stage": "finetune", "val_accuracy": 1.0} for _ in range(3)]
+    assert _curve(records)["stages"][0]["points"] == "0.0,60.0 300.0,60.0 600.0,60.0 "
+    records[2]["val_accuracy"] = 0.5
+    assert _curve(records)["stages"][0]["points"] == "0.0,5.0 300.0,5.0 600.0,115.0 "
+
+
+def test_what_tells_nothing_or_too_much_is_no_column():
+    assert telling(of_a_grid(more={"seed": 3}.items())) == {"finetune.optimizer.lr": "lr"}
+    rows = of_a_grid()
+    assert telling(rows[::2]) == {}  # the budgets tell
+    for n, one in enumerate(rows):
+        one.parameters.update(a=n, b=n)
+    assert telling(rows) == {}
+    twice = [TrialRow(str(n), "failed", parameters={"a.lr": n, "b.lr": n}) for n in range(2)]
+    assert telling(twice) == {"a.lr": "a.lr", "b.lr": "b.lr"}
 
 
 def test_the_accuracy_before_any_fine_tuning_is_shown_where_it_is_known():

@@ -162,18 +162,16 @@ def launch_and_report(experiment: Path, options: LaunchOptions) -> int:
         overrides=options.overrides,
         view=ExperimentView.on_stderr(),
     )
-    return report_outcome(outcome, experiment.resolve().parent.name, as_json=options.json)
+    return report_outcome(outcome, as_json=options.json)
 
 
-def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
+def report_outcome(outcome: Outcome, *, as_json: bool) -> int:
     """Print and save the trials of an experiment that has ended, and return the exit code.
 
     Parameters
     ----------
     outcome : Outcome
         How it ended.
-    name : str
-        What to call it in the report.
     as_json : bool
         Print JSON instead of a table.
 
@@ -182,12 +180,14 @@ def report_outcome(outcome: Outcome, name: str, *, as_json: bool) -> int:
     int
         Exit code: 0 only if every trial succeeded.
     """
+    from nni_gconv.compat import read_config
     from nni_gconv.experiment import Ending
     from nni_gconv.report import collect, curve_tables, json_rows
 
     rows = collect(outcome.folder) if outcome.trials else []
     if rows:
-        title = f"{name} ({outcome.experiment_id})"
+        name = read_config(outcome.folder).get("experimentName")
+        title = f"{name} ({outcome.experiment_id})" if name else outcome.experiment_id
         for file in write_report(rows, outcome.folder / "report", title):
             note(f"saved {file}")
     if as_json:

@@ -53,7 +53,6 @@ def resume(
     Trials that have ended are kept and count; the others go on from their last epoch, under their
     old ids. As safe as `create`: on 127.0.0.1 only, watched to the end.
     """
-    from nni_gconv.compat import read_config
     from nni_gconv.experiment import ExperimentView, resume_experiment
 
     outcome = resume_experiment(
@@ -67,5 +66,4 @@ def resume(
         max_failed=max_failed,
         view=ExperimentView.on_stderr(),
     )
-    name = read_config(outcome.folder).get("experimentName") or "resumed"
-    raise typer.Exit(report_outcome(outcome, str(name), as_json=as_json))
+    raise typer.Exit(report_outcome(outcome, as_json=as_json))
