@@ -59,6 +59,9 @@ def check_model(model: object) -> None:
     ...
     nni_gconv.errors.ConfigError: model: expected a torch.nn.Module, got str
     """
+    if isinstance(model, type):
+        name = model.__name__
+        raise ConfigError(f"model: expected a torch.nn.Module, got the class {name}: give {name}()")
     if not callable(getattr(model, "named_modules", None)):
         raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from nni_gconv import GroupConvPruner, ModelSpeedup, load_compact, save_compact
 from nni_gconv.artefact import FORMAT, plan_of, read_plan, rebuild
-from nni_gconv.errors import CheckpointError
+from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.graph import Coupling
 from nni_gconv.training.zoo import create_model
 
@@ -294,6 +294,20 @@ def test_missing_and_unknown_tensors(tmp_path, saved):
     save_file({**tensors, "linear.bias": weight[:1]}, tmp_path / "w.safetensors", metadata=metadata)
     with pytest.raises(CheckpointError, match=r"linear\.bias has shape \(1,\), its plan \(10,\)"):
         load_compact(tmp_path / "w.safetensors", lambda: create_model("resnet8"))
+
+
+@pytest.mark.parametrize(
+    ("model_fn", "words"),
+    [
+        (None, "got 'NoneType'"),
+        ("resnet8", "got 'resnet8'"),
+        (torch.nn.Linear(2, 2), "got 'Linear'"),
+        (lambda: None, "made a 'NoneType'"),
+    ],
+)
+def test_what_makes_no_model(saved, model_fn, words):
+    with pytest.raises(ConfigError, match=f"model_fn: .*{words}"):
+        load_compact(saved[1], model_fn)
 
 
 # -- damaged files -------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nni_gconv._version import __version__
 from nni_gconv.artefact.plan import FORMAT, plan_of, rebuild
-from nni_gconv.errors import CheckpointError, check_model
+from nni_gconv.errors import CheckpointError, ConfigError, check_model
 from nni_gconv.files import atomic_path, sort_header
 from nni_gconv.inference import FormPlan, Optimized, apply_forms, mark_optimized, origin_of
 
@@ -200,6 +200,8 @@ def load_compact(
     CheckpointError
         See :func:`read_plan`; also when the weights are not those that were written, or
         `model_fn` makes another architecture.
+    ConfigError
+        `model_fn` is a model, or makes none.
 
     Examples
     --------
@@ -212,7 +214,7 @@ def load_compact(
     )
     """
     found = read_plan(path)
-    model = model_fn()
+    model = _made(model_fn)
     try:
         model = rebuild(model, found["plan"], initialise=False, where=str(path))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -243,6 +245,18 @@ def load_compact(
     if weights_digest(loaded) != found["weights_sha256"]:
         raise CheckpointError(f"{path}: layers share weights in the model that do not in the file")
     return _in_forms(model.to(device).eval(), found["plan"] if optimized else {}, path)
+
+
+def _made(model_fn: Any) -> nn.Module:
+    if isinstance(model_fn, nn.Module) or not callable(model_fn):
+        raise ConfigError(
+            "model_fn: expected a function that makes the dense model, such as lambda: resnet50(), "
+            f"got {model_fn if isinstance(model_fn, str) else type(model_fn).__name__!r}"
+        )
+    model = model_fn()
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model_fn: made a {type(model).__name__!r}, not a model")
+    return model
 
 
 def _in_forms(model: nn.Module, plan: Mapping[str, Any], path: str | Path) -> nn.Module:

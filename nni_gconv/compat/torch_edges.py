@@ -76,6 +76,9 @@ def type_remedy(model: nn.Module, dummy_input: Any) -> str:
     import torch
     from torch.utils import _pytree as pytree
 
+    shape = dummy_input if isinstance(dummy_input, tuple | list) else ()
+    if shape and all(isinstance(n, int) for n in shape):
+        return f"; dummy_input is a shape, not a tensor: give torch.randn{tuple(shape)}"
     leaves = [x for x in pytree.tree_leaves(dummy_input) if isinstance(x, torch.Tensor)]
     given = {x.dtype for x in leaves if x.is_floating_point()}
     wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}

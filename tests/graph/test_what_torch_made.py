@@ -75,6 +75,13 @@ def test_a_model_and_an_input_of_two_types(entry, kind, given):
     assert f"dummy_input is {given}, the model {kind}: give dummy_input.to({kind})" in said
 
 
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_shape_in_place_of_an_input(entry):
+    said = said_by(entry, net(), (1, 3, 16, 16))
+    shape = "dummy_input is a shape, not a tensor: give torch.randn(1, 3, 16, 16)"
+    assert shape in said or "dummy_input: holds no tensor; give a tensor" in said
+
+
 def test_a_model_and_an_input_of_one_type_work():
     model = net().bfloat16()
     pruner = FPGMPruner(model, HALF, dummy_input=X.bfloat16())

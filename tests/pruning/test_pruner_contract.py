@@ -154,10 +154,12 @@ class TestErrors:
         assert "\n" not in str(caught.value)
         assert not any("_nni" in name for name in net.state_dict())
 
-    @pytest.mark.parametrize("given", [None, "resnet18"])
-    def test_what_is_no_model(self, make, given):
-        said = f"model: expected a torch.nn.Module, got {type(given).__name__}"
-        with pytest.raises(ConfigError, match=said):
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [(None, "NoneType"), ("resnet18", "str"), (nn.ReLU, r"the class ReLU: give ReLU\(\)")],
+    )
+    def test_what_is_no_model(self, make, given, said):
+        with pytest.raises(ConfigError, match=f"model: expected a torch.nn.Module, got {said}"):
             make(given, HALF)
 
     def test_a_layer_without_a_goal(self, make):

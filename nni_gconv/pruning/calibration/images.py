@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from nni_gconv.errors import DataError
 
@@ -60,6 +61,11 @@ class Calibration:
     ) -> None:
         if images < 2 or batch_size < 1:
             raise DataError("calibration: needs at least 2 images and a batch_size from 1")
+        if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+            raise DataError(
+                "calibration: a Dataset gives one image at a time, batches are needed: "
+                "DataLoader(dataset, batch_size=256, shuffle=True)"
+            )
         self.batch_size, self.progress = batch_size, progress
         self.keep_in = None if keep_in is None else Path(keep_in).expanduser()
         inputs, labels = _gather([source] if isinstance(source, Tensor) else source, images)

@@ -8,6 +8,7 @@ import torch
 from pruning_nets import GroupBlock, conv, mobile_net, plain_net, randomised
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import TensorDataset
 
 from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup
 from nni_gconv.errors import ConfigError, DataError
@@ -250,6 +251,7 @@ def test_the_same_seed_gives_the_same_bits():
         ([torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 9, 9)], r"\(3, 8, 8\) and of shape"),
         ([torch.full((2, 3, 8, 8), math.nan)], "not finite"),
         (["image.png"], "a batch begins with a str"),
+        (TensorDataset(torch.zeros(8, 3, 8, 8)), r"DataLoader\(dataset, batch_size=256"),
     ],
 )
 def test_images_that_cannot_be_used_are_one_line(source, words):
