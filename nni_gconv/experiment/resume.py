@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,15 +129,17 @@ def resume_plan(
             f"experiment {folder.name} is still running (process {manager.pid}); "
             f"stop it first, what its trials have done is kept: nnictl stop {folder.name}"
         )
-    if manager is not None:  # the command that watched it was killed
-        _stop(manager)
     # The folder may have been moved since; NNI goes by where it is now.
     data["experimentWorkingDirectory"] = str(folder.parent)
     if max_trials is not None:
         data["maxTrialNumber"] = max_trials
     file = folder / "resumed.yml"
     write_text(file, write_yaml(data))
-    plan = preflight(file, port=port, concurrency=concurrency, loopback=loopback)
+    checked = partial(preflight, file, concurrency=concurrency, loopback=loopback)
+    if manager is not None:  # the command that watched it was killed
+        checked()  # a file that cannot go on stops nothing; the manager may hold the port
+        _stop(manager)
+    plan = checked(port=port)
 
     left = end_processes(folder)
     trials = read_database(folder).trials

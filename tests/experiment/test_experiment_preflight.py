@@ -1,7 +1,10 @@
+import contextlib
 import json
 import socket
+import sqlite3
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,7 +13,8 @@ from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 
 from nni_gconv.compat import flat_parameters
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment import experiment_file, experiment_names, preflight
+from nni_gconv.experiment import experiment_file, experiment_names, preflight, resume
+from nni_gconv.experiment.checks import as_json
 
 from .conftest import BASE
 
@@ -492,3 +496,35 @@ def test_the_quickstart_with_seeds_is_every_trial_for_each(tmp_path):
     with pytest.raises(ConfigError, match=r"recipe\.yml: holds something else"):
         with_seeds(experiment_file("quickstart"), file.parent, 3)
     assert recipe.read_text() == "mine: 1"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_file_that_cannot_go_on_stops_no_manager(write, tmp_path, monkeypatch, right):
+    """One that a killed command left behind, with the port that is asked for again."""
+    done = []
+    manager = SimpleNamespace(pid=1)
+    monkeypatch.setattr(resume, "_manager_of", lambda _: manager)
+    monkeypatch.setattr(resume, "_left_alone", lambda _: True)
+    monkeypatch.setattr(resume, "end_processes", lambda _: 0)
+    folder = tmp_path / "abcdefgh"
+    (folder / "db").mkdir(parents=True)
+    data = as_json(preflight(write()).config)
+    if not right:
+        (tmp_path / "stand_in_trial.py").unlink()
+    with contextlib.closing(sqlite3.connect(folder / "db" / "nni.sqlite")) as db:
+        db.execute("create table ExperimentProfile (params text, revision integer)")
+        db.execute("insert into ExperimentProfile values (?, 1)", [json.dumps(data)])
+        db.commit()
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        monkeypatch.setattr(resume, "_stop", lambda one: (held.close(), done.append(one)))
+        monkeypatch.setattr(resume, "read_database", lambda _: SimpleNamespace(trials={}))
+        monkeypatch.setattr(resume, "read_tried", lambda _: [])
+        port = held.getsockname()[1]
+        if right:
+            assert resume.resume_plan(folder, port=port).port == port
+        else:
+            with pytest.raises(ConfigError, match="stand_in_trial"):
+                resume.resume_plan(folder, port=port)
+    assert done == ([manager] if right else [])
