@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from nni_gconv.cli.completion import join_at_colons
 from nni_gconv.cli.docs import docs
 from nni_gconv.cli.doctor.command import doctor
 from nni_gconv.cli.examples import epilog
@@ -135,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         # What is heavy is imported later, when a command says how to go on.
         with interruptible("nothing was begun"):
+            join_at_colons()
             command = typer.main.get_command(app)
         code = command.main(
             args=None if argv is None else list(argv), prog_name="nni-gconv", standalone_mode=False

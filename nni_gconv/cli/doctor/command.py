@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nni_gconv.cli.completion import offer_models
 from nni_gconv.cli.doctor.installation import doctor_installation
 from nni_gconv.cli.networks.model_options import (
     InputShape,
@@ -25,6 +26,7 @@ def doctor(
             metavar="[MODEL|EXPERIMENT.yml]",
             help="resnet56, torchvision:resnet50, timm:NAME or mypkg.module:factory; or an "
             "experiment's file; without it the installation is looked at.",
+            shell_complete=offer_models,
         ),
     ] = None,
     shape: InputShape = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nni_gconv.cli.completion import offer_models
 from nni_gconv.errors import ConfigError
 from nni_gconv.own_code import NO_IMPORT
 from nni_gconv.yaml12 import parse_overrides
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
 ModelName = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="resnet56, torchvision:resnet50, timm:NAME or mypkg.module:factory."
+        metavar="MODEL",
+        help="resnet56, torchvision:resnet50, timm:NAME or mypkg.module:factory.",
+        shell_complete=offer_models,
     ),
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option("--model", help="The architecture; default: the one of the recipe in the file."),
+    typer.Option(
+        "--model",
+        help="The architecture; default: the one of the recipe in the file.",
+        shell_complete=offer_models,
+    ),
 ]
 InputShape = Annotated[
     str | None,

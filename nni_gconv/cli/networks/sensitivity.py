@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nni_gconv.cli.completion import offer_models
 from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, print_json
 from nni_gconv.cli.signals import KEPT, interruptible
@@ -28,6 +29,7 @@ def sensitivity(
             help="A recipe, for its network, weights, data and layers; or a model, with "
             "-o model.weights=FILE -o data.name=cifar10 -o data.root=FOLDER; or the folder or id "
             "of an NNI experiment whose trials measured a set each: their curves are joined.",
+            shell_complete=offer_models,
         ),
     ],
     override: Annotated[
