@@ -98,6 +98,9 @@ def _run(
         return
     typer.echo(str(_table(result)))
     note(f"kept in {result.output}")
+    small = result.output / "compact.safetensors"
+    if small.is_file():
+        note(f"the small network: {small}")
 
 
 def _table(result: TrialResult) -> Table:

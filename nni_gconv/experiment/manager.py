@@ -75,6 +75,17 @@ class TrialState:
         return self.metrics.get("default")
 
 
+def trials_in_words(count: int) -> str:
+    """Write a number of trials.
+
+    Examples
+    --------
+    >>> trials_in_words(1), trials_in_words(6)
+    ('1 trial', '6 trials')
+    """
+    return f"{count} trial{'s' * (count != 1)}"
+
+
 def parse_trial(job: Mapping[str, Any]) -> TrialState:
     """Read one entry of ``GET /trial-jobs``.
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from nni_gconv.experiment.manager import TrialState
+from nni_gconv.experiment.manager import TrialState, trials_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +78,7 @@ class ExperimentView:
         if plan.loopback:
             self._print(f"from afar  {tunnel_line(plan.port)}")
         self._concurrency = plan.config.trial_concurrency or 1
-        many = "trials until it is stopped" if self._total is None else f"{self._total} trials"
+        many = "trials until it is stopped" if self._total is None else trials_in_words(self._total)
         self._print(f"{'trials':<11}{many}, {self._concurrency} at a time")
         for note in plan.notes:
             self._print(f"note       {note}")
@@ -125,7 +125,9 @@ class ExperimentView:
         """Say what came home from machines elsewhere, and what did not."""
         if report is None:
             return
-        self._print(f"fetched    the files of {len(report.trials)} trials from the machines")
+        self._print(
+            f"fetched    the files of {trials_in_words(len(report.trials))} from the machines"
+        )
         for problem in report.problems:
             self._print(f"not here   {problem}")
 

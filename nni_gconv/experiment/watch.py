@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from nni_gconv.compat import read_database
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.epochs import progress_of
-from nni_gconv.experiment.manager import ManagerError, TrialState
+from nni_gconv.experiment.manager import ManagerError, TrialState, trials_in_words
 from nni_gconv.experiment.remote_machines import services_of
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class _Watcher:
             )
         early = sum(trial.status == "EARLY_STOPPED" for trial in self.trials)
         rest = len(self.trials) - len(good) - early
-        words = [f"{len(good)} trials succeeded"]
+        words = [f"{trials_in_words(len(good))} succeeded"]
         words += [f"{early} stopped early"] if early else []
         words += [f"{rest} cancelled"] if rest else []
         return self.end(Ending.SUCCESS, ", ".join(words))

@@ -143,6 +143,7 @@ class _Judge:
         missing = [name for name in missing if ours or name in ("nni", "nni-gconv")]
         # The first says how to install all that is missing, in one line.
         remedy = f": {facts.executable} -m pip install " + " ".join(map(self._pinned, missing))
+        remedy += "; or from here: nni-gconv doctor EXPERIMENT.yml --fix"
         for name in missing:
             level = ERROR if ours or name == "nni" else WARNING
             self.say(level, f"{name} is not installed {where}{remedy}", "pythonPath")

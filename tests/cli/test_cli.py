@@ -165,6 +165,8 @@ def test_a_run_ends_with_both_networks_side_by_side(monkeypatch, capsys, tmp_pat
     monkeypatch.setattr("nni_gconv.slots.gpu_slots", lambda *_, **__: contextlib.nullcontext())
     code, out, err = call(capsys, "run", "r.yml")
     assert (code, err) == (0, f"kept in {tmp_path}\n")
+    (tmp_path / "compact.safetensors").touch()
+    assert call(capsys, "run", "r.yml")[2].endswith(f"network: {tmp_path}/compact.safetensors\n")
     rows = [re.split(r" *│ *", line.strip("│ ")) for line in out.splitlines() if "│" in line]
     assert rows == [
         ["val accuracy", "0.8000", "0.7500"],

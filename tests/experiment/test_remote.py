@@ -234,12 +234,15 @@ def test_files_come_whole_once_and_go_on_where_they_stopped(home, machines, tmp_
 # The check beforehand
 
 
+RECIPE = "name: x\nmodel: {name: resnet8}\ndata: {name: digits}\ntrain: {epochs: 1}\n"
+
+
 @pytest.fixture
 def check(home, machines):
     """A function that checks an experiment on the machines, with one key changed."""
     code = home / "code"
     code.mkdir()
-    (code / "recipe.yml").write_text("name: x\n")
+    (code / "recipe.yml").write_text(RECIPE)
 
     def check(changes=(), **top):
         entries = [machine.entry for machine in machines]
@@ -300,6 +303,7 @@ def test_the_check_compares_versions_and_programs(check, home):
     assert any(text.startswith("nni-gconv is not installed in") for text in said)
     (line,) = [text for text in said if "pip install" in text]  # one for all that is missing
     assert line.count("==") > 2
+    assert line.endswith("; or from here: nni-gconv doctor EXPERIMENT.yml --fix")
     assert any("no program 'nni-gconv'" in text for text in said)
 
 
@@ -320,7 +324,7 @@ def test_the_check_compares_gpus_with_trials_at_a_time(check, home):
     (problem,) = problems(check(trialConcurrency=3)[1])
     assert problem.place == ("trialConcurrency",)
     assert "others wait" in problem.text
-    (home / "code/recipe.yml").write_text("name: x\ngpus: 2\n")
+    (home / "code/recipe.yml").write_text(f"{RECIPE}gpus: 2\n")
     assert {"1 GPUs, but each trial takes 2"} == {p.text for p in problems(check()[1])}
 
 
