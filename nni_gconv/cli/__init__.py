@@ -36,7 +36,7 @@ from nni_gconv.cli.networks.search_groups import search_groups
 from nni_gconv.cli.networks.sensitivity import sensitivity
 from nni_gconv.cli.networks.shrink import shrink
 from nni_gconv.cli.run import run
-from nni_gconv.cli.signals import Terminated, interruptible
+from nni_gconv.cli.signals import Terminated, interruptible, interruptible_command
 from nni_gconv.errors import NniGconvError
 
 __all__ = ["app", "main"]
@@ -111,7 +111,7 @@ for _command in (
     optimize,
 ):
     _name = _command.__name__.replace("_", "-")
-    app.command(_name, epilog=epilog(_name))(_command)
+    app.command(_name, epilog=epilog(_name))(interruptible_command(_command))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import shlex
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeVar
 
 from nni_gconv.cli.output import note
 
 #: Before the command that goes on with work that keeps what is finished.
 KEPT = "what was finished is kept; go on with: "
+
+
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 class Terminated(BaseException):
@@ -44,3 +51,14 @@ def interruptible(words: str) -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
+
+
+def interruptible_command(command: Command) -> Command:
+    """Let a command say how to go on wherever it is interrupted and nothing inside has said it."""
+
+    @functools.wraps(command)
+    def run(*arguments: object, **options: object) -> object:
+        with interruptible(f"run it again: nni-gconv {shlex.join(sys.argv[1:])}"):
+            return command(*arguments, **options)
+
+    return run  # type: ignore[return-value]

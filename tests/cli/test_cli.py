@@ -116,7 +116,10 @@ def test_ctrl_c_is_130(monkeypatch, capsys, runs):
 
     monkeypatch.delenv("NNI_TRIAL_JOB_ID", raising=False)
     monkeypatch.setattr("nni_gconv.report.collect", interrupt)
-    assert call(capsys, "report", str(runs))[0] == 130
+    monkeypatch.setattr(sys, "argv", ["nni-gconv", "report", "my runs"])
+    code, _, err = call(capsys, "report", str(runs))
+    again = "interrupted; run it again: nni-gconv report 'my runs'"
+    assert (code, err.strip()) == (130, again)
 
 
 @pytest.mark.parametrize(
