@@ -13,9 +13,13 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 
 def doctor_installation(*, as_json: bool) -> int:
     """Print a table, or JSON, of what was looked at; return 0 unless something blocks, then 2."""
+    from rich.console import Console
+
     from nni_gconv.installation import blocks, examine
 
-    found = examine()
+    # On a terminal alone; packages take seconds to load.
+    with Console(stderr=True).status("loading what is installed, each in a process of its own"):
+        found = examine()
     code = 2 if blocks(found) else 0
     if as_json:
         print_json([one.to_dict() for one in found])
@@ -23,7 +27,6 @@ def doctor_installation(*, as_json: bool) -> int:
     if not sys.stdout.isatty():
         typer.echo("\n".join(one.line() for one in found))
         return code
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
