@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def _pictures(rows: Sequence[TrialRow]) -> list[dict[str, str]]:
 
 
 def _trial(
-    row: TrialRow, on_front: bool, choices: Iterable[str], numbers: Sequence[_Number]
+    row: TrialRow, on_front: bool, choices: Mapping[str, str], numbers: Sequence[_Number]
 ) -> dict[str, Any]:
     folder = Path(row.folder) if row.folder is not None else None
     bad = row.status in _BAD
@@ -161,6 +161,7 @@ def _trial(
         "front": on_front,
         "bad": bad,
         "budget": format_budget(row.budget),
+        "chosen": "".join(f", {head} {chosen(row, key)}" for key, head in choices.items()),
         "numbers": [
             *(_choice(row, key) for key in choices),
             *(_cell(row, field, write) for _, field, write in numbers),

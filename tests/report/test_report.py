@@ -344,6 +344,7 @@ def test_trials_of_one_budget_are_told_apart(status, tmp_path):
     assert len(text.splitlines()) <= 4 + len(rows) + 4  # no row is folded
     page = write_html(rows, tmp_path / "r.html").read_text()
     assert page.count('<th class="number">lr</th>') == 1
+    assert page.count("second_order macs 0.7, lr 0.003: 90.00 %") == 1
     assert page.count('<td class="number" data-value="0.003">0.003</td>') == 2
 
 
