@@ -54,8 +54,10 @@ def recipe_of(
 ) -> dict[str, Any]:
     """Write the recipe of one row, without the places of data and weights."""
     shared = plan["recipe"]
-    tuned = {**shared["finetune"], "epochs": epochs, "distill": DISTILL if distilled else None}
-    prune = {**shared["prune"], **plan["methods"][method]}
+    how = dict(plan["methods"][method])
+    distill = {**DISTILL, "features": how.pop("features", 0.0)} if distilled else None
+    tuned = {**shared["finetune"], "epochs": epochs, "distill": distill}
+    prune = {**shared["prune"], **how}
     return {**shared, "seed": seed, "prune": prune, "finetune": tuned}
 
 
@@ -84,6 +86,8 @@ def rows_of(
         drawn = [n for n in range(plan.get("seeds", 1)) if seeds is None or n in seeds]
         orders = product(drawn, asked, (True, False), plan["methods"])
         for seed, number, distilled, method in orders:
+            if "features" in plan["methods"][method] and not distilled:
+                continue  # feature maps are a teacher's
             yield name, (method, number, distilled, seed)
 
 

@@ -160,6 +160,12 @@ class Recipe(BaseModel):
         learns = self.train is not None and self.train.epochs > 0
         return learns or self.model.weights is not None
 
+    @property
+    def learns_from_maps(self) -> bool:
+        """Whether feature maps of the dense network teach the small one."""
+        taught = self.finetune and self.finetune.distill
+        return bool(taught and taught.features)
+
     def _check_distill(self) -> None:
         """What teaches is the dense network: there has to be one that has learned something."""
         if self.train is not None and self.train.distill is not None:
@@ -173,3 +179,10 @@ class Recipe(BaseModel):
                     f"{name}.distill: the dense network is not trained: give model.weights or a "
                     "train section"
                 )
+        if self.sparsify is not None and self.sparsify.distill and self.sparsify.distill.features:
+            raise ValueError("sparsify.distill.features: feature maps teach in finetune alone")
+        if self.learns_from_maps and self.prune is None:
+            raise ValueError(
+                "finetune.distill.features: needs a prune section, whose masks say "
+                "which feature maps are the dense network's"
+            )

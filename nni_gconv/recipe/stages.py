@@ -40,6 +40,7 @@ DENSE = "dense.safetensors"
 MASKS = "masks.safetensors"
 MASKED = "masked.safetensors"
 SPEEDUP = "speedup.safetensors"
+MAPS = "maps.safetensors"
 COMPACT = "compact.safetensors"
 STATISTICS = "calibration"
 OPTIMIZED = "optimized.safetensors"
@@ -265,7 +266,12 @@ class Trial(Workbench):
         return {"best_epoch": result.best_epoch, "val_accuracy": result.best_accuracy}
 
     def _fit(
-        self, settings: TrainSettings, stage: str, path: Path, log: MetricLog | None
+        self,
+        settings: TrainSettings,
+        stage: str,
+        path: Path,
+        log: MetricLog | None,
+        teacher: nn.Module | None = None,
     ) -> FitResult:
         return fit(
             self.model,
@@ -278,7 +284,7 @@ class Trial(Workbench):
             log=log,
             progress=not self.quiet,
             resume=True,
-            teacher=self._teacher(settings),
+            teacher=teacher,
             distributed=self.distributed,
         )
 
@@ -319,7 +325,10 @@ class Trial(Workbench):
             seed=self.recipe.seed,
             graph=self._graph,
         )
+        whole = copy.deepcopy(self.model) if self.recipe.learns_from_maps else None
         self.model = speedup.speedup_model()
+        if whole is not None:
+            self._save_maps(speedup, whole, self.folder.path / MAPS)
         report = speedup.report()
         small, dense = self._profile("small"), self._profile("dense")
         check_met(
@@ -340,10 +349,11 @@ class Trial(Workbench):
         settings = self.recipe.finetune
         if settings is None:
             raise ConfigError("finetune: the recipe has no such section")
+        teacher = self._teacher(settings, self.folder.path / MAPS)
         if settings.from_scratch:
             seed_everything(self.recipe.seed)
             _reset_parameters(self.model)
-        result = self._fit(settings, "finetune", self.folder.path, self.log)
+        result = self._fit(settings, "finetune", self.folder.path, self.log, teacher)
         self._save_compact(COMPACT)
         before = self.folder.stages.get("speedup", {}).get("accuracy", {})
         small = before.get("val", {}).get("accuracy_small", 0.0)

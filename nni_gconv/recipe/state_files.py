@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nni_gconv.errors import CheckpointError
 from nni_gconv.files import atomic_path
 from nni_gconv.training import Distributed
+from nni_gconv.training.features import CommonMaps
 
 
 def save_state(model: nn.Module, path: Path, distributed: Distributed) -> None:
@@ -32,14 +33,7 @@ def load_state(model: nn.Module, path: Path, device: torch.device) -> None:
     CheckpointError
         The file is missing or damaged.
     """
-    try:
-        state = load_file(path, device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is missing or damaged although its stage is finished: begin anew in "
-            "another --output"
-        ) from error
-    model.load_state_dict(state)
+    model.load_state_dict(_read(path, str(device)))
 
 
 def save_masks(
@@ -57,3 +51,35 @@ def save_masks(
             save_file(flat, temporary)
     kept, every = (sum(int(f(m)) for m in flat.values()) for f in (torch.sum, torch.numel))
     return kept / max(1, every)
+
+
+def save_maps(common: CommonMaps, path: Path, distributed: Distributed) -> None:
+    """Write which channels of a small network are which of the dense one."""
+    flat = {f"{name}.{part}": t for name, two in common.items() for part, t in enumerate(two)}
+    if distributed.is_main:
+        with atomic_path(path) as temporary:
+            save_file(flat, temporary)
+    distributed.barrier()
+
+
+def load_maps(path: Path) -> CommonMaps:
+    """Read what :func:`save_maps` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing or damaged.
+    """
+    flat = _read(path, "cpu")
+    return {name[:-2]: (flat[name], flat[f"{name[:-2]}.1"]) for name in flat if name.endswith(".0")}
+
+
+def _read(path: Path, device: str) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = load_file(path, device=device)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is missing or damaged although its stage is finished: begin anew in "
+            "another --output"
+        ) from error
+    return state

@@ -23,6 +23,7 @@ from nni_gconv.recipe.latency import TimingCache
 from nni_gconv.recipe.measure import Accuracies, accuracies
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
+from nni_gconv.recipe.state_files import load_maps, save_maps
 from nni_gconv.training import (
     Distributed,
     MetricLog,
@@ -30,11 +31,14 @@ from nni_gconv.training import (
     seed_everything,
 )
 from nni_gconv.training.data import load_data, make_loaders
+from nni_gconv.training.features import FeatureTeacher, common_maps
 from nni_gconv.training.logs import open_trackers
 from nni_gconv.training.zoo import ModelSettings, list_models
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from nni_gconv.speedup import ModelSpeedup
 
 
 class Workbench:
@@ -154,9 +158,19 @@ class Workbench:
             self._profiles[which] = profile(model, self._example())
         return self._profiles[which]
 
-    def _teacher(self, stage: TrainSettings) -> nn.Module | None:
-        """Give the dense network to a stage that learns from it."""
-        return None if stage.distill is None else self.dense
+    def _teacher(self, stage: TrainSettings, maps: Path | None = None) -> nn.Module | None:
+        """Give the dense network to a stage that learns from it, by its maps too where asked."""
+        if stage.distill is None:
+            return None
+        if maps is None or not stage.distill.features:
+            return self.dense
+        return FeatureTeacher(self.dense, load_maps(maps))
+
+    def _save_maps(self, speedup: ModelSpeedup, whole: nn.Module, path: Path) -> None:
+        """Find which feature maps of `whole`, which was cut, the small network has."""
+        speedup.mask(whole)
+        images = next(iter(self.loaders.plain))[0][:8].to(self.device)
+        save_maps(common_maps(self.model, whole, images), path, self.distributed)
 
     def _accuracies(self, which: str) -> Accuracies:
         given = self.loaders, self.device, self.distributed, self.num_classes

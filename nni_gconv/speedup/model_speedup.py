@@ -142,6 +142,7 @@ class ModelSpeedup:
             load_masks(masks_or_file) if isinstance(masks_or_file, str | Path) else masks_or_file
         )
         self._report: SpeedupReport | None = None
+        self._masked: tuple[dict[str, Tensor], Mapping[str, tuple[str, ...]]] | None = None
         self.plan: Plan | None = None
         self._replaced: list[Replaced] = []
         self._before: list[Tensor] = []
@@ -174,6 +175,7 @@ class ModelSpeedup:
         thinned.thin(self.model)
         self._replaced = apply_plan(self.model, thinned.graph, cut.plan, cut.kept, ready)
         self.plan = cut.plan
+        self._masked = {**thinned.gone, **cut.kept}, dense.aliases
         notes = (
             *thinned.notes, *speedup_notes(cut, thinned), *cut.notes, *thinned.graph.notes,
             *([seen.note] if seen is not None and seen.note else ()),
@@ -231,6 +233,18 @@ class ModelSpeedup:
             order=cut.order,
             seed=self.seed,
         )
+
+    def mask(self, model: nn.Module) -> None:
+        """Mask a copy of the model that was given, so that it computes what the small one does.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Copied before :meth:`speedup_model`, which has to be called first.
+        """
+        if self._masked is None:
+            raise SpeedupError("no masks yet: call speedup_model() first")
+        mask_parameters(model, *self._masked)
 
     def report(self) -> SpeedupReport:
         """Return what was done, per layer; call :meth:`speedup_model` first."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nni_gconv.errors import ConfigError, NniGconvError
@@ -29,6 +30,7 @@ from nni_gconv.training.checkpoint import (
 from nni_gconv.training.data import Loaders
 from nni_gconv.training.distill import distillation_loss, teaching, weights_digest
 from nni_gconv.training.distributed import Distributed
+from nni_gconv.training.features import FeatureTeacher, feature_loss, recorded
 from nni_gconv.training.logs import EpochProgress, MetricLog, check_numbers, log_distributions
 from nni_gconv.training.metrics import Metrics, autocast, check_amp, evaluate
 from nni_gconv.training.optim import ScheduleLR
@@ -81,7 +83,8 @@ def default_training_step(
     Raises
     ------
     ConfigError
-        There is a teacher and no ``distill`` in the settings, or the other way round.
+        There is a teacher and no ``distill`` in the settings, or the other way round; so with
+        ``distill.features`` and a :class:`FeatureTeacher`.
     """
     smoothing, distill = settings.label_smoothing, settings.distill
     if (teacher is None) != (distill is None):
@@ -91,13 +94,26 @@ def default_training_step(
             else "teacher: needs distill in the settings: {temperature: 4, weight: 0.7}"
         )
 
+    common = teacher.common if isinstance(teacher, FeatureTeacher) else {}
+    if bool(distill is not None and distill.features) != bool(common):
+        raise ConfigError(
+            "teacher: a FeatureTeacher needs features in the settings: distill: {features: 100}"
+            if common
+            else "distill.features: needs teacher=FeatureTeacher(dense, common_maps(...))"
+        )
+
     def training_step(batch: Batch, model: nn.Module) -> Tensor:
         images, labels = batch
         if teacher is None or distill is None:
             return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
-        with torch.no_grad():
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        known = teacher.network if isinstance(teacher, FeatureTeacher) else teacher
+        with recorded(known, common) as theirs, torch.no_grad():
             taught = teacher(images)
-        return distillation_loss(model(images), taught, labels, distill, smoothing)
+        with recorded(inner, common) as ours:
+            logits = model(images)
+        loss = distillation_loss(logits, taught, labels, distill, smoothing)
+        return loss + distill.features * feature_loss(ours, theirs, common) if common else loss
 
     return training_step
 

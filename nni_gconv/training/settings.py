@@ -85,7 +85,7 @@ class DistillSettings(BaseModel):
     Examples
     --------
     >>> DistillSettings(temperature=2)
-    DistillSettings(temperature=2.0, weight=0.7)
+    DistillSettings(temperature=2.0, weight=0.7, features=0.0)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,6 +95,12 @@ class DistillSettings(BaseModel):
     )
     weight: float = Field(
         0.7, ge=0, le=1, description="Share of the teacher in the loss; the labels have the rest."
+    )
+    features: float = Field(
+        0.0,
+        ge=0,
+        description="finetune only: weight of the relative squared distance from the teacher's "
+        "feature maps, a mean over all blocks, beside the rest of the loss.",
     )
 
 
