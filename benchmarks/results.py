@@ -55,7 +55,8 @@ def recipe_of(
     """Write the recipe of one row, without the places of data and weights."""
     shared = plan["recipe"]
     how = dict(plan["methods"][method])
-    distill = {**DISTILL, "features": how.pop("features", 0.0)} if distilled else None
+    maps = {"features": how.pop("features")} if "features" in how else {}
+    distill = {**DISTILL, **maps} if distilled else None
     tuned = {**shared["finetune"], "epochs": epochs, "distill": distill}
     prune = {**shared["prune"], **how}
     return {**shared, "seed": seed, "prune": prune, "finetune": tuned}

@@ -189,11 +189,13 @@ def _beside(rows: list[dict[str, Any]]) -> list[str]:
     if not ended:
         return []
     equal = [r for r in ended if r["peer_difference"] <= 1e-9]
+    late = [r for r in tried if r.get("peer_error", "").startswith("over ")]
     ours = statistics.median(r["left"] for r in ended)
     theirs = statistics.median(r["peer_left"] for r in ended)
+    some = "all" if len(tried) == len(rows) else len(tried)
     return [
-        f"- Torch-Pruning was tried on {len(tried)} of these, those first that take least time: it "
-        f"finishes on {len(ended)} and is equal to 1e-9 on {len(equal)}. Where it finishes "
+        f"- Torch-Pruning was tried on {some} of these: it finishes on {len(ended)}, {len(late)} "
+        f"take longer than the limit, and {len(equal)} are equal to 1e-9. Where it finishes "
         f"{theirs:.3f} of the parameters are left in the median, here {ours:.3f}. It chooses "
         "channels itself, those of least norm: where these are not the masked ones, outputs differ "
         "for that."
