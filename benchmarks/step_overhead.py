@@ -13,6 +13,7 @@ median over rounds, quartiles in brackets.
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import random
 import time
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 from nni_gconv import FPGMPruner, GSparsityPruner, ProxSGD, ShufflePruner, SlimmingPruner
 from nni_gconv.pruning.pruner import TrainedPruner
 from nni_gconv.training.engine import default_training_step
+from nni_gconv.training.features import FeatureTeacher, common_maps
 from nni_gconv.training.settings import DistillSettings, TrainSettings
 from nni_gconv.training.zoo import create_model
 
@@ -52,6 +54,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "plain SGD": Method(),
     "distillation": Method(distill=DistillSettings()),
+    "feature maps": Method(distill=DistillSettings(features=100)),
     "slimming (proximal)": Method(SlimmingPruner, BUDGET),
     "slimming (subgradient)": Method(SlimmingPruner, {**BUDGET, "penalty": "subgradient"}),
     "FPGM (soft)": Method(FPGMPruner, BUDGET),
@@ -79,8 +82,12 @@ class Timed:
         self.optimizer, self.training_step = optimizer, self.loss
         if method.distill is not None:
             # What fit(teacher=) does in each step: the teacher of a pruned network is a dense one.
+            teacher = create_model(net).to(images.device).eval()
+            if method.distill.features:
+                common = common_maps(self.model, copy.deepcopy(self.model), images[:8])
+                teacher = FeatureTeacher(teacher, common)
             self.training_step = default_training_step(
-                TrainSettings(distill=method.distill), create_model(net).to(images.device).eval()
+                TrainSettings(distill=method.distill), teacher
             )
         if method.pruner is not None:
             evaluator = TorchEvaluator(
