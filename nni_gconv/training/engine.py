@@ -219,9 +219,12 @@ class Loop:
     def _identity(self) -> dict[str, Any]:
         """Return what must be equal for a resumed run to end as an uninterrupted one."""
         taught = {} if self.teacher is None else {"teacher": weights_digest(self.teacher)}
+        settings = self.settings.model_dump(mode="json")
+        if settings["distill"] and not settings["distill"]["features"]:
+            del settings["distill"]["features"]  # unknown to checkpoints of before
         return {
             **taught,
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": settings,
             "optimizer": type(self.optimizer).__name__,
             "epochs": self.epochs,
             "seed": self.seed,
