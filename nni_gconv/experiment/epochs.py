@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.recipe.seal import shared_place
+from nni_gconv.recipe import shared_place
 from nni_gconv.yaml12 import read_yaml
 
 _METRICS = "metrics.jsonl"

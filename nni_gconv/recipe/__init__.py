@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nni_gconv.recipe.result import TrialResult
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
+    from nni_gconv.recipe.seal import shared_place
     from nni_gconv.recipe.stages import Trial
     from nni_gconv.recipe.workbench import check_runs
 
@@ -30,6 +31,7 @@ __all__ = [
     "parse_recipe",
     "run_recipe",
     "run_torchrun",
+    "shared_place",
     "torchrun_size",
 ]
 
@@ -42,6 +44,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "result": ["TrialResult"],
         "run": ["run_recipe"],
         "schema": ["Recipe"],
+        "seal": ["shared_place"],
         "stages": ["Trial"],
         "workbench": ["check_runs"],
     },
