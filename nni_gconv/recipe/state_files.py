@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from nni_gconv.errors import CheckpointError
 from nni_gconv.files import atomic_path
-from nni_gconv.training import Distributed
-from nni_gconv.training.features import CommonMaps
+from nni_gconv.training import CommonMaps, Distributed
 
 
 def save_state(model: nn.Module, path: Path, distributed: Distributed) -> None:

@@ -26,12 +26,13 @@ from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.state_files import load_maps, save_maps
 from nni_gconv.training import (
     Distributed,
+    FeatureTeacher,
     MetricLog,
     TrainSettings,
+    common_maps,
     seed_everything,
 )
 from nni_gconv.training.data import load_data, make_loaders
-from nni_gconv.training.features import FeatureTeacher, common_maps
 from nni_gconv.training.logs import open_trackers
 from nni_gconv.training.zoo import ModelSettings, list_models
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from nni_gconv.training.engine import FitResult
     from nni_gconv.training.evaluator import make_evaluator
+    from nni_gconv.training.features import CommonMaps, FeatureTeacher, common_maps
     from nni_gconv.training.logs import MetricLog
     from nni_gconv.training.loop import fit
     from nni_gconv.training.metrics import evaluate
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from nni_gconv.training.settings import FinetuneSettings, TrainSettings
 
 __all__ = [
+    "CommonMaps",
     "Distributed",
+    "FeatureTeacher",
     "FinetuneSettings",
     "FitResult",
     "MetricLog",
     "ProxSGD",
     "TrainSettings",
+    "common_maps",
     "evaluate",
     "fit",
     "from_main_process",
@@ -61,6 +65,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         ],
         "engine": ["FitResult"],
         "evaluator": ["make_evaluator"],
+        "features": ["CommonMaps", "FeatureTeacher", "common_maps"],
         "logs": ["MetricLog"],
         "loop": ["fit"],
         "metrics": ["evaluate"],

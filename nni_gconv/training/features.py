@@ -89,10 +89,10 @@ def common_maps(
 
     Examples
     --------
-    >>> net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Conv2d(4, 2, 1))
-    >>> own, theirs = common_maps(net, copy.deepcopy(net), torch.randn(2, 3, 4, 4))["0"]
-    >>> own.tolist() == theirs.tolist()
-    True
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    >>> common = common_maps(net, copy.deepcopy(net), torch.randn(2, 3, 4, 4))
+    >>> {name: theirs.tolist() for name, (own, theirs) in common.items()}
+    {'0': [0, 1, 2, 3], '2': [0, 1]}
     """
     known = dict(small.named_modules())
     names = [name for name in _blocks(masked) if name in known]
