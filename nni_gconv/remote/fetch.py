@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import paramiko
 
 LARGE = (
-    "dense.safetensors", "masked.safetensors", "speedup.safetensors",
+    "dense.safetensors", "maps.safetensors", "masked.safetensors", "speedup.safetensors",
     "checkpoint*", "*.ckpt", "*.pt", "*.pth",
 )  # fmt: skip
 """Files that a trial needs to go on, and a report does not."""

@@ -5,6 +5,7 @@ usage: fit_process.py DIRECTORY [key=value ...]     (or through python -m torch.
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from training_nets import conv_net, plain_net, synthetic
 
+from nni_gconv.training import FeatureTeacher, common_maps
 from nni_gconv.training.distributed import Distributed
 from nni_gconv.training.logs.metric_log import MetricLog
 from nni_gconv.training.loop import fit
@@ -22,7 +24,11 @@ from nni_gconv.training.settings import TrainSettings
 
 def main(directory: Path, options: dict[str, str]) -> None:
     net = {"conv": conv_net(dropout=0.3), "plain": plain_net()}[options.get("net", "conv")]
-    distill = {"weight": 0.6} if options.get("distill") == "yes" else None
+    ways = {"no": None, "yes": {"weight": 0.6}, "maps": {"features": 5}}
+    distill, teacher = ways[options.get("distill", "no")], conv_net(seed=9, dropout=0.3)
+    if distill and "features" in distill:
+        common = common_maps(net, copy.deepcopy(net), torch.randn(2, *synthetic().input_shape))
+        teacher = FeatureTeacher(teacher, common)
     left = [int(options.get("kill_at", -1))]
 
     def maybe_die() -> None:
@@ -51,7 +57,7 @@ def main(directory: Path, options: dict[str, str]) -> None:
             log=log,
             progress=False,
             resume=options.get("resume") == "yes",
-            teacher=conv_net(seed=9, dropout=0.3) if distill else None,
+            teacher=teacher if distill else None,
             after_step=maybe_die,
             distributed=distributed,
         )

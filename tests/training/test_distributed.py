@@ -48,7 +48,7 @@ def test_two_processes_equal_one(tmp_path, distill):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distill", ["no", "yes"])
+@pytest.mark.parametrize("distill", ["no", "yes", "maps"])
 def test_two_processes_that_are_killed_resume_to_the_same_weights(tmp_path, distill):
     """With batch norm and dropout, whose state differs between the processes."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
