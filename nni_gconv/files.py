@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from nni_gconv.errors import ConfigError
+from nni_gconv.errors import ConfigError, nearest
 
 _PART = re.compile(r"\.part-\d+-.+")
 _CHUNK = 1 << 20
@@ -209,3 +209,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file whole, indented for people."""
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def files_nearby(path: Path) -> str:
+    """Write the end of a message on a file that is not there: those of its folder named nearly so.
+
+    Examples
+    --------
+    >>> files_nearby(Path("/nowhere/recipe.yml"))
+    ''
+    """
+    close = nearest(path.name, [p.name for p in path.parent.glob("*") if p.is_file()])
+    return f"; nearest: {', '.join(close)}" if close else ""

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from nni_gconv.errors import ConfigError, NniGconvError, nearest
+from nni_gconv.files import files_nearby
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.yaml12 import read_yaml
 
@@ -88,11 +89,7 @@ def beside(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        hint = ""
-        if path.parent.is_dir():
-            close = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_file()])
-            hint = f"; nearest: {', '.join(close)}" if close else ""
-        raise ConfigError(f"no recipe at {path}{hint}")
+        raise ConfigError(f"no recipe at {path}{files_nearby(path)}")
     try:
         data = read_yaml(path.read_text(encoding="utf-8"), path.name)
     except UnicodeDecodeError as error:

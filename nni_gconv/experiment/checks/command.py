@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_gconv.compat import launch_path
-from nni_gconv.errors import ConfigError, nearest
+from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.remote_machines import services_of
+from nni_gconv.files import files_nearby
 from nni_gconv.own_code import code_names
 from nni_gconv.yaml12 import parse_overrides, read_yaml
 
@@ -108,9 +109,7 @@ def _check_recipe(
     file = code / Path(weights).expanduser()
     # A name of published weights has neither a folder nor a suffix.
     if ("/" in weights or file.suffix) and not file.is_file():
-        near = nearest(file.name, [p.name for p in file.parent.glob("*") if p.is_file()])
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ConfigError(f"{recipe.name}: model.weights: no file {file}{hint}")
+        raise ConfigError(f"{recipe.name}: model.weights: no file {file}{files_nearby(file)}")
 
 
 def _check_no_code(space: Mapping[str, Any], recipe: Path) -> None:
