@@ -49,9 +49,11 @@ def shifts(
 def shift_bias(module: nn.Module, shift: list[float]) -> None:
     """Add to the bias of a layer, which gets one if it has none."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    added = torch.tensor(shift, dtype=weight.dtype, device=weight.device)
+    bias: Tensor | None = module.bias  # type: ignore[assignment]
+    like = weight if bias is None else bias
+    added = torch.tensor(shift, dtype=like.dtype, device=weight.device)
     with torch.no_grad():
-        if module.bias is None:
+        if bias is None:
             module.bias = nn.Parameter(added, requires_grad=weight.requires_grad)
         else:
-            module.bias += added  # type: ignore[operator]
+            bias += added

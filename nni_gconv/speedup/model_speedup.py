@@ -19,16 +19,10 @@ from nni_gconv.speedup.cut import Replaced, apply_plan
 from nni_gconv.speedup.literal_widths import MOST_WIDTHS, written_width
 from nni_gconv.speedup.optimizer import rebind
 from nni_gconv.speedup.plan import Constants, Cut, Plan, plan_cut
+from nni_gconv.speedup.precise import PreciseModel, mask_parameters
 from nni_gconv.speedup.report import SpeedupReport, layer_changes, speedup_notes, weight_shapes
 from nni_gconv.speedup.residual import Thinned, without_dead_blocks
-from nni_gconv.speedup.verify import (
-    Verified,
-    check_dummy,
-    check_finite,
-    mask_parameters,
-    precise_copy,
-    verify_equal,
-)
+from nni_gconv.speedup.verify import Verified, check_dummy, check_finite, verify_equal
 
 #: Arguments of NNI's class that are not needed here, and those that take its own machinery.
 _UNNEEDED = (
@@ -150,7 +144,7 @@ class ModelSpeedup:
     def speedup_model(self) -> nn.Module:
         """Make the model small, in place, and return it."""
         # Of a model that nothing has run yet: what a trace were to leave behind would be seen.
-        pristine = precise_copy(self.model) if self.verify else None
+        pristine = PreciseModel(self.model) if self.verify else None
         dense = trace(self.model, self.dummy_input) if self._graph is None else self._graph
         masks = read_masks(self.model, self._masks, dense.aliases)
         thinned = without_dead_blocks(
@@ -167,7 +161,7 @@ class ModelSpeedup:
                 # The forward reckons with what only looked like a width.
                 pins = {use.node: _MORE.format(use.total) for use in cut.channels.sizes}
                 cut, small, ready = self._cut_that_runs(thinned, pins)
-                pristine = precise_copy(self.model)
+                pristine = PreciseModel(self.model)
                 seen = self._verified(pristine, dense, thinned, cut, small)
         if self._budget:
             self._check_budget(small, speedup_notes(cut, thinned))
@@ -216,17 +210,18 @@ class ModelSpeedup:
         check_met(self._budget, after, before, notes)
 
     def _verified(
-        self, pristine: nn.Module, dense: Graph, thinned: Thinned, cut: Cut, small: nn.Module
+        self, pristine: PreciseModel, dense: Graph, thinned: Thinned, cut: Cut, small: nn.Module
     ) -> Verified:
         """Compare masked and small model, both in float64."""
         check_finite(small, self.dummy_input, seed=self.seed)
         # Cut anew in float64: constants folded into biases are rounded in the model's own.
-        small = thinned.copy_of(precise_copy(self.model))
-        apply_plan(small, thinned.graph, cut.plan, cut.kept)
-        mask_parameters(pristine, {**thinned.gone, **cut.kept}, dense.aliases)
+        precise = PreciseModel(self.model, cut.plan.reckons_with(self.model))
+        precise.module = thinned.copy_of(precise.module)
+        apply_plan(precise.module, thinned.graph, cut.plan, cut.kept)
+        pristine.mask({**thinned.gone, **cut.kept}, dense.aliases)
         return verify_equal(
             pristine,
-            small,
+            precise,
             self.dummy_input,
             graph=thinned.graph,
             channels=cut.channels,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
 from nni_gconv.graph import (
@@ -96,6 +96,11 @@ class Plan:
     attributes: dict[Attribute, int]
     factors: dict[str, list[float]] = field(default_factory=dict)
     standards: dict[str, StandardWeight] = field(default_factory=dict)
+
+    def reckons_with(self, model: nn.Module) -> set[str]:
+        """Name the weights whose values or type decide what comes of others, or that are scaled."""
+        unbiased = (name for name in self.shifts if model.get_submodule(name).bias is None)
+        return {*self.factors, *(f"{name}.weight" for name in (*unbiased, *self.standards))}
 
 
 def make_plan(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from nni_gconv import compat
 from nni_gconv.errors import ConfigError, SpeedupError
 from nni_gconv.graph import ChannelMap, ChannelOrder, Graph, as_inputs, varying
 from nni_gconv.modes import evaluating
-from nni_gconv.speedup.residual import copy_with
+from nni_gconv.speedup.precise import PreciseModel
 from nni_gconv.speedup.verify_inputs import (
     Inputs,
     attempts,
@@ -22,6 +21,8 @@ from nni_gconv.speedup.verify_inputs import (
     other_sizes,
     randomised,
 )
+
+_FAILURES = (RuntimeError, ValueError, IndexError, AssertionError)
 
 #: Largest relative difference by dtype, as the contract promises.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -42,37 +43,9 @@ class Verified(NamedTuple):
     note: str | None
 
 
-def precise_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model whose floating-point tensors are float64."""
-    made: dict[int, Tensor] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            copied = tensor.detach().to(torch.float64, copy=True)
-            if isinstance(tensor, nn.Parameter):
-                copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
-            made[id(tensor)] = copied
-    # What is given counts as copied: no copy in the old type is made on the way.
-    return copy_with(model, made)
-
-
-def mask_parameters(
-    model: nn.Module, kept: Mapping[str, Tensor], aliases: Mapping[str, tuple[str, ...]]
-) -> None:
-    """Give a model masked parameters; a copy that shares the old ones keeps them unmasked."""
-    for name, mask in kept.items():
-        path, _, attribute = name.rpartition(".")
-        old = getattr(model.get_submodule(path), attribute)
-        made = old.detach().masked_fill(~mask.to(old.device), 0)
-        if isinstance(old, nn.Parameter):
-            made = nn.Parameter(made, requires_grad=old.requires_grad)
-        for alias in aliases[name]:
-            path, _, attribute = alias.rpartition(".")
-            setattr(model.get_submodule(path), attribute, made)
-
-
 def verify_equal(
-    masked: nn.Module,
-    small: nn.Module,
+    masked: PreciseModel,
+    small: PreciseModel,
     dummy_input: Any,
     *,
     graph: Graph,
@@ -88,8 +61,8 @@ def verify_equal(
 
     Parameters
     ----------
-    masked, small : nn.Module
-        Both are moved to eval mode and, where possible, float64: pass copies.
+    masked, small : PreciseModel
+        Both are moved to eval mode and, where that cannot be run, from float64 to float32.
     dummy_input : Tensor, tuple or dict
         Gives shapes and dtypes; floating-point inputs are replaced by random numbers. Of a batch
         two samples are run where the model takes them.
@@ -108,12 +81,13 @@ def verify_equal(
         The models differ by more than 1e-9 (float64) or 1e-4 (models that only run in float32).
     """
     error: Exception | None = None
+    for model in (masked, small):
+        model.module.eval()
     for dtype, given, note in attempts(dummy_input, graph):
-        masked, small = masked.to(dtype).eval(), small.to(dtype).eval()
         inputs = randomised(given, dtype, seed)
         try:
-            expected, got = _outputs(masked, inputs, seed), _outputs(small, inputs, seed)
-        except (RuntimeError, ValueError, IndexError, AssertionError) as failed:
+            expected, got = (_outputs_in(dtype, model, inputs, seed) for model in (masked, small))
+        except _FAILURES as failed:
             error = failed
             continue
         context = _Compared(masked, small, graph, channels, order, TOLERANCE[dtype], seed)
@@ -129,8 +103,8 @@ def verify_equal(
 class _Compared:
     """Two models in one precision, and what it takes to name the layer where they part."""
 
-    masked: nn.Module
-    small: nn.Module
+    masked: PreciseModel
+    small: PreciseModel
     graph: Graph
     channels: ChannelMap
     order: ChannelOrder
@@ -156,7 +130,7 @@ class _Compared:
     def check_other(self, inputs: Inputs) -> bool:
         """Compare at inputs of another size; tell whether the masked model takes them."""
         try:
-            expected = _outputs(self.masked, inputs, self.seed)
+            expected = _precise_outputs(self.masked, inputs, self.seed)
         except Exception:  # whatever a forward says to a size it is not made for
             return False
         if not all(bool(x.isfinite().all()) for x in expected if x.is_floating_point()):
@@ -164,7 +138,7 @@ class _Compared:
         shapes = [tuple(x.shape) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
         where = f" at inputs of {', '.join(map(str, shapes))}"
         try:
-            got = _outputs(self.small, inputs, self.seed)
+            got = _precise_outputs(self.small, inputs, self.seed)
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise SpeedupError(
@@ -210,6 +184,22 @@ def check_finite(small: nn.Module, dummy_input: Any, *, seed: int = 0) -> None:
         )
 
 
+def _outputs_in(dtype: torch.dtype, model: PreciseModel, inputs: Inputs, seed: int) -> list[Tensor]:
+    """Run a model in a type, and once more with all its tensors in it if it asks for that."""
+    model.to(dtype)
+    try:
+        return _precise_outputs(model, inputs, seed)
+    except _FAILURES:
+        if not model.unshare():
+            raise
+    return _precise_outputs(model, inputs, seed)
+
+
+def _precise_outputs(model: PreciseModel, inputs: Inputs, seed: int) -> list[Tensor]:
+    with model.reading():
+        return _outputs(model.module, inputs, seed)
+
+
 def _outputs(model: nn.Module, inputs: tuple[tuple, dict], seed: int) -> list[Tensor]:
     """Run a model; what its forward draws at random is the same in each run."""
     tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
@@ -233,8 +223,8 @@ def _difference(expected: Tensor, got: Tensor) -> float:
 
 
 def _first_divergence(
-    masked: nn.Module,
-    small: nn.Module,
+    masked: PreciseModel,
+    small: PreciseModel,
     inputs: tuple[tuple, dict],
     graph: Graph,
     channels: ChannelMap,
@@ -260,11 +250,11 @@ def _first_divergence(
     return "the output (no single layer differs)"
 
 
-def _record(model: nn.Module, inputs: tuple[tuple, dict], seed: int) -> dict[str, Tensor]:
+def _record(model: PreciseModel, inputs: tuple[tuple, dict], seed: int) -> dict[str, Tensor]:
     """Outputs of the innermost modules, in the order they ran first."""
     seen: dict[str, Tensor] = {}
     handles = []
-    for name, module in model.named_modules():
+    for name, module in model.module.named_modules():
         if any(True for _ in module.children()) or compat.is_scripted(module):
             continue
 
@@ -274,7 +264,7 @@ def _record(model: nn.Module, inputs: tuple[tuple, dict], seed: int) -> dict[str
 
         handles.append(module.register_forward_hook(keep))
     try:
-        _outputs(model, inputs, seed)
+        _precise_outputs(model, inputs, seed)
     finally:
         for handle in handles:
             handle.remove()

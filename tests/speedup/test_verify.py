@@ -15,8 +15,8 @@ from nni_gconv import ModelSpeedup
 from nni_gconv.errors import BudgetError, ConfigError, SpeedupError
 from nni_gconv.speedup import model_speedup
 from nni_gconv.speedup.cut import apply_plan
+from nni_gconv.speedup.precise import PreciseModel, mask_parameters
 from nni_gconv.speedup.residual import sharing_copy
-from nni_gconv.speedup.verify import mask_parameters, precise_copy
 
 
 class Net(nn.Module):
@@ -72,8 +72,8 @@ def test_what_is_run(monkeypatch, kind, shape, expected):
     real = model_speedup.verify_equal
 
     def watched(masked, small, *args, **kwargs):
-        masked.seen.clear()
-        compared.append(masked.seen)
+        masked.module.seen.clear()
+        compared.append(masked.module.seen)
         return real(masked, small, *args, **kwargs)
 
     monkeypatch.setattr(model_speedup, "verify_equal", watched)
@@ -119,8 +119,8 @@ def test_what_large_images_hold_is_bounded(monkeypatch, most, shapes):
     real, compared, live = model_speedup.verify_equal, [], Live()
 
     def watched(masked, small, *args, **kwargs):
-        masked.seen.clear()
-        compared.append(masked.seen)
+        masked.module.seen.clear()
+        compared.append(masked.module.seen)
         with live:
             return real(masked, small, *args, **kwargs)
 
@@ -198,7 +198,7 @@ def test_copies():
     net.tied = nn.Conv2d(3, 8, 3)
     net.tied.weight = net.a.weight
     net.norm.weight.requires_grad_(False)
-    precise, sharing = precise_copy(net), sharing_copy(net)
+    precise, sharing = PreciseModel(net).module, sharing_copy(net)
     for copied in (precise, sharing):
         assert copied.again is copied.a is not net.a
         assert copied.tied.weight is copied.a.weight
