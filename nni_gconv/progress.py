@@ -23,6 +23,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 #: Seconds between two lines of one stage where no terminal shows a bar.
 _APART = 60.0
+#: Seconds between two notes for those who look from elsewhere.
+_NOTES_APART = 5.0
+
+#: Is told how far a stage is: "prune, 512 of 1,024 images".
+Note = Callable[[str], None]
 
 _current: ContextVar[Stage | None] = ContextVar("stage", default=None)
 
@@ -80,9 +85,11 @@ def advancing(
         return
     stage, shown = _current.get(), None
     if stage is None or not stage.has_bar:
-        shown = _bar() if sys.stderr.isatty() else None
-        name = what if stage is None else f"{stage.name}: {what}"
-        stage = Stage(name, shown, stage is None or stage.spoken)
+        if sys.stderr.isatty():
+            shown = _bar()
+            stage = Stage(what if stage is None else f"{stage.name}: {what}", shown, spoken=False)
+        elif stage is None:
+            stage = Stage("", None, spoken=True)
 
     def advance(done: int, every: int) -> None:
         stage.advance(done, every, what)
@@ -96,10 +103,12 @@ def advancing(
 class Stage:
     """A stage under way; `result` is what its line says in the end."""
 
-    def __init__(self, name: str, bar: Progress | None, spoken: bool) -> None:
+    def __init__(
+        self, name: str, bar: Progress | None, spoken: bool, note: Note | None = None
+    ) -> None:
         self.name, self.result = name, ""
-        self.begun = self._last = time.monotonic()
-        self._bar, self.spoken = bar, spoken
+        self.begun = self._last = self._noted = time.monotonic()
+        self._bar, self.spoken, self.note = bar, spoken, note
         self._task = None if bar is None else bar.add_task(name, total=None, count="")
 
     @property
@@ -114,7 +123,10 @@ class Stage:
             self._bar.update(self._task, completed=done, total=every, count=far)
         elif self.spoken and time.monotonic() - self._last >= _APART:
             self._last = time.monotonic()
-            say(f"{self.name}: {far}")
+            say(f"{self.name}: {far}" if self.name else far)
+        if self.note is not None and time.monotonic() - self._noted >= _NOTES_APART:
+            self._noted = time.monotonic()
+            self.note(far)
 
 
 def say(text: str) -> None:
@@ -131,12 +143,15 @@ class Stages:
         Of the work, in front of each line.
     enabled : bool, optional
         Default: on a terminal and in notebooks.
+    note : callable, optional
+        Is told every few seconds how far a stage is, for those who look from elsewhere.
     """
 
-    def __init__(self, name: str, enabled: bool | None = None) -> None:
+    def __init__(self, name: str, enabled: bool | None = None, note: Note | None = None) -> None:
         seen = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.name, self.enabled = name, seen if enabled is None else enabled
         self.seconds: dict[str, float] = {}
+        self._note = note
 
     @contextmanager
     def stage(self, name: str, *, bar: bool = True) -> Iterator[Stage]:
@@ -150,7 +165,9 @@ class Stages:
             Whether a terminal shows a bar meanwhile; not where what is done shows its own.
         """
         shown = _bar() if self.enabled and bar and sys.stderr.isatty() else None
-        stage = Stage(f"{self.name}: {name}", shown, self.enabled)
+        told = self._note
+        note = None if told is None else lambda far: told(f"{name}, {far}")
+        stage = Stage(f"{self.name}: {name}", shown, self.enabled, note)
         token = _current.set(stage)
         try:
             with shown or nullcontext():

@@ -12,6 +12,7 @@ import pytest
 
 from nni_gconv import progress
 from nni_gconv.progress import Stages, counting
+from nni_gconv.training.logs import EpochProgress
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_a_line_a_minute_where_no_terminal_is(clock, capsys):
     count(clock, 10, 25.0)
     lines = capsys.readouterr().err.splitlines()
     # Pieces end at 25 s, 50 s, 75 s ...: the first after each minute speaks.
-    assert lines == [f"layers: {n} of 10 layers" for n in (3, 6, 9)]
+    assert lines == [f"{n} of 10 layers" for n in (3, 6, 9)]
 
 
 def test_short_work_says_nothing(clock, capsys):
@@ -46,7 +47,7 @@ def test_work_inside_a_stage_speaks_in_its_name(clock, capsys):
     with Stages("shrink", enabled=True).stage("prune"):
         count(clock, 2, 61.0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "shrink: prune: layers: 1 of 2 layers"
+    assert lines[0] == "shrink: prune: 1 of 2 layers"
     assert "prune" in lines[-1]
 
 
@@ -56,11 +57,35 @@ def test_a_stage_that_is_silent_is_so_inside(clock, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_an_epoch_that_lasts_says_so(clock, capsys):
+    with (
+        Stages("run", enabled=True).stage("train", bar=False),
+        EpochProgress("train", 3, True) as bar,
+    ):
+        for epoch in (1, 2):
+            bar.begin(epoch, 4)
+            for _ in range(4):
+                clock[0] += 31.0
+                bar.step()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:-1] == [
+        f"run: train: {n} of 4 steps of epoch {e}/3" for e in (1, 2) for n in (2, 4)
+    ]
+
+
+def test_notes_for_those_who_look_from_elsewhere(clock):
+    notes = []
+    with Stages("run", False, notes.append).stage("prune"):
+        count(clock, 8, 2.0)
+    assert notes == [f"prune, {n} of 8 layers" for n in (3, 6)]
+
+
 @pytest.mark.slow
 def test_one_bar_on_a_terminal():
     """Of a stage and the work inside it, on a real terminal."""
     code = """
         from nni_gconv.progress import Stages, counting
+from nni_gconv.training.logs import EpochProgress
         import time
         with Stages("shrink").stage("prune"):
             with counting("layers", 3) as done:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.recipe import shared_place
+from nni_gconv.recipe import UNDER_WAY, shared_place
 from nni_gconv.yaml12 import read_yaml
 
 _METRICS = "metrics.jsonl"
@@ -42,6 +42,9 @@ def progress_of(folder: Path) -> str | None:
     >>> progress_of(Path("runs/running"))  # doctest: +SKIP
     'finetune, epoch 3 of 8, accuracy 97.50 %'
     """
+    under_way = _under_way(folder)
+    if under_way:
+        return under_way
     stages = _finished_stages(folder)
     file = folder / "recipe.yml"
     recipe = _read(file, _changed(file))
@@ -60,6 +63,17 @@ def progress_of(folder: Path) -> str | None:
     every = stage.get("epochs") if isinstance(stage, dict) else None
     of = f" of {every}" if type(every) is int else ""
     return f"{last['stage']}{where}, epoch {last['epoch']}{of}{shown}"
+
+
+def _under_way(folder: Path) -> str:
+    """Return what the run says itself, unless it has finished an epoch or a stage since."""
+    note = folder / UNDER_WAY
+    if _changed(note) <= max(_changed(folder / name) for name in (_METRICS, "stages.json")):
+        return ""
+    try:
+        return note.read_text(encoding="utf-8", errors="replace")[:200]
+    except OSError:
+        return ""
 
 
 def _shared_epochs(folder: Path, recipe: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from nni_gconv.recipe.folder import TrialFolder, choose_output
+    from nni_gconv.recipe.folder import UNDER_WAY, TrialFolder, choose_output
     from nni_gconv.recipe.gpus import run_torchrun, torchrun_size
     from nni_gconv.recipe.load import load_recipe, parse_recipe
     from nni_gconv.recipe.result import TrialResult
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nni_gconv.recipe.workbench import check_runs
 
 __all__ = [
+    "UNDER_WAY",
     "Recipe",
     "Trial",
     "TrialFolder",
@@ -38,7 +39,7 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "folder": ["TrialFolder", "choose_output"],
+        "folder": ["UNDER_WAY", "TrialFolder", "choose_output"],
         "gpus": ["run_torchrun", "torchrun_size"],
         "load": ["load_recipe", "parse_recipe"],
         "result": ["TrialResult"],

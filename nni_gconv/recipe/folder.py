@@ -31,6 +31,8 @@ from nni_gconv.yaml12 import read_yaml, write_yaml
 _INCIDENTAL = ("device", "gpus", "threads")
 #: Keys that the first stage depends on: its checkpoint serves any recipe in which they are equal.
 _OF_TRAINING = ("seed", "model", "data", "train")
+#: File that says how far the stage under way is; a hint for those who look, not a result.
+UNDER_WAY = ".under_way"
 #: What an unfinished stage leaves.
 _LEFTOVERS = ("train", "sparsify", "finetune", "tensorboard", "metrics.jsonl")
 
@@ -104,7 +106,7 @@ class TrialFolder:
 
     def _leave_no_trace(self) -> None:
         """Take away a folder in which nothing was done: a mistake in a recipe leaves none."""
-        ours = [self.path / name for name in ("recipe.yml", "metrics.jsonl", ".lock")]
+        ours = [self.path / name for name in ("recipe.yml", "metrics.jsonl", ".lock", UNDER_WAY)]
         events = self.path / "tensorboard"
         there = set(self.path.iterdir()) - {events}
         if self.stages or not there <= set(ours) or _holds(ours[1]) or events.is_dir():
@@ -177,6 +179,11 @@ class TrialFolder:
         for path in found:
             path.replace(target / path.name)
         sys.stderr.write(f"an unfinished run of another recipe was moved to {target}\n")
+
+    def note(self, text: str) -> None:
+        """Say how far the stage under way is, for those who watch the folder."""
+        with contextlib.suppress(OSError):  # a full disk ends the run elsewhere
+            write_text(self.path / UNDER_WAY, text)
 
     def finished(self, stage: str) -> bool:
         """Tell whether a stage was finished by this or an earlier process."""

@@ -62,7 +62,7 @@ class Workbench:
     ) -> None:
         self.recipe, self.folder, self.distributed = recipe, folder, distributed
         self.quiet = quiet or not distributed.is_main
-        folder.shown = Stages(folder.path.name, enabled=not self.quiet)
+        folder.shown = Stages(folder.path.name, not self.quiet, folder.note)
         self.device = choose_device(recipe.device, distributed.local_rank)
         seed_everything(recipe.seed)
         bundle = load_data(recipe.data, seed=recipe.seed)

@@ -1,6 +1,7 @@
 """The watcher against a manager that says what a test tells it to."""
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from nni_gconv.experiment.manager import ManagerError, TrialState, parse_trial
 from nni_gconv.experiment.progress import ExperimentView, running_lines, summary
 from nni_gconv.experiment.watch import Ending, watch
 from nni_gconv.files import write_text
-from nni_gconv.recipe import Recipe
+from nni_gconv.recipe import Recipe, TrialFolder
 from nni_gconv.recipe.shared_dense import shared_folder
 from nni_gconv.remote import Machine, MachineLinks
 from nni_gconv.training import Distributed
@@ -174,6 +175,18 @@ def test_trials_that_share_their_training_say_how_far_it_is(tmp_path, monkeypatc
     assert progress_of(trials / "t0") is None
     (trials / "t0" / "stages.json").write_text('{"train": {}}')
     assert progress_of(trials / "t0") == "train finished"
+
+
+def test_what_a_trial_is_at_is_said_until_a_stage_or_an_epoch_is_done(tmp_path):
+    recipe = Recipe(**tiny())
+    folder = TrialFolder(tmp_path / "t0", recipe, Distributed())
+    with folder:
+        folder.note("prune, 3 of 8 layers")
+        assert progress_of(folder.path) == "prune, 3 of 8 layers"
+        folder.run("prune", dict)
+        os.utime(folder.path / ".under_way", (1e9, 1e9))
+        assert progress_of(folder.path) == "prune finished"
+        assert json.loads((folder.path / "stages.json").read_text())["prune"]["files"] == {}
 
 
 def test_a_trial_without_a_final_result_has_not_succeeded(look):

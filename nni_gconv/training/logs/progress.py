@@ -1,9 +1,13 @@
-"""What a person sees while a network trains: a bar on a terminal, a line an epoch in a file."""
+"""What a person sees while a network trains: a bar on a terminal, a line an epoch in a file.
+
+An epoch that lasts says once a minute how far it is, too.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 
 from rich.console import Console
@@ -14,6 +18,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from nni_gconv.progress import counting
 
 
 def _bar() -> Progress:
@@ -43,6 +49,7 @@ class EpochProgress:
     def __init__(self, stage: str, epochs: int, enabled: bool) -> None:
         self.stage, self.epochs, self.enabled = stage, epochs, enabled
         self._bar: Progress | None = None
+        self._epoch = ExitStack()
         if enabled and sys.stderr.isatty():
             self._bar = _bar()
             self._task = self._bar.add_task(stage)
@@ -58,6 +65,7 @@ class EpochProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._epoch.close()
         if self._bar is not None:
             self._bar.stop()
 
@@ -66,11 +74,16 @@ class EpochProgress:
         if self._bar is not None:
             text = f"{self.stage} {epoch}/{self.epochs}"
             self._bar.reset(self._task, total=steps, description=text)
+        self._epoch.close()
+        what = f"steps of epoch {epoch}/{self.epochs}"
+        told = counting(what, steps, enabled=self.enabled and self._bar is None)
+        self._counted = self._epoch.enter_context(told)
 
     def step(self) -> None:
         """One step is done."""
         if self._bar is not None:
             self._bar.advance(self._task)
+        self._counted()
 
     def end(self, epoch: int, record: Mapping[str, float]) -> None:
         """Show the numbers of a finished epoch (from 1)."""
