@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nni_gconv.errors import ConfigError, NniGconvError
 from nni_gconv.remote.machines import Machine
 from nni_gconv.remote.proxy import Proxy
-from nni_gconv.remote.ssh_config import way_to
+from nni_gconv.remote.ssh_config import Way, way_to
 
 if TYPE_CHECKING:
     import paramiko
@@ -183,7 +183,7 @@ def connect(machine: Machine, *, timeout: float = _SECONDS) -> Connection:
         raise RemoteError(str(error)) from None
     proxy = Proxy(way.command) if way.command is not None else None
     client = paramiko.SSHClient()
-    for file in _known_hosts_files():
+    for file in _known_hosts_files(way):
         with contextlib.suppress(OSError):
             client.load_system_host_keys(str(file))
     client.set_missing_host_key_policy(_refuse_unknown(machine))
@@ -245,7 +245,7 @@ def _explained(machine: Machine, error: BaseException, timeout: float) -> Remote
         words = (
             f"its host key has changed, is now {error.key.get_name()} {_digest(error.key)}: "
             "another machine may answer in its place; if you know why, forget the old one with: "
-            f"ssh-keygen -R '{_known_name(machine)}'"
+            f"{_forget(machine)}"
         )
     elif isinstance(error, paramiko.PasswordRequiredException):
         words = f"the key {key} has a passphrase: give it to an agent with ssh-add {key}"
@@ -279,23 +279,27 @@ def known_host_keys(machine: Machine) -> dict[str, str]:
     import paramiko
 
     keys = paramiko.HostKeys()
-    for file in _known_hosts_files():
+    way = way_to(machine)
+    for file in _known_hosts_files(way):
         with contextlib.suppress(OSError):
             keys.load(str(file))
-    found = keys.lookup(_known_name(machine))
+    found = keys.lookup(way.known_name(machine.port))
     if found is None:
         return {}
     return {kind: hashlib.sha256(found[kind].asbytes()).hexdigest() for kind in found}
 
 
-def _known_name(machine: Machine) -> str:
-    """Write a machine's name in a ``known_hosts`` file."""
-    return way_to(machine).known_name(machine.port)
+def _forget(machine: Machine) -> str:
+    """Write the command that takes a machine's host key out of the file where it is known."""
+    way = way_to(machine)
+    where = ["-f", str(way.known_hosts[0])] if way.known_hosts else []
+    return shlex.join(["ssh-keygen", *where, "-R", way.known_name(machine.port)])
 
 
-def _known_hosts_files() -> list[Path]:
-    files = [Path.home() / ".ssh" / "known_hosts", _GLOBAL_KNOWN_HOSTS]
-    return [file for file in files if file.is_file()]
+def _known_hosts_files(way: Way) -> list[Path]:
+    own = way.known_hosts
+    files = (Path.home() / ".ssh" / "known_hosts",) if own is None else own
+    return [file for file in (*files, _GLOBAL_KNOWN_HOSTS) if file.is_file()]
 
 
 def _digest(key: paramiko.PKey) -> str:

@@ -2,13 +2,15 @@
 
 NNI's manager logs in by what the experiment file says, so the file's own entries are completed
 before it reads them; what an entry says itself stays. A machine behind another one, or whose host
-key has a name of its own, keeps its name: the way there is looked up by it at each login, ours and
-the manager's.
+key has a name or a file of its own, keeps its name: the way there is looked up by it at each login,
+ours and the manager's.
 """
 
 from __future__ import annotations
 
+import getpass
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,12 +43,15 @@ class Way:
         The machine, or command, that is in between; "" for none.
     alias : str
         What its host key is known by instead of host and port (``HostKeyAlias``); "" for nothing.
+    known_hosts : tuple of Path or None
+        Your files of host keys (``UserKnownHostsFile``); None: the usual one.
     """
 
     host: str
     command: str | None = None
     behind: str = ""
     alias: str = ""
+    known_hosts: tuple[Path, ...] | None = None
 
     def known_name(self, port: int) -> str:
         """Write the machine's name in a ``known_hosts`` file."""
@@ -54,7 +59,7 @@ class Way:
 
 
 def way_to(machine: Machine, file: Path | None = None) -> Way:
-    """Look up the way to a machine: ``ProxyJump``, ``ProxyCommand`` and ``HostKeyAlias``.
+    """Look up the way to a machine, and what its host key is to be compared with.
 
     Parameters
     ----------
@@ -75,9 +80,10 @@ def way_to(machine: Machine, file: Path | None = None) -> Way:
         return Way(machine.host)
     found = known.lookup(machine.host)
     behind, alias = _behind(found, machine.host), str(found.get("hostkeyalias", ""))
-    if not behind and not alias:
-        return Way(machine.host)
     host = str(found.get("hostname", machine.host))
+    files = _known_hosts(found, host)
+    if not behind and not alias and files is None:
+        return Way(machine.host)
     if not behind:
         command = None
     elif found.get("proxycommand") == behind:
@@ -85,7 +91,22 @@ def way_to(machine: Machine, file: Path | None = None) -> Way:
         command = behind.replace("%n", machine.host).replace("%%", "%")
     else:
         command = _jump(behind, host, machine.port, file)
-    return Way(host, command, behind, alias)
+    return Way(host, command, behind, alias, files)
+
+
+def _known_hosts(found: Mapping[str, Any], host: str) -> tuple[Path, ...] | None:
+    """Read ``UserKnownHostsFile``: several files, with ``~`` and the marks that ssh knows there."""
+    value = found.get("userknownhostsfile")
+    if value is None:
+        return None
+    home = str(Path.home())
+    marks = {"%%": "%", "%d": home, "%h": host, "%u": getpass.getuser()}
+    files = []
+    for word in shlex.split(str(value)):
+        if word.lower() != "none":
+            named = re.sub("%[%dhu]", lambda mark: marks[mark[0]], os.path.expandvars(word))
+            files.append(Path(named).expanduser())
+    return tuple(files)
 
 
 def _jump(jumps: str, host: str, port: int, file: Path) -> str:
@@ -174,7 +195,8 @@ def _machine(machine: Any, known: paramiko.SSHConfig) -> Any:
     host = machine["host"]
     found = known.lookup(host)
     result = dict(machine)
-    if not _behind(found, host) and not found.get("hostkeyalias"):
+    own_name = found.get("hostkeyalias") or found.get("userknownhostsfile")
+    if not _behind(found, host) and not own_name:
         result["host"] = found.get("hostname", host)
     given = {str(key).lower().replace("_", "") for key in machine}
     for key, word in _KEYS.items():

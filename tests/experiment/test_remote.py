@@ -118,6 +118,26 @@ def test_a_changed_host_key_is_refused(home, machines):
         connect(machine_of(machines[0].entry))
 
 
+def test_host_keys_are_looked_up_where_ssh_looks(home, machines):
+    """In a file that the configuration names, by us and for NNI's manager; nowhere else then."""
+    machine = machine_of(machines[0].entry)
+    usual, own, config = (home / ".ssh" / name for name in ("known_hosts", "own", "config"))
+    known = known_host_keys(machine)
+    usual.rename(own)
+    config.write_text(f"Host *\n UserKnownHostsFile {own}\n")
+    assert known
+    assert known_host_keys(machine) == known
+    connect(machine).close()
+    own.rename(usual)
+    own.write_text("")
+    with pytest.raises(RemoteError, match="host key is not known"):
+        connect(machine)
+    one, other = usual.read_text().splitlines()
+    own.write_text(f"{one.split(' ', 1)[0]} {other.split(' ', 1)[1]}\n")
+    with pytest.raises(RemoteError, match=rf"ssh-keygen -f {own} -R '\["):
+        connect(machine)
+
+
 @pytest.mark.parametrize(
     ("changes", "key", "words"),
     [

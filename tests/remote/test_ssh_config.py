@@ -1,5 +1,7 @@
 """Machines by their names in ~/.ssh/config."""
 
+from pathlib import Path
+
 import pytest
 
 from nni_gconv.errors import ConfigError
@@ -36,6 +38,13 @@ Host near
 Host cloud
   HostName 10.3.3.3
   HostKeyAlias cloud-key
+
+Host own
+  HostName 10.5.5.5
+  UserKnownHostsFile ~/keys/%h "/srv/other hosts" %d/100%%
+
+Host nowhere
+  UserKnownHostsFile none
 
 Host inner
   HostName 10.4.4.4
@@ -126,6 +135,15 @@ def test_a_host_key_may_have_a_name_of_its_own(config):
     inner = way_to(machine_of(host="inner"))
     assert (inner.host, inner.behind, inner.alias) == ("10.4.4.4", "box", "inner-key")
     assert way_to(machine_of(host="box")).known_name(2222) == "[box]:2222"
+
+
+def test_host_keys_may_be_in_files_of_their_own(config):
+    (entry,) = with_ssh_config(experiment({"host": "own"}))["trainingService"]["machineList"]
+    assert entry == {"host": "own"}  # by which the files are found again
+    home = config.parents[1]
+    files = home / "keys" / "10.5.5.5", Path("/srv/other hosts"), home / "100%"
+    assert way_to(machine_of(**entry)) == Way("10.5.5.5", known_hosts=files)
+    assert way_to(machine_of(host="nowhere")).known_hosts == ()
 
 
 @pytest.mark.parametrize("host", ["box", "near", "plain", "10.0.0.7"])
