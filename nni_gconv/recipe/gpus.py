@@ -66,7 +66,7 @@ def run_torchrun(recipe: Recipe, count: int, arguments: Sequence[str]) -> int | 
     with gpu_slots(count, required=recipe.device == "cuda") as gpus:
         if not gpus:
             return None
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [sys.executable, "-m", "nni_gconv.compat.torchrun", "--standalone"]
         command += ["--nproc_per_node", str(count), "-m", "nni_gconv", "run", *arguments]
         with subprocess.Popen(command) as process:
             try:

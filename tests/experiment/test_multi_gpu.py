@@ -3,12 +3,15 @@
 import json
 import os
 import shutil
+import signal
+import time
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import yaml
 
+from nni_gconv.cli.signals import KEPT
 from nni_gconv.experiment import experiment_file
 
 from .conftest import Workshop
@@ -100,6 +103,25 @@ def test_more_gpus_a_trial_are_as_many_processes(gpu_workshop):
     assert finished.code == 0, finished.err
     assert "GPU 0, 1 of 0, 1, 2" in finished.err
     assert json.loads(finished.out)["metrics"]["macs_ratio"] <= 0.5
+
+
+def test_ctrl_c_ends_all_processes_with_one_line(gpu_workshop):
+    workshop = gpu_workshop(2)
+    shutil.copy(experiment_file("multi-gpu", "recipe.yml"), workshop.folder)
+    long = ["-o", "train.epochs=1000", "-o", "train.share=null", "-o", "data.batch_size=16"]
+    command = "run", "recipe.yml", "--gpus", "2", "--output", "out", *long
+    process = workshop.start(*command, start_new_session=True)
+    file = workshop.folder / "out/train/checkpoint.pt"
+    while not file.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    ended = workshop.finish(process)
+    assert ended.code == 130
+    assert "Traceback" not in ended.err
+    (line,) = (line for line in ended.err.splitlines() if "interrupted" in line)
+    again = f"nni-gconv run recipe.yml --resume {' '.join(long)} --output out --gpus 2"
+    assert line == f"interrupted; {KEPT}{again}"
 
 
 def test_no_gpu_is_said_at_once_and_the_trial_goes_on(gpu_workshop):
