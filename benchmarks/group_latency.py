@@ -18,7 +18,7 @@ import torch
 from partition import machine, table
 from torch import nn
 
-from nni_gconv.figure import COLOURS, picture, picture_path
+from nni_gconv.display import COLOURS, picture, picture_path
 from nni_gconv.groupconv.search import LayerTimer
 
 SIDES = {64: 56, 128: 28, 256: 14, 512: 7}

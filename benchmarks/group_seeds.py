@@ -18,9 +18,9 @@ from statistics import mean, stdev
 import yaml
 from partition import machine
 
+from nni_gconv.display import picture
 from nni_gconv.experiment import experiment_file, run_experiment
 from nni_gconv.experiment.progress import ExperimentView
-from nni_gconv.figure import picture
 from nni_gconv.report import TrialRow, collect
 from nni_gconv.yaml12 import read_yaml
 

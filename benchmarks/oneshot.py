@@ -31,7 +31,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from nni_gconv import ModelSpeedup, recalibrate_bn, reconstruct
-from nni_gconv.figure import picture
+from nni_gconv.display import picture
 from nni_gconv.files import write_json
 from nni_gconv.profiling import count
 from nni_gconv.pruning import Calibration

@@ -23,7 +23,7 @@ from rich.console import Console
 from scipy.stats import kendalltau, spearmanr
 
 from nni_gconv import run_recipe
-from nni_gconv.figure import picture
+from nni_gconv.display import picture
 from nni_gconv.files import write_json
 from nni_gconv.report import TrialRow, collect, pareto_front
 

@@ -37,8 +37,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nni_gconv import run_recipe
+from nni_gconv.display import COLOURS, picture
 from nni_gconv.errors import NniGconvError
-from nni_gconv.figure import COLOURS, picture
 from nni_gconv.files import write_json
 
 HERE = Path(__file__).parent

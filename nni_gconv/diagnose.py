@@ -12,9 +12,9 @@ import numpy as np
 from torch import nn
 
 from nni_gconv.config_list import prunable_layers
+from nni_gconv.display import Table
 from nni_gconv.graph import CoupledSet, Coupling, trace
 from nni_gconv.pruning import CostModel, Request, find_skipped, judged, removal_steps, take
-from nni_gconv.tables import Table
 
 
 @dataclass(frozen=True)

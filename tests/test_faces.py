@@ -14,8 +14,8 @@ import nni_gconv
 
 ROOT = Path(nni_gconv.__file__).parent
 FACES = [
-    "analysis", "artefact", "compat", "experiment", "experiment.checks", "graph", "groupconv",
-    "groupconv.forms", "groupconv.partition", "groupconv.search", "inference",
+    "analysis", "artefact", "compat", "display", "experiment", "experiment.checks", "graph",
+    "groupconv", "groupconv.forms", "groupconv.partition", "groupconv.search", "inference",
     "installation", "profiling", "pruning", "recipe", "remote", "report", "shrinking", "speedup",
     "training", "training.data", "training.logs", "training.zoo", "tuning",
 ]  # fmt: skip

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_gconv.analysis.curves import Curve, Score
+from nni_gconv.display import picture, picture_path
 from nni_gconv.errors import ConfigError
-from nni_gconv.figure import picture, picture_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

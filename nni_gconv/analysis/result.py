@@ -14,8 +14,8 @@ import yaml
 
 from nni_gconv.analysis.curves import TOLERANCE, Curve, Score, Together, layer_ratios
 from nni_gconv.analysis.plot import plot_curves
+from nni_gconv.display import Table
 from nni_gconv.files import write_text
-from nni_gconv.tables import Table
 
 #: Shares of channels whose accuracies the table shows.
 _SHOWN = (0.25, 0.5, 0.75, 1.0)

@@ -15,8 +15,8 @@ from nni_gconv.cli.signals import KEPT, interruptible
 from nni_gconv.yaml12 import parse_overrides
 
 if TYPE_CHECKING:
+    from nni_gconv.display import Table
     from nni_gconv.recipe import TrialResult
-    from nni_gconv.tables import Table
 
 
 def run(
@@ -105,7 +105,7 @@ def _run(
 
 def _table(result: TrialResult) -> Table:
     """Return the dense and the small network side by side."""
-    from nni_gconv.tables import Table as OurTable
+    from nni_gconv.display import Table as OurTable
 
     table, metrics = OurTable(), result.metrics
     table.add_column("", no_wrap=True)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from nni_gconv.display import Table
 from nni_gconv.graph.balance import balance_classes
 from nni_gconv.graph.channel_map import Axis, ChannelMap, place
 from nni_gconv.graph.mask_groups import balances, find_grouped
 from nni_gconv.graph.masks import Wiring, read_masks
 from nni_gconv.graph.propagate import map_channels
 from nni_gconv.graph.trace import Graph, example_input, trace
-from nni_gconv.tables import Table
 
 
 @dataclass(frozen=True)

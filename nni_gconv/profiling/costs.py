@@ -21,13 +21,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from nni_gconv.compat import flop_formulas, plain_attention
+from nni_gconv.display import Table, as_html
 from nni_gconv.profiling.forward import DummyInput, batch_of, device_of, measuring, run, to_device
 from nni_gconv.profiling.latency import (
     Latency,
     measure_latency,
 )
 from nni_gconv.profiling.observe import ModuleRecord, OperatorObserver, recording
-from nni_gconv.tables import Table, as_html
 
 
 class Counts(NamedTuple):

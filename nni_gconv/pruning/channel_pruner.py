@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nni_gconv import compat
 from nni_gconv.config_list import nni_entries, resolve
+from nni_gconv.display import Table
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import CoupledSet, Coupling, Member, trace
 from nni_gconv.pruning.options import ChannelOptions
@@ -47,7 +48,6 @@ from nni_gconv.pruning.selection.multiples import measured_multiples
 from nni_gconv.pruning.selection.prunable import judged
 from nni_gconv.pruning.selection.skipped import find_skipped, first_reason, skip_lines
 from nni_gconv.pruning.table import channel_table
-from nni_gconv.tables import Table
 from nni_gconv.training import from_main_process
 
 _logger = logging.getLogger(__name__)

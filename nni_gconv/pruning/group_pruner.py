@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nni_gconv import compat
+from nni_gconv.display import Table
 from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.partition import Partition, l2
 from nni_gconv.pruning.group_sides import LiveLayer
@@ -19,7 +20,6 @@ from nni_gconv.pruning.options import PrunerOptions
 from nni_gconv.pruning.pruner import Masks, TrainedPruner
 from nni_gconv.pruning.selection.earlier_masks import check_unmasked
 from nni_gconv.pruning.selection.skipped import main_reasons, skip_lines
-from nni_gconv.tables import Table
 
 _logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from nni_gconv.display import Table
 from nni_gconv.graph import CoupledSet
 from nni_gconv.pruning.selection.skipped import listed
-from nni_gconv.tables import Table
 
 
 def channel_table(

@@ -19,9 +19,9 @@ from typing import Any
 from filelock import Timeout
 
 from nni_gconv import compat
+from nni_gconv.display import Stages
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.files import links_in, lock_of, sweep, write_json, write_text
-from nni_gconv.progress import Stages
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.seal import State, opened, sealed, state_of, written_since
 from nni_gconv.training import Distributed

@@ -13,10 +13,10 @@ from torch import nn
 
 from nni_gconv import compat
 from nni_gconv.artefact import holds_plan, load_compact
+from nni_gconv.display import Stages, say
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Graph
 from nni_gconv.profiling import Profile, profile
-from nni_gconv.progress import Stages, say
 from nni_gconv.pruning import TrainedPruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.latency import TimingCache

@@ -9,7 +9,7 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.report.layers import LayerSize, Network, total_macs, went
 
 if TYPE_CHECKING:
-    from nni_gconv.tables import Table
+    from nni_gconv.display import Table
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Comparison:
         from rich import box
         from rich.text import Text
 
-        from nni_gconv.tables import Table
+        from nni_gconv.display import Table
 
         table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_footer=True)
         found = self.to_dict()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nni_gconv.display import COLOURS, picture, picture_path
 from nni_gconv.errors import ConfigError, unknown_name
-from nni_gconv.figure import COLOURS, picture, picture_path
 from nni_gconv.report.collect import TrialRow, pareto_front
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nni_gconv.display import COLOURS, picture, picture_path
 from nni_gconv.errors import ConfigError
-from nni_gconv.figure import COLOURS, picture, picture_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

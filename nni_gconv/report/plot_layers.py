@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nni_gconv.display import COLOURS, picture, picture_path
 from nni_gconv.errors import ConfigError
-from nni_gconv.figure import COLOURS, picture, picture_path
 from nni_gconv.report.layers import LayerSize, Network
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from statistics import mean, stdev
 
 from rich.box import SIMPLE_HEAD
 
+from nni_gconv.display import Table
 from nni_gconv.report.collect import TrialRow
 from nni_gconv.report.table import format_budget
-from nni_gconv.tables import Table
 
 _SEED = "seed"
 

@@ -14,7 +14,7 @@ from nni_gconv.files import output_file
 from nni_gconv.report.collect import TrialRow, pareto_front
 
 if TYPE_CHECKING:
-    from nni_gconv.tables import Table
+    from nni_gconv.display import Table
 
 _CSV_FIELDS = (
     "trial", "status", "name", "method", "budget", "accuracy", "accuracy_dense", "delta", "params",
@@ -248,7 +248,7 @@ def rich_table(rows: Sequence[TrialRow], title: str | None = None) -> Table:
     from rich import box
     from rich.text import Text
 
-    from nni_gconv.tables import Table
+    from nni_gconv.display import Table
 
     columns = _columns(rows, narrow=True)
     named = any(heading == "method" for heading, _, _ in columns) or not _one_method(rows)

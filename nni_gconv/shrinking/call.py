@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from nni_gconv.display import Stages
 from nni_gconv.errors import ConfigError, UnseenError
 from nni_gconv.graph import trace
 from nni_gconv.profiling import Counts, batch_of, compare_latency, count
-from nni_gconv.progress import Stages
 from nni_gconv.pruning import (
     Calibration,
     ChannelPruner,

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Group
 
+from nni_gconv.display import Table, as_html, as_text
 from nni_gconv.profiling import Counts
 from nni_gconv.pruning import Reconstruction
 from nni_gconv.speedup import SpeedupReport
-from nni_gconv.tables import Table, as_html, as_text
 
 
 @dataclass(frozen=True)

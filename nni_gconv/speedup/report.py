@@ -9,10 +9,10 @@ import numpy as np
 from rich.console import Group
 from torch import Tensor, nn
 
+from nni_gconv.display import Table, as_html, as_text
 from nni_gconv.groupconv import gathers_of, groups_of, unwrapped
 from nni_gconv.speedup.plan import Cut
 from nni_gconv.speedup.residual import Thinned
-from nni_gconv.tables import Table, as_html, as_text
 
 
 @dataclass(frozen=True)

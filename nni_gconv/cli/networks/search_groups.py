@@ -16,8 +16,8 @@ from nni_gconv.cli.networks.model_options import (
     build_model,
 )
 from nni_gconv.cli.output import note, print_json
+from nni_gconv.display import advancing
 from nni_gconv.errors import ConfigError
-from nni_gconv.progress import advancing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,8 +13,8 @@ from nni_gconv.cli.completion import offer_models
 from nni_gconv.cli.networks.model_options import NoImport
 from nni_gconv.cli.output import note, print_json
 from nni_gconv.cli.signals import KEPT, interruptible
+from nni_gconv.display import advancing
 from nni_gconv.errors import ConfigError
-from nni_gconv.progress import advancing
 from nni_gconv.yaml12 import parse_overrides
 
 if TYPE_CHECKING:

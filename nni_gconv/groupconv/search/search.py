@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from nni_gconv.display import Table
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.groupconv.config import write_entries
 from nni_gconv.groupconv.search.budget import (
@@ -42,7 +43,6 @@ from nni_gconv.groupconv.search.tables import (
 )
 from nni_gconv.groupconv.search.timing import LayerTimer
 from nni_gconv.profiling import Counts, parse_budget
-from nni_gconv.tables import Table
 
 #: What rounding may leave between a bound and the choice that meets it.
 _ROUNDING = 1e-9

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from nni_gconv.display import Table
 from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv.choices import groups_of
 from nni_gconv.groupconv.config import check_groups
 from nni_gconv.groupconv.forms import FormTimer, TimedForm, input_shapes
 from nni_gconv.groupconv.gather import wrap_gathers
 from nni_gconv.groupconv.layers import CONVOLUTIONS, conv_like, replace_layers
-from nni_gconv.tables import Table
 
 #: Gathers of a layer: none, one in front, one in front and one behind.
 _GATHERS = (0, 1, 2)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from nni_gconv.display import counting
 from nni_gconv.errors import DataError, TraceError
 from nni_gconv.graph import Graph, Replay, Values, state_of, trace
 from nni_gconv.groupconv import groups_of
 from nni_gconv.modes import evaluating
-from nni_gconv.progress import counting
 from nni_gconv.pruning.calibration.gram import gram
 from nni_gconv.pruning.calibration.images import Calibration
 from nni_gconv.pruning.calibration.kept import content_key, gathered_once

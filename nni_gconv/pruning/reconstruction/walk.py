@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from nni_gconv.display import counting
 from nni_gconv.graph import Graph, Replay, Values
-from nni_gconv.progress import counting
 from nni_gconv.pruning.calibration import weight_matrix, weight_of
 from nni_gconv.pruning.reconstruction.layer_sums import LayerSums
 from nni_gconv.pruning.reconstruction.layers import Layer, find_layers

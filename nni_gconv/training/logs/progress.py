@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from nni_gconv.progress import counting
+from nni_gconv.display import counting
 
 
 def _bar() -> Progress:

@@ -26,6 +26,6 @@ def test_print_shows_the_tables_of_pruners_speedups_and_profiles():
 
 
 def test_brackets_in_notes_are_no_markup():
-    from nni_gconv.tables import as_text
+    from nni_gconv.display import as_text
 
     assert as_text("note: [bold]x[/]") == "note: [bold]x[/]"

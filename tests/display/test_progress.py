@@ -10,8 +10,7 @@ import textwrap
 
 import pytest
 
-from nni_gconv import progress
-from nni_gconv.progress import Stages, counting
+from nni_gconv.display import Stages, counting, progress
 from nni_gconv.training.logs import EpochProgress
 
 
@@ -84,7 +83,7 @@ def test_notes_for_those_who_look_from_elsewhere(clock):
 def test_one_bar_on_a_terminal():
     """Of a stage and the work inside it, on a real terminal."""
     code = """
-        from nni_gconv.progress import Stages, counting
+        from nni_gconv.display import Stages, counting
 from nni_gconv.training.logs import EpochProgress
         import time
         with Stages("shrink").stage("prune"):
