@@ -45,7 +45,7 @@ def progress_of(folder: Path) -> str | None:
     under_way = _under_way(folder)
     if under_way:
         return under_way
-    stages = _finished_stages(folder)
+    stages = list(_finished_stages(folder))
     file = folder / "recipe.yml"
     recipe = _read(file, _changed(file))
     records, where = epochs_of(folder), ""
@@ -63,6 +63,17 @@ def progress_of(folder: Path) -> str | None:
     every = stage.get("epochs") if isinstance(stage, dict) else None
     of = f" of {every}" if type(every) is int else ""
     return f"{last['stage']}{where}, epoch {last['epoch']}{of}{shown}"
+
+
+@lru_cache(maxsize=4096)
+def shared_seconds(folder: Path) -> float:
+    """Return how long an ended trial trained a dense network for others too, or waited for it."""
+    file = folder / "recipe.yml"
+    train = _read(file, _changed(file)).get("train")
+    if not isinstance(train, dict) or not train.get("share"):
+        return 0.0
+    seconds = _finished_stages(folder).get("train")
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 def _under_way(folder: Path) -> str:
@@ -104,12 +115,17 @@ def _read(recipe: Path, _changed: int) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _finished_stages(folder: Path) -> list[str]:
+def _finished_stages(folder: Path) -> dict[str, Any]:
+    """Return the seconds that each finished stage took."""
     try:
         stages = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    return [str(name) for name in stages] if isinstance(stages, dict) else []
+        return {}
+    entries = stages if isinstance(stages, dict) else {}
+    return {
+        str(name): entry.get("seconds") if isinstance(entry, dict) else None
+        for name, entry in entries.items()
+    }
 
 
 def held(lock: Path) -> bool:

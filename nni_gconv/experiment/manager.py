@@ -42,6 +42,8 @@ class TrialState:
         Its folder, with the host in front where it is another machine's.
     progress : str
         How far it is while it runs; "" where nothing is known.
+    shared_seconds : float
+        What it trained for others too, or waited for them; none that follows does so again.
     """
 
     id: str
@@ -52,6 +54,7 @@ class TrialState:
     seconds: float | None = None
     place: str = ""
     progress: str = ""
+    shared_seconds: float = 0.0
 
     @property
     def host(self) -> str:

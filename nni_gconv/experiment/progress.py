@@ -184,8 +184,17 @@ def time_left(trials: Sequence[TrialState], total: int | None, concurrency: int)
     >>> done = TrialState("a", 0, "SUCCEEDED", seconds=90.0)
     >>> time_left([done], 5, 2)
     'about 3 minutes left'
+
+    What a trial trained for all counts once.
+
+    >>> time_left([TrialState("a", 0, "SUCCEEDED", seconds=90.0, shared_seconds=60.0)], 5, 2)
+    'about 1 minute left'
     """
-    took = [t.seconds for t in trials if t.status == "SUCCEEDED" and t.seconds is not None]
+    took = [
+        max(trial.seconds - trial.shared_seconds, 0.0)
+        for trial in trials
+        if trial.status == "SUCCEEDED" and trial.seconds is not None
+    ]
     left = 0 if total is None else total - sum(trial.ended for trial in trials)
     if not took or left <= 0:
         return ""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from nni_gconv.compat import read_database
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment.epochs import progress_of
+from nni_gconv.experiment.epochs import progress_of, shared_seconds
 from nni_gconv.experiment.manager import ManagerError, TrialState, trials_in_words
 from nni_gconv.experiment.remote_machines import services_of
 
@@ -320,10 +320,11 @@ def with_progress(experiment: RunningExperiment, trials: list[TrialState]) -> li
     reported: dict[str, tuple[int, float | None]] | None = None
     found = []
     for trial in trials:
+        folders = list(experiment.folder.glob(f"environments/*/trials/{trial.id}"))
         if trial.status != "RUNNING":
-            found.append(trial)
+            shared = max(map(shared_seconds, folders), default=0.0)
+            found.append(replace(trial, shared_seconds=shared))
             continue
-        folders = experiment.folder.glob(f"environments/*/trials/{trial.id}")
         words = next(filter(None, map(progress_of, folders)), "")
         if not words:
             if reported is None:

@@ -15,7 +15,7 @@ from nni_gconv.experiment import progress_of
 from nni_gconv.experiment import watch as module
 from nni_gconv.experiment.manager import ManagerError, TrialState, parse_trial
 from nni_gconv.experiment.progress import ExperimentView, running_lines, summary
-from nni_gconv.experiment.watch import Ending, watch
+from nni_gconv.experiment.watch import Ending, watch, with_progress
 from nni_gconv.files import write_text
 from nni_gconv.recipe import Recipe, TrialFolder
 from nni_gconv.recipe.shared_dense import shared_folder
@@ -173,8 +173,12 @@ def test_trials_that_share_their_training_say_how_far_it_is(tmp_path, monkeypatc
     assert progress_of(trials / "t0") == "train, shared by trials, epoch 4 of 30, accuracy 50.00 %"
     (shared / "train.json").write_text("{}")
     assert progress_of(trials / "t0") is None
-    (trials / "t0" / "stages.json").write_text('{"train": {}}')
+    (trials / "t0" / "stages.json").write_text('{"train": {"seconds": 61.5}}')
     assert progress_of(trials / "t0") == "train finished"
+    (trials / "t1").mkdir()
+    experiment = SimpleNamespace(folder=tmp_path)
+    ended = [TrialState(name, 0, "SUCCEEDED", seconds=90.0) for name in ("t0", "t1")]
+    assert [t.shared_seconds for t in with_progress(experiment, ended)] == [61.5, 0.0]
 
 
 def test_what_a_trial_is_at_is_said_until_a_stage_or_an_epoch_is_done(tmp_path):
