@@ -1,8 +1,8 @@
 """How long do small networks take? Dense and small ones timed in turn, back-end by back-end.
 
     pip install torch-pruning                 # for its rows alone
-    python benchmarks/latency.py --cache latency.csv --networks nets --out docs/latency.md
-    python benchmarks/latency.py --cache latency.csv --networks nets --backends onnxruntime compile
+    python benchmarks/latency.py --networks nets --out docs/latency.md
+    python benchmarks/latency.py --networks nets --backends onnxruntime --out docs/latency.md
 
 For each network, batch and back-end: the dense network, and small ones of it (channels cut to half
 and to a quarter of the MACs, Torch-Pruning's at equal MACs, group convolutions in every layer that
@@ -10,7 +10,8 @@ allows them) run in turn, A B C A B C, and every time is divided by that of the 
 same round: what slows the machine for a while slows neighbours alike. Medians with 95 % intervals
 of a bootstrap over the rounds. Weights are random: time does not depend on them. In eager mode each
 network is timed as it is in both memory formats and in its quickest form (`nni_gconv.optimize`);
-the dense one with norms folded too. Rows that the cache file holds are not timed again.
+the dense one with norms folded too. Rows that benchmarks/latency.csv holds are not timed again;
+--cache names another file, for another machine.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from nni_gconv.profiling import (
     paired_ratio,
 )
 
+ROWS = Path(__file__).with_name("latency.csv")
 MODELS = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vgg16_bn"]
 FIELDS = ["device", "model", "batch", "backend", "kind", "form", "macs_left", "ms", "ratio", "low",
           "high", "folded", "folded_low", "folded_high", "rounds", "groups_paid"]  # fmt: skip
@@ -155,7 +157,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="at least, a network")
     parser.add_argument("--max-seconds", type=float, default=150.0, help="at most, all in turn")
     parser.add_argument("--optimize-seconds", type=float, default=6.0)
-    parser.add_argument("--cache", type=Path, required=True, help="CSV file of rows")
+    parser.add_argument("--cache", type=Path, default=ROWS, help="CSV file of rows")
     parser.add_argument("--networks", type=Path, default=Path("nets"), help="small networks")
     parser.add_argument("--out", type=Path, help="Markdown page whose tables are replaced")
     args = parser.parse_args()
