@@ -217,6 +217,7 @@ class TrialFolder:
                     for name, found in self.stages.items()
                 }
                 write_json(self._file, content)
+                (self.path / UNDER_WAY).unlink(missing_ok=True)
         return self.stages[stage]
 
 

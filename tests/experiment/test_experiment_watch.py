@@ -188,9 +188,13 @@ def test_what_a_trial_is_at_is_said_until_a_stage_or_an_epoch_is_done(tmp_path):
         folder.note("prune, 3 of 8 layers")
         assert progress_of(folder.path) == "prune, 3 of 8 layers"
         folder.run("prune", dict)
-        os.utime(folder.path / ".under_way", (1e9, 1e9))
+        assert not (folder.path / ".under_way").exists()
         assert progress_of(folder.path) == "prune finished"
         assert json.loads((folder.path / "stages.json").read_text())["prune"]["files"] == {}
+        folder.note("finetune, 3 of 9 steps of epoch 1/2")
+        (folder.path / "metrics.jsonl").write_text('{"stage": "finetune", "epoch": 1}\n')
+        os.utime(folder.path / ".under_way", (1e9, 1e9))  # an epoch has ended since
+        assert progress_of(folder.path) == "finetune, epoch 1 of 2"
 
 
 def test_a_trial_without_a_final_result_has_not_succeeded(look):
