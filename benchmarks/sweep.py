@@ -1,13 +1,14 @@
 """Which CNNs of timm, pytorchcv and segmentation-models-pytorch can be cut, and are they equal.
 
     pip install timm pytorchcv segmentation-models-pytorch     # for this benchmark alone
-    python benchmarks/sweep.py --cache sweep.csv --each 1
-    python benchmarks/sweep.py --cache sweep.csv --each 2 --peers --out docs/coverage.md
+    python benchmarks/sweep.py --each 1 --cache sweep.csv
+    python benchmarks/sweep.py --each 3 --peers --out docs/coverage.md
 
 Every network runs in a process of its own, with limits of time and memory. Half of the channels of
 every coupled set are masked, chosen at random, norms have random scales and statistics, and masked
 and small network are compared here, in float64, not by the library's own check. Networks whose rows
-the cache file holds are not run again; `--again` repeats some. The text is of all its rows.
+benchmarks/sweep.csv holds are not run again; `--again` repeats some, `--cache` names another file.
+The text is of all its rows.
 
 With `--peers` Torch-Pruning gets the masked network and the same share: the channels that are zero
 are the ones that it finds least important, so that what it makes can be compared too.
@@ -36,6 +37,7 @@ from sweep_models import build, names
 
 FIELDS = ["model", "params", "left", "difference", "seconds", "reasons", "error",
           "peer_left", "peer_difference", "peer_error"]  # fmt: skip
+ROWS = Path(__file__).with_name("sweep.csv")
 #: A network that keeps more of its parameters has to say why.
 MUCH = 0.6
 
@@ -176,7 +178,7 @@ def text(rows: list[dict[str, Any]]) -> str:
             lines += ["", f"{title}:", "", "| network | left | why |", "|---|---|---|"]
             lines += [
                 f"| {r['model']} | {r.get('left', 1):.2f} | "
-                f"{_short(r.get('error') or r.get('reasons', ''))} |"
+                f"{r.get('error') or r.get('reasons', '')} |"
                 for r in sorted(some, key=lambda r: r["model"])
             ]
     return "\n".join(lines)
@@ -218,7 +220,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=1, help="networks of each family")
     parser.add_argument("--seconds", type=float, default=200, help="limit of CPU time of each")
     parser.add_argument("--gigabytes", type=float, default=12, help="limit of address space")
-    parser.add_argument("--cache", type=Path, default=Path("sweep.csv"))
+    parser.add_argument("--cache", type=Path, default=ROWS)
     parser.add_argument("--out", type=Path, help="Markdown file whose text is replaced")
     parser.add_argument("--again", default="", help="comma-separated names to run once more")
     parser.add_argument("--peers", action="store_true", help="run Torch-Pruning too")
@@ -234,6 +236,7 @@ def main() -> None:
             todo.append(peer)
         for task in todo:
             found = run(task, name, args.seconds, args.gigabytes)
+            found = {k: _short(v) if isinstance(v, str) else v for k, v in found.items()}
             if task is peer:
                 error = found.pop("error", None)
                 rows[name] |= found | ({"peer_error": error} if error else {})
