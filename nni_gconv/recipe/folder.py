@@ -235,11 +235,18 @@ def _in_words(facts: Mapping[str, Any]) -> str:
 
 
 def _read_recipe(file: Path) -> Any:
-    """Return the recipe that a folder was begun with, None where there is none to be read."""
+    """Return the recipe that a folder was begun with, None where there is none to be read.
+
+    What a version before this one did not know has its default.
+    """
     try:
-        return read_yaml(file.read_text(encoding="utf-8"), file.name) or None
+        content = read_yaml(file.read_text(encoding="utf-8"), file.name) or None
     except (FileNotFoundError, ConfigError, UnicodeDecodeError):
         return None
+    try:
+        return Recipe.model_validate(content).model_dump(mode="json")
+    except ValueError:
+        return content
 
 
 def _goes_on(before: Any, now: dict[str, Any], resume: bool) -> bool:

@@ -94,11 +94,11 @@ def default_training_step(
             else "teacher: needs distill in the settings: {temperature: 4, weight: 0.7}"
         )
 
-    common = teacher.common if isinstance(teacher, FeatureTeacher) else {}
-    if bool(distill is not None and distill.features) != bool(common):
+    by_maps = teacher if isinstance(teacher, FeatureTeacher) else None
+    if bool(distill is not None and distill.features) != bool(by_maps):
         raise ConfigError(
             "teacher: a FeatureTeacher needs features in the settings: distill: {features: 100}"
-            if common
+            if by_maps
             else "distill.features: needs teacher=FeatureTeacher(dense, common_maps(...))"
         )
 
@@ -106,14 +106,18 @@ def default_training_step(
         images, labels = batch
         if teacher is None or distill is None:
             return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+        if by_maps is None or not by_maps.share:
+            with torch.no_grad():
+                taught = teacher(images)
+            return distillation_loss(model(images), taught, labels, distill, smoothing)
         inner = model.module if isinstance(model, DistributedDataParallel) else model
-        known = teacher.network if isinstance(teacher, FeatureTeacher) else teacher
-        with recorded(known, common) as theirs, torch.no_grad():
+        with recorded(by_maps.network, by_maps.common) as theirs, torch.no_grad():
             taught = teacher(images)
-        with recorded(inner, common) as ours:
+        with recorded(inner, by_maps.common) as ours:
             logits = model(images)
         loss = distillation_loss(logits, taught, labels, distill, smoothing)
-        return loss + distill.features * feature_loss(ours, theirs, common) if common else loss
+        weight = distill.features * by_maps.share
+        return loss + weight * feature_loss(ours, theirs, by_maps.common)
 
     return training_step
 
@@ -221,7 +225,8 @@ class Loop:
         taught = {} if self.teacher is None else {"teacher": weights_digest(self.teacher)}
         settings = self.settings.model_dump(mode="json")
         if settings["distill"] and not settings["distill"]["features"]:
-            del settings["distill"]["features"]  # unknown to checkpoints of before
+            for key in ("features", "features_epochs"):  # unknown to checkpoints of before
+                del settings["distill"][key]
         return {
             **taught,
             "settings": settings,
@@ -265,6 +270,9 @@ class Loop:
     def _step(self, trained: nn.Module, batch: Batch, step: int) -> Tensor:
         settings = self.settings
         self.scheduler.seek(step)
+        if isinstance(self.teacher, FeatureTeacher) and settings.distill is not None:
+            epochs = step / len(self.loaders.train)
+            self.teacher.fade(epochs, settings.distill.features_epochs)
         self.optimizer.zero_grad(set_to_none=True)
         images, labels = batch
         if settings.channels_last:

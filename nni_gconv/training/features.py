@@ -4,8 +4,9 @@ Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, https://arxiv.o
 pruned network needs no regressor between the two: each of its channels is one of the dense
 network's. With f a map of the network and t the same channels of the teacher's, the loss gets
 
-    features * mean over maps( |f - t|^2 / |t|^2 )
+    features * (1 - epochs / features_epochs) * mean over maps( |f - t|^2 / |t|^2 )
 
+until the first factor is zero.
 Maps are the outputs of blocks: modules that hold others. Where a network has few they are those of
 its norms, or of its convolutions.
 """
@@ -55,6 +56,19 @@ class FeatureTeacher(nn.Module):
         super().__init__()
         self.network = network
         self.common = common
+        self.share = 1.0
+
+    def fade(self, epochs: float, over: float) -> None:
+        """Let its feature maps count less: not at all after `over` epochs.
+
+        Parameters
+        ----------
+        epochs : float
+            How many the network has trained so far.
+        over : float
+            In how many what they count falls to zero.
+        """
+        self.share = max(0.0, 1.0 - epochs / over)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the network's logits."""

@@ -85,7 +85,7 @@ class DistillSettings(BaseModel):
     Examples
     --------
     >>> DistillSettings(temperature=2)
-    DistillSettings(temperature=2.0, weight=0.7, features=0.0)
+    DistillSettings(temperature=2.0, weight=0.7, features=0.0, features_epochs=2.0)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -101,6 +101,12 @@ class DistillSettings(BaseModel):
         ge=0,
         description="finetune only: weight of the relative squared distance from the teacher's "
         "feature maps, a mean over all blocks, beside the rest of the loss.",
+    )
+    features_epochs: float = Field(
+        2.0,
+        gt=0,
+        description="Epochs in which that weight falls to zero, step by step: feature maps help at "
+        "first and hold a network back later.",
     )
 
 

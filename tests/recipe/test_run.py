@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -250,6 +251,17 @@ def test_a_folder_of_another_recipe_is_refused(done):
         run(tiny(), done[1], overrides={"train.epochs": 3})
     with pytest.raises(ConfigError, match=r"prune.budget.macs was 0.6, is 0.5"):
         run(tiny(), done[1], overrides={"prune.budget.macs": 0.5})
+
+
+def test_what_an_earlier_version_did_not_know_is_no_difference(done, tmp_path):
+    result, folder = done
+    before = tmp_path / "before"
+    shutil.copytree(folder, before)
+    file = before / "recipe.yml"
+    content = yaml.safe_load(file.read_text())
+    del content["finetune"]["channels_last"], content["objective"]
+    file.write_text(yaml.safe_dump(content))
+    assert run(tiny(), before).metrics == result.metrics
 
 
 def test_another_device_or_number_of_threads_is_the_same_recipe(done):

@@ -14,6 +14,7 @@ from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup
 from nni_gconv.errors import ConfigError
 from nni_gconv.recipe import run_recipe
 from nni_gconv.recipe.schema import Recipe
+from nni_gconv.training import engine
 from nni_gconv.training.features import FeatureTeacher, common_maps, feature_loss, recorded
 from nni_gconv.training.loop import fit
 from nni_gconv.training.settings import TrainSettings
@@ -114,8 +115,9 @@ def test_maps_come_nearer_to_the_teacher_s(tmp_path):
     for features in (0.0, 5.0):
         net = copy.deepcopy(small)
         settings = TrainSettings(
-            epochs=4, optimizer={"lr": 0.01}, keep="last", distill={"features": features}
-        )
+            epochs=4, optimizer={"lr": 0.01}, keep="last",
+            distill={"features": features, "features_epochs": 100},
+        )  # fmt: skip
         teacher = FeatureTeacher(dense, common) if features else dense
         fit(net, synthetic(), settings, directory=tmp_path, device="cpu", progress=False,
             teacher=teacher)  # fmt: skip
@@ -125,6 +127,32 @@ def test_maps_come_nearer_to_the_teacher_s(tmp_path):
         apart[features] = float(feature_loss(ours, theirs, common))
         assert not any(module._forward_hooks for module in net.modules())
     assert apart[5.0] < 0.9 * apart[0.0]
+
+
+def test_maps_count_less_from_step_to_step(tmp_path, monkeypatch):
+    """Of three epochs in one and a half: weights fall in a line, and then there are no maps."""
+    dense = create_model("resnet8", num_classes=4, width=0.5).eval()
+    net, parts, losses = copy.deepcopy(dense), [], []
+    teacher = FeatureTeacher(dense, common_maps(net, dense, X))
+    real = engine.feature_loss, engine.distillation_loss
+
+    def maps(*given):
+        parts.append(teacher.share)
+        return real[0](*given)
+
+    def logits(*given):
+        losses.append(None)
+        return real[1](*given)
+
+    monkeypatch.setattr(engine, "feature_loss", maps)
+    monkeypatch.setattr(engine, "distillation_loss", logits)
+    distill = {"features": 5, "features_epochs": 1.5}
+    fit(net, synthetic(), TrainSettings(epochs=3, distill=distill), directory=tmp_path,
+        device="cpu", progress=False, teacher=teacher)  # fmt: skip
+    steps = len(synthetic().train)
+    assert len(losses) == 3 * steps
+    first = [1 - step / steps / 1.5 for step in range(3 * steps)]
+    assert parts == pytest.approx([share for share in first if share > 0])
 
 
 def test_a_recipe_learns_from_maps_and_goes_on_with_them(tmp_path):
