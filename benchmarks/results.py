@@ -55,7 +55,7 @@ def recipe_of(
     """Write the recipe of one row, without the places of data and weights."""
     shared = plan["recipe"]
     how = dict(plan["methods"][method])
-    maps = {"features": how.pop("features")} if "features" in how else {}
+    maps = {key: how.pop(key) for key in ("features", "features_epochs") if key in how}
     distill = {**DISTILL, **maps} if distilled else None
     tuned = {**shared["finetune"], "epochs": epochs, "distill": distill}
     prune = {**shared["prune"], **how}
