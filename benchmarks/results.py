@@ -23,7 +23,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -213,12 +213,20 @@ def draw(plan: dict[str, Any], done: dict[str, Any], path: Path) -> None:
     places = {number: place for place, number in enumerate([0, *plan["epochs"]])}
     with picture(path, 7.0, 4.5) as figure:
         axes = figure.subplots()
-        for method, colour in zip(plan["methods"], COLOURS, strict=False):
-            for how, line in (("distilled", "o-"), ("labels alone", "s--")):
-                named = {
-                    n: of_seeds(plan, done, method, n, how == "distilled") for n in plan["epochs"]
-                }
-                found = {n: rows for n, rows in named.items() if rows}
+        styles = {"distilled": "o-", "labels alone": "s--"}
+        lines = {
+            (method, how): {
+                n: of_seeds(plan, done, method, n, how == "distilled") for n in plan["epochs"]
+            }
+            for method in plan["methods"]
+            for how in styles
+        }
+        # A line across numbers of epochs that were not run would show what nobody has seen.
+        seen = {key: rows for key, rows in lines.items() if _no_gap(rows.values())}
+        methods = dict.fromkeys(method for method, _ in seen)
+        for method, colour in zip(methods, COLOURS, strict=False):
+            for how, line in styles.items():
+                found = {n: rows for n, rows in seen.get((method, how), {}).items() if rows}
                 if found:
                     points = {0: next(iter(found.values()))[0]["small"]}
                     points |= {n: mean(r["accuracy"] for r in rows) for n, rows in found.items()}
@@ -234,6 +242,12 @@ def draw(plan: dict[str, Any], done: dict[str, Any], path: Path) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(axis="y", color="0.9")
         axes.legend(fontsize=8, loc="upper right")
+
+
+def _no_gap(rows: Iterable[Any]) -> bool:
+    """Tell whether there are rows, and none behind a place that has none."""
+    there = [bool(row) for row in rows]
+    return there[0] and there == sorted(there, reverse=True)
 
 
 def document(plans: dict[str, Any]) -> None:

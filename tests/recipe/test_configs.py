@@ -49,7 +49,8 @@ def test_recipes_of_the_benchmark_load(path):
     for method in plan["methods"].values():
         if ":TorchPruning" in method.get("method", ""):
             continue  # not a requirement
-        prune = {**shared["prune"], **{k: v for k, v in method.items() if not k.startswith("features")}}
+        asked = {k: v for k, v in method.items() if not k.startswith("features")}
+        prune = {**shared["prune"], **asked}
         model = {**shared["model"], "weights": plan["weights"]}
         recipe = load_recipe({**shared, "model": model, "prune": prune}, {"finetune.epochs": 1})
         assert recipe.finetune.epochs == 1
