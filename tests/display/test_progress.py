@@ -84,7 +84,6 @@ def test_one_bar_on_a_terminal():
     """Of a stage and the work inside it, on a real terminal."""
     code = """
         from nni_gconv.display import Stages, counting
-from nni_gconv.training.logs import EpochProgress
         import time
         with Stages("shrink").stage("prune"):
             with counting("layers", 3) as done:
