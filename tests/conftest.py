@@ -18,8 +18,8 @@ WAITING = ("experiment", "webui")
 
 
 def pytest_xdist_auto_num_workers():
-    """One more than there are cores: some of the tests wait."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are cores: some of the tests wait."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_collection_modifyitems(items):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from nni_gconv.recipe.folder import UNDER_WAY, TrialFolder, choose_output
+    from nni_gconv.recipe.folder import TrialFolder, choose_output
     from nni_gconv.recipe.gpus import run_torchrun, torchrun_size
     from nni_gconv.recipe.load import load_recipe, parse_recipe
     from nni_gconv.recipe.result import TrialResult
     from nni_gconv.recipe.run import run_recipe
     from nni_gconv.recipe.schema import Recipe
-    from nni_gconv.recipe.seal import shared_place
+    from nni_gconv.recipe.seal import UNDER_WAY, shared_place
     from nni_gconv.recipe.stages import Trial
     from nni_gconv.recipe.workbench import check_runs
 
@@ -39,13 +39,13 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "folder": ["UNDER_WAY", "TrialFolder", "choose_output"],
+        "folder": ["TrialFolder", "choose_output"],
         "gpus": ["run_torchrun", "torchrun_size"],
         "load": ["load_recipe", "parse_recipe"],
         "result": ["TrialResult"],
         "run": ["run_recipe"],
         "schema": ["Recipe"],
-        "seal": ["shared_place"],
+        "seal": ["UNDER_WAY", "shared_place"],
         "stages": ["Trial"],
         "workbench": ["check_runs"],
     },

@@ -23,7 +23,7 @@ from nni_gconv.display import Stages
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.files import links_in, lock_of, sweep, write_json, write_text
 from nni_gconv.recipe.schema import Recipe
-from nni_gconv.recipe.seal import State, opened, sealed, state_of, written_since
+from nni_gconv.recipe.seal import UNDER_WAY, State, opened, sealed, state_of, written_since
 from nni_gconv.training import Distributed
 from nni_gconv.yaml12 import read_yaml, write_yaml
 
@@ -31,8 +31,6 @@ from nni_gconv.yaml12 import read_yaml, write_yaml
 _INCIDENTAL = ("device", "gpus", "threads")
 #: Keys that the first stage depends on: its checkpoint serves any recipe in which they are equal.
 _OF_TRAINING = ("seed", "model", "data", "train")
-#: File that says how far the stage under way is; a hint for those who look, not a result.
-UNDER_WAY = ".under_way"
 #: What an unfinished stage leaves.
 _LEFTOVERS = ("train", "sparsify", "finetune", "tensorboard", "metrics.jsonl")
 

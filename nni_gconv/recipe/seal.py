@@ -16,6 +16,8 @@ from typing import Any
 from nni_gconv.errors import CheckpointError
 from nni_gconv.files import file_digest
 
+#: File that says how far the stage under way is; a hint for those who look, not a result.
+UNDER_WAY = ".under_way"
 #: What no stage leaves: the book-keeping, NNI's and TensorBoard's files (which have sums inside).
 _OTHERS = ("stages.json", "recipe.yml", "result.json", "nni_told.json", "train.json")
 _SHARED_DENSE = "nni_gconv_dense"
