@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from filelock import Timeout
+from pydantic import BaseModel
 
 from nni_gconv import compat
 from nni_gconv.display import Stages
@@ -125,7 +126,7 @@ class TrialFolder:
             )
         file = self.path / "recipe.yml"
         content = recipe.model_dump(mode="json")
-        before = _read_recipe(file)
+        before = _completed(_read_recipe(file), recipe, content)
         if before is None and file.is_file() and self._file.is_file():
             raise CheckpointError(
                 f"{file} is damaged: choose another --output, or delete the folder"
@@ -233,18 +234,28 @@ def _in_words(facts: Mapping[str, Any]) -> str:
 
 
 def _read_recipe(file: Path) -> Any:
-    """Return the recipe that a folder was begun with, None where there is none to be read.
-
-    What a version before this one did not know has its default.
-    """
+    """Return the recipe that a folder was begun with, None where there is none to be read."""
     try:
-        content = read_yaml(file.read_text(encoding="utf-8"), file.name) or None
+        return read_yaml(file.read_text(encoding="utf-8"), file.name) or None
     except (FileNotFoundError, ConfigError, UnicodeDecodeError):
         return None
-    try:
-        return Recipe.model_validate(content).model_dump(mode="json")
-    except ValueError:
-        return content
+
+
+def _completed(before: Any, section: BaseModel, now: dict[str, Any]) -> Any:
+    """Give a content the keys that an earlier version did not know, where `now` has their defaults.
+
+    The content is compared and never validated: that would import what a file in the folder names.
+    """
+    if not isinstance(before, dict):
+        return before
+    found = dict(before)
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if name not in found and value == field.get_default(call_default_factory=True):
+            found[name] = now[name]
+        elif isinstance(value, BaseModel):
+            found[name] = _completed(found.get(name), value, now[name])
+    return found
 
 
 def _goes_on(before: Any, now: dict[str, Any], resume: bool) -> bool:

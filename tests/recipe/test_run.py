@@ -264,6 +264,22 @@ def test_what_an_earlier_version_did_not_know_is_no_difference(done, tmp_path):
     assert run(tiny(), before).metrics == result.metrics
 
 
+@pytest.mark.parametrize("where", ["prune.method", "model.name"])
+def test_what_the_file_of_a_folder_names_is_not_imported(done, tmp_path, monkeypatch, where):
+    mark, folder = tmp_path / "ran", tmp_path / "run"
+    (tmp_path / "planted.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(done[1], folder)
+    file = folder / "recipe.yml"
+    content = yaml.safe_load(file.read_text())
+    section, key = where.split(".")
+    content[section][key] = "planted:Thing"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=f"{where} was 'planted:Thing'"):
+        run(tiny(), folder)
+    assert not mark.exists()
+
+
 def test_another_device_or_number_of_threads_is_the_same_recipe(done):
     before = torch.get_num_threads()
     result = run(tiny(), done[1], overrides={"threads": before + 1})
