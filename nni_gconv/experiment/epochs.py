@@ -65,7 +65,6 @@ def progress_of(folder: Path) -> str | None:
     return f"{last['stage']}{where}, epoch {last['epoch']}{of}{shown}"
 
 
-@lru_cache(maxsize=4096)
 def shared_seconds(folder: Path) -> float:
     """Return how long an ended trial trained a dense network for others too, or waited for it."""
     file = folder / "recipe.yml"

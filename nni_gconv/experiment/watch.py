@@ -11,8 +11,9 @@ import enum
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -320,11 +321,14 @@ def with_progress(experiment: RunningExperiment, trials: list[TrialState]) -> li
     reported: dict[str, tuple[int, float | None]] | None = None
     found = []
     for trial in trials:
-        folders = list(experiment.folder.glob(f"environments/*/trials/{trial.id}"))
-        if trial.status != "RUNNING":
-            shared = max(map(shared_seconds, folders), default=0.0)
+        if trial.status == "SUCCEEDED":
+            shared = _shared_seconds(experiment.folder, trial.id)
             found.append(replace(trial, shared_seconds=shared))
             continue
+        if trial.status != "RUNNING":
+            found.append(trial)
+            continue
+        folders = _folders(experiment.folder, trial.id)
         words = next(filter(None, map(progress_of, folders)), "")
         if not words:
             if reported is None:
@@ -338,10 +342,21 @@ def with_progress(experiment: RunningExperiment, trials: list[TrialState]) -> li
     return found
 
 
+def _folders(experiment: Path, trial: str) -> Iterator[Path]:
+    """Find a trial's folder; one for each place where it has run."""
+    return experiment.glob(f"environments/*/trials/{trial}")
+
+
+@lru_cache(maxsize=4096)
+def _shared_seconds(experiment: Path, trial: str) -> float:
+    """Look up what has ended once, and not at every look."""
+    return max(map(shared_seconds, _folders(experiment, trial)), default=0.0)
+
+
 def failure_words(experiment: RunningExperiment, trial: TrialState) -> str:
     """Return the last lines a failed trial wrote, "" where nothing of it is left."""
     for name in ("trial.stderr", "trial.log", "trial.stdout"):
-        for folder in experiment.folder.glob(f"environments/*/trials/{trial.id}"):
+        for folder in _folders(experiment.folder, trial.id):
             words = last_lines(folder / name, _TAIL_LINES)
             if words:
                 return words

@@ -6,7 +6,7 @@ model; each is read in float64, and masked, while the operator that asks for it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,17 +37,16 @@ class PreciseModel:
     def __init__(self, model: nn.Module, whole: Collection[str] = ()) -> None:
         self._lent = {id(tensor) for tensor in _lendable(model, whole)}
         self.module = _copy(model, self._lent)
-        self._masks: dict[int, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[int, Tensor] = {}
         self.to(torch.float64)
 
     def mask(self, kept: Mapping[str, Tensor], aliases: Mapping[str, tuple[str, ...]]) -> None:
         """Mask parameters: what is shared whenever it is read, the rest now."""
-        shared = {id(tensor) for tensor in self._shared()}
-        now = {}
+        shared, now = self._shared(), {}
         for name, mask in kept.items():
             tensor = _get(self.module, name)
             if id(tensor) in shared:
-                self._masks[id(tensor)] = tensor, mask.to(tensor.device)
+                self._masks[id(tensor)] = mask.to(tensor.device)
             else:
                 now[name] = mask
         mask_parameters(self.module, now, aliases)
@@ -65,7 +64,7 @@ class PreciseModel:
 
     def unshare(self) -> bool:
         """Copy and mask what is shared; tell whether anything was."""
-        shared = {id(tensor): self._read(tensor) for tensor in self._shared()}
+        shared = {key: self._read(tensor) for key, tensor in self._shared().items()}
         for module in self.module.modules():
             for name, parameter in module._parameters.items():
                 if id(parameter) in shared:
@@ -77,18 +76,19 @@ class PreciseModel:
 
     def reading(self) -> AbstractContextManager[Any]:
         """Let the module read what is shared in its type."""
-        shared = {id(tensor) for tensor in self._shared()}
+        shared = self._shared()
         return _Reading(shared, self._read) if shared else nullcontext()
 
-    def _shared(self) -> Iterator[Tensor]:
-        return (tensor for tensor in _floating(self.module) if self._is_shared(tensor))
-
-    def _is_shared(self, tensor: Tensor) -> bool:
-        return tensor.dtype != self._dtype or id(tensor) in self._masks
+    def _shared(self) -> dict[int, Tensor]:
+        return {
+            id(tensor): tensor
+            for tensor in _floating(self.module)
+            if tensor.dtype != self._dtype or id(tensor) in self._masks
+        }
 
     def _read(self, tensor: Tensor) -> Tensor:
         read = tensor.detach().to(self._dtype, copy=True)
-        _, mask = self._masks.get(id(tensor), (None, None))
+        mask = self._masks.get(id(tensor))
         return read if mask is None else read.masked_fill_(~mask, 0)
 
 

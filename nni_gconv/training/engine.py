@@ -106,18 +106,18 @@ def default_training_step(
         images, labels = batch
         if teacher is None or distill is None:
             return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
-        if by_maps is None or not by_maps.share:
-            with torch.no_grad():
-                taught = teacher(images)
-            return distillation_loss(model(images), taught, labels, distill, smoothing)
+        share = 0.0 if by_maps is None else by_maps.share
+        common = by_maps.common if by_maps is not None and share else {}
+        known = teacher if by_maps is None else by_maps.network
         inner = model.module if isinstance(model, DistributedDataParallel) else model
-        with recorded(by_maps.network, by_maps.common) as theirs, torch.no_grad():
+        with recorded(known, common) as theirs, torch.no_grad():
             taught = teacher(images)
-        with recorded(inner, by_maps.common) as ours:
+        with recorded(inner, common) as ours:
             logits = model(images)
         loss = distillation_loss(logits, taught, labels, distill, smoothing)
-        weight = distill.features * by_maps.share
-        return loss + weight * feature_loss(ours, theirs, by_maps.common)
+        if not common:
+            return loss
+        return loss + distill.features * share * feature_loss(ours, theirs, common)
 
     return training_step
 
