@@ -31,8 +31,7 @@ from nni_gconv import ModelSpeedup, sensitivity
 from nni_gconv.cli.networks.sensitivity import parse_ratios
 from nni_gconv.cli.output import progress_bar
 from nni_gconv.profiling.costs import count
-from nni_gconv.pruning.registry import create_pruner
-from nni_gconv.pruning.settings import PruneSettings
+from nni_gconv.pruning.settings import PruneSettings, create_pruner
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.zoo import create_model

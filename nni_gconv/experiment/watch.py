@@ -21,7 +21,6 @@ from nni_gconv.compat import read_database
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.epochs import progress_of, shared_seconds
 from nni_gconv.experiment.manager import ManagerError, TrialState, trials_in_words
-from nni_gconv.experiment.remote_machines import services_of
 
 if TYPE_CHECKING:
     from nni_gconv.experiment.running import RunningExperiment
@@ -175,7 +174,7 @@ class _Watcher:
         links = self.experiment.links
         if not links.machines:
             return None
-        here = any(one.platform == "local" for one in services_of(self.experiment.plan.config))
+        here = any(one.platform == "local" for one in self.experiment.plan.services)
         if here or self.status == "DONE" or links.all_lost_for < _MACHINES_SECONDS:
             return None
         labels = ", ".join(machine.label for machine, _ in links.lost())

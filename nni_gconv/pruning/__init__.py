@@ -33,13 +33,7 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.plain_loop import EpochLoop, PlainLoop
     from nni_gconv.pruning.pruner import TrainedPruner
     from nni_gconv.pruning.reconstruction import Reconstruction, ReconstructSettings, reconstruct
-    from nni_gconv.pruning.registry import (
-        Method,
-        create_pruner,
-        find_method,
-        method_names,
-        register_pruner,
-    )
+    from nni_gconv.pruning.registry import Method, find_method, method_names, register_pruner
     from nni_gconv.pruning.schedule import Schedule
     from nni_gconv.pruning.selection.allocation import Request, removal_steps, take
     from nni_gconv.pruning.selection.budget import least_costs
@@ -47,7 +41,7 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.selection.coupled_sets import taken_channels
     from nni_gconv.pruning.selection.prunable import judged
     from nni_gconv.pruning.selection.skipped import find_skipped
-    from nni_gconv.pruning.settings import PruneSettings
+    from nni_gconv.pruning.settings import PruneSettings, create_pruner
 
 __all__ = [
     "Calibration",
@@ -102,7 +96,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "plain_loop": ["EpochLoop", "PlainLoop"],
         "pruner": ["TrainedPruner"],
         "reconstruction": ["ReconstructSettings", "Reconstruction", "reconstruct"],
-        "registry": ["Method", "create_pruner", "find_method", "method_names", "register_pruner"],
+        "registry": ["Method", "find_method", "method_names", "register_pruner"],
         "schedule": ["Schedule"],
         "selection.allocation": ["Request", "removal_steps", "take"],
         "selection.budget": ["least_costs"],
@@ -110,6 +104,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "selection.coupled_sets": ["taken_channels"],
         "selection.prunable": ["judged"],
         "selection.skipped": ["find_skipped"],
-        "settings": ["PruneSettings"],
+        "settings": ["PruneSettings", "create_pruner"],
     },
 )

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nni_gconv.pruning.pruner import TrainedPruner
-    from nni_gconv.pruning.settings import PruneSettings
 
 _NNI = "nni:"
 _CRITERIA = "nni_gconv.pruning.criteria."
@@ -200,45 +199,6 @@ def find_method(name: str) -> Method:
         raise ConfigError(unknown_name("NNI pruner", name[len(_NNI) :], known, "prune.method"))
     said = unknown_name("method", name, method_names(), "prune.method")
     raise ConfigError(f"{said}; or package.module:Class for your own")
-
-
-def create_pruner(
-    settings: PruneSettings,
-    model: nn.Module,
-    *,
-    dummy_input: Any,
-    evaluator: Evaluator | None = None,
-    **further: Any,
-) -> TrainedPruner:
-    """Make the pruner that a recipe asks for.
-
-    Parameters
-    ----------
-    settings : PruneSettings
-        Method, layers, budget and options.
-    model : nn.Module
-        The dense model; it is wrapped.
-    dummy_input : Tensor
-        Example input.
-    evaluator : Evaluator, optional
-        For methods that train.
-    **further
-        Options that come from elsewhere than the prune section.
-
-    Raises
-    ------
-    ConfigError
-        What the method itself finds wrong with model and config_list.
-    """
-    config_list = [dict(entry) for entry in settings.config_list]
-    common = {
-        "dummy_input": dummy_input,
-        "budget": settings.budget,
-        "reconstruct": settings.reconstruction,
-        **further,
-    }
-    method = find_method(settings.method)
-    return method.make(model, config_list, evaluator, **settings.method_options, **common)
 
 
 def _load(path: str) -> type[TrainedPruner]:

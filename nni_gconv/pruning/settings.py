@@ -1,8 +1,8 @@
-"""The ``prune:`` section of a recipe."""
+"""The ``prune:`` section of a recipe, and the pruner it asks for."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,6 +10,12 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.pruning.options import Budget
 from nni_gconv.pruning.reconstruction import ReconstructSettings
 from nni_gconv.pruning.registry import METHODS, find_method
+
+if TYPE_CHECKING:
+    from nni.compression.utils import Evaluator
+    from torch import nn
+
+    from nni_gconv.pruning.pruner import TrainedPruner
 
 
 class CalibrationSettings(BaseModel):
@@ -94,3 +100,42 @@ class PruneSettings(BaseModel):
         if asked is None:
             asked = self.method == "second_order"
         return ReconstructSettings.parse(asked)
+
+
+def create_pruner(
+    settings: PruneSettings,
+    model: nn.Module,
+    *,
+    dummy_input: Any,
+    evaluator: Evaluator | None = None,
+    **further: Any,
+) -> TrainedPruner:
+    """Make the pruner that a recipe asks for.
+
+    Parameters
+    ----------
+    settings : PruneSettings
+        Method, layers, budget and options.
+    model : nn.Module
+        The dense model; it is wrapped.
+    dummy_input : Tensor
+        Example input.
+    evaluator : Evaluator, optional
+        For methods that train.
+    **further
+        Options that come from elsewhere than the prune section.
+
+    Raises
+    ------
+    ConfigError
+        What the method itself finds wrong with model and config_list.
+    """
+    config_list = [dict(entry) for entry in settings.config_list]
+    common = {
+        "dummy_input": dummy_input,
+        "budget": settings.budget,
+        "reconstruct": settings.reconstruction,
+        **further,
+    }
+    method = find_method(settings.method)
+    return method.make(model, config_list, evaluator, **settings.method_options, **common)

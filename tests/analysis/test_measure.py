@@ -18,8 +18,7 @@ from nni_gconv import ModelSpeedup, sensitivity
 from nni_gconv.analysis.trial import _selection
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.profiling.costs import count
-from nni_gconv.pruning.registry import create_pruner
-from nni_gconv.pruning.settings import PruneSettings
+from nni_gconv.pruning.settings import PruneSettings, create_pruner
 from nni_gconv.recipe.load import parse_recipe
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.zoo import create_model

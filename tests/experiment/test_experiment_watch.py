@@ -332,8 +332,7 @@ class Links:
 
 
 def plan(*platforms):
-    services = [SimpleNamespace(platform=name) for name in platforms]
-    return SimpleNamespace(config=SimpleNamespace(training_service=services))
+    return SimpleNamespace(services=[SimpleNamespace(platform=name) for name in platforms])
 
 
 def test_an_experiment_without_a_machine_ends_after_a_while():

@@ -12,8 +12,7 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.groupconv import OutputError, partition_by_error
 from nni_gconv.groupconv.partition import partition
 from nni_gconv.pruning.calibration import layer_covariances
-from nni_gconv.pruning.registry import create_pruner
-from nni_gconv.pruning.settings import PruneSettings
+from nni_gconv.pruning.settings import PruneSettings, create_pruner
 
 
 def problem(filters=4, channels=4, taps=2, seed=0):

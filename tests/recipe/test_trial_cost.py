@@ -15,7 +15,7 @@ from nni_gconv import run_recipe
 ROOT = Path(__file__).parents[2]
 WATCHED = {
     "trace": "graph.trace",
-    "create_pruner": "pruning.registry",
+    "create_pruner": "pruning.settings",
     "count": "profiling.costs",
     "profile": "profiling.costs",
     "load_compact": "artefact",

@@ -16,7 +16,6 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.checks.gpus import gpu_wish
 from nni_gconv.experiment.checks.plan import ExperimentPlan
 from nni_gconv.experiment.checks.preflight import preflight
-from nni_gconv.experiment.remote_machines import services_of
 from nni_gconv.remote import (
     ERROR,
     MAX_BYTES,
@@ -156,7 +155,7 @@ def _wanted(plan: ExperimentPlan) -> Wanted:
 
 
 def _remote(plan: ExperimentPlan) -> Any:
-    return next(one for one in services_of(plan.config) if one.platform == "remote")
+    return next(one for one in plan.services if one.platform == "remote")
 
 
 def _program(command: str) -> str:
@@ -195,7 +194,7 @@ def _check_gpus(plan: ExperimentPlan, known: dict[Machine, MachineFacts]) -> lis
     findings = []
     gpus = {machine.label: (len(facts.gpus), facts.no_gpu) for machine, facts in known.items()}
     places = {machine.label: machine.place for machine in known}
-    if any(one.platform == "local" for one in services_of(plan.config)):
+    if any(one.platform == "local" for one in plan.services):
         slots = machine_slots()
         gpus["this machine"] = (len(slots), slots.reason)
     for label, (count, reason) in gpus.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 from nni_gconv.compat import launch_path
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment.remote_machines import services_of
+from nni_gconv.experiment.checks.machines import services_of
 from nni_gconv.files import files_nearby
 from nni_gconv.own_code import code_names
 from nni_gconv.yaml12 import parse_overrides, read_yaml

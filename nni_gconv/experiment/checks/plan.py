@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nni_gconv.experiment.checks.machines import services_of
 from nni_gconv.experiment.checks.search_space import grid_size, open_keys
 from nni_gconv.remote import Machine, machines_of
 
@@ -65,6 +66,11 @@ class ExperimentPlan:
     def folder(self) -> Path:
         """Folder that all experiments of this kind are kept in."""
         return Path(self.config.experiment_working_directory)
+
+    @property
+    def services(self) -> list[Any]:
+        """The training services: one, or the several of a hybrid experiment."""
+        return services_of(self.config)
 
     @property
     def machines(self) -> list[Machine]:

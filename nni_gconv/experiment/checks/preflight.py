@@ -21,15 +21,15 @@ from nni_gconv.errors import ConfigError, nearest, unknown_name
 from nni_gconv.experiment.checks.algorithms import check_algorithms
 from nni_gconv.experiment.checks.command import check_commands
 from nni_gconv.experiment.checks.gpus import give_gpus, gpu_notes
-from nni_gconv.experiment.checks.plan import ExperimentPlan
-from nni_gconv.experiment.checks.search_space import check_batch_space, check_space
-from nni_gconv.experiment.remote_machines import (
+from nni_gconv.experiment.checks.machines import (
     check_machine_list,
     platform_of,
     remote_notes,
     services_of,
     with_tunnel_end,
 )
+from nni_gconv.experiment.checks.plan import ExperimentPlan
+from nni_gconv.experiment.checks.search_space import check_batch_space, check_space
 from nni_gconv.remote import plain_key, with_ssh_config
 from nni_gconv.yaml12 import read_yaml
 

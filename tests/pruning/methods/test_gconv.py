@@ -16,8 +16,7 @@ from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup, partition
 from nni_gconv.errors import BudgetError, ConfigError
 from nni_gconv.groupconv.partition import l2
 from nni_gconv.profiling import count
-from nni_gconv.pruning.registry import create_pruner
-from nni_gconv.pruning.settings import PruneSettings
+from nni_gconv.pruning.settings import PruneSettings, create_pruner
 from nni_gconv.training.zoo import create_model
 
 IMAGE = torch.zeros(1, 3, 32, 32)

@@ -15,8 +15,7 @@ from nni_gconv import ModelSpeedup, ShufflePruner
 from nni_gconv.errors import BudgetError, ConfigError
 from nni_gconv.groupconv.partition import l1
 from nni_gconv.profiling import count
-from nni_gconv.pruning.registry import create_pruner
-from nni_gconv.pruning.settings import PruneSettings
+from nni_gconv.pruning.settings import PruneSettings, create_pruner
 from nni_gconv.training.logs.metric_log import MetricLog
 from nni_gconv.training.zoo import create_model
 
