@@ -180,6 +180,7 @@ def test_no_import_refuses_own_code(nets, capsys, command):
     assert not (nets / "imported").exists()
 
 
+@pytest.mark.slow
 def test_a_search_space_that_names_code_is_refused_before_the_start(nets):
     (nets / "recipe.yml").write_text(json.dumps(tiny(model={"name": "own_nets:Net"})))
     content = {

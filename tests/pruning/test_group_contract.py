@@ -27,7 +27,7 @@ SMALL = torch.zeros(1, 3, 8, 8)
 DIGIT = torch.zeros(1, 1, 8, 8)
 
 
-@pytest.fixture(params=["gconv", "shuffle"])
+@pytest.fixture(params=["gconv", "shuffle"], scope="module")
 def make(request):
     """The class of a pruner."""
     return GROUP_PRUNERS[request.param]
@@ -256,10 +256,15 @@ class TestSchedule:
             assert all((after[name] <= before[name]).all() for name in after)
         assert len(masks) == 4
 
+    @pytest.fixture(scope="class")
+    def whole(self, make, tmp_path_factory):
+        """A training that runs through."""
+        return ramp(make, tmp_path_factory.mktemp("whole"))
+
     @pytest.mark.slow
     @pytest.mark.parametrize("stop_at", [7, 16])
-    def test_killed_and_resumed_it_ends_the_same(self, make, tmp_path, stop_at):
-        whole, masks, _ = ramp(make, tmp_path / "whole")
+    def test_killed_and_resumed_it_ends_the_same(self, make, whole, tmp_path, stop_at):
+        whole, masks, _ = whole
         with pytest.raises(Stop):
             ramp(make, tmp_path / "cut", stop_at=stop_at)
         again, resumed, _ = ramp(make, tmp_path / "cut", resume=True, seed=5)

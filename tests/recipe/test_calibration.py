@@ -68,6 +68,7 @@ def test_trials_share_statistics_and_keep_none_of_their_own(calibrated, tmp_path
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_cut_short_finds_its_statistics_again(tmp_path, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt

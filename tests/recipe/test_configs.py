@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from nni_gconv.groupconv.search import cost_tables, score_tables, solve_tables
 from nni_gconv.profiling import count
 from nni_gconv.pruning.methods.fpgm import FPGMPruner
 from nni_gconv.pruning.methods.gconv.pruner import GroupConvPruner
@@ -83,15 +85,15 @@ def test_published_sizes(name):
 def test_fpgm_cuts_the_macs_of_the_papers_row(depth, drop):
     """As many fewer as the paper's table says, which counts convolutions."""
     image = torch.zeros(1, 3, 32, 32)
-    for path in sorted(CONFIGS.glob(f"fpgm/cifar10-resnet{depth}-*.yml")):
-        recipe = load_recipe(path, {})
-        model = recipe.model.model_copy(update={"weights": None}).build(num_classes=10)
-        dense, prune = count(model, image), recipe.prune
-        pruner = FPGMPruner(model, list(prune.config_list), dummy_input=image, budget=prune.budget)
-        masks = pruner.compress()[1]
-        pruner.unwrap_model()
-        small = ModelSpeedup(model, image, masks, verify=False).speedup_model()
-        assert 1 - count(small, image).macs / dense.macs == pytest.approx(drop, abs=0.005)
+    recipe, *others = recipes(f"fpgm/cifar10-resnet{depth}-*")
+    assert all(other.prune == recipe.prune for other in others), "they share the run below"
+    model = recipe.model.model_copy(update={"weights": None}).build(num_classes=10)
+    dense, prune = count(model, image), recipe.prune
+    pruner = FPGMPruner(model, list(prune.config_list), dummy_input=image, budget=prune.budget)
+    masks = pruner.compress()[1]
+    pruner.unwrap_model()
+    small = ModelSpeedup(model, image, masks, verify=False).speedup_model()
+    assert 1 - count(small, image).macs / dense.macs == pytest.approx(drop, abs=0.005)
 
 
 #: What the references train with: files, stage, epochs, batch size, optimizer, schedule.
@@ -180,34 +182,53 @@ def test_rates_of_fpgm_and_gains_of_conv12():
     assert [entry["gain"] for entry in conv12.prune.config_list] == [0.05, 0.1]
 
 
+@pytest.fixture(scope="module")
+def searched():
+    """The network of the recipe that searches, and its choices: the same for any budget."""
+    (recipe,) = recipes("groups/cifar100-preresnet164-searched")
+    model, image = recipe.model.build(num_classes=100), torch.zeros(1, 3, 32, 32)
+    costs = cost_tables(model, image, list(recipe.prune.config_list))
+    return recipe, model, image, score_tables(costs, model)
+
+
+def used(model, groups, image):
+    return count(with_groups(copy.deepcopy(model), groups), image).params
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", [1.6e6, 0.91e6, 0.4e6, 0.2e6])
-def test_searched_budgets_are_kept(budget):
-    path = CONFIGS / "groups/cifar100-preresnet164-searched.yml"
-    recipe = load_recipe(path, {"prune.budget.params": budget})
-    model, image = recipe.model.build(num_classes=100), torch.zeros(1, 3, 32, 32)
-    pruner = GroupConvPruner(
-        model,
-        list(recipe.prune.config_list),
-        dummy_input=image,
-        budget=recipe.prune.budget,
-        restarts=0,
-    )
-    groups = dict(pruner.groups)
-    pruner.unwrap_model()
-    assert 0.99 * budget <= count(with_groups(model, groups), image).params <= budget
+def test_searched_budgets_are_kept(searched, budget):
+    recipe, model, image, tables = searched
+    chosen = solve_tables(tables, {"params": budget}, score="geometric", fill=0.99).chosen
+    options = zip(tables.layers, chosen, strict=True)
+    groups = {layer.name: layer.choices[option] for layer, option in options}
+    assert 0.99 * budget <= used(model, groups, image) <= budget
+    if budget == recipe.prune.budget["params"]:
+        pruner = GroupConvPruner(
+            copy.deepcopy(model),
+            list(recipe.prune.config_list),
+            dummy_input=image,
+            budget=recipe.prune.budget,
+            restarts=0,
+        )
+        assert dict(pruner.groups) == {name: g for name, g in groups.items() if g > 1}
 
 
-#: Networks with fewer blocks of the same kinds; the whole ones are built, and some counted, above.
+#: Networks with fewer or narrower blocks of the same kinds; the whole ones are built, and some
+#: counted, above.
 SHORT = {
     "torchvision:resnet18": {"model.name": "short_nets:basic"},
     "torchvision:resnet34": {"model.name": "short_nets:basic"},
     "torchvision:resnet50": {"model.name": "short_nets:bottlenecks"},
     "torchvision:resnet101": {"model.name": "short_nets:bottlenecks"},
     "torchvision:densenet201": {"model.name": "short_nets:dense"},
-    "resnet56": {"model.name": "resnet20"},
-    "resnet110": {"model.name": "resnet20"},
+    "resnet20": {"model.options.width": 0.5},
+    "resnet32": {"model.name": "resnet20", "model.options.width": 0.5},
+    "resnet56": {"model.name": "resnet20", "model.options.width": 0.5},
+    "resnet110": {"model.name": "resnet20", "model.options.width": 0.5},
     "preresnet164": {"model.name": "preresnet", "model.options.depth": 20},
+    "vgg16": {"model.options.width": 0.625},  # a recipe asks for up to 256 of its 512 filters
+    "vgg19": {"model.options.width": 0.25},
     "condensenet86": {"model.name": "condensenet", "model.options.stages": [2, 2, 2]},
     "densenet40": {"model.name": "densenet", "model.options.depth": 13},
 }
@@ -238,12 +259,28 @@ SAME = ("-a", "-g4", "-g8", "-mcpg32", "-pretrained", "cifar100-preresnet164-60"
 RUN = [p for p in FILES if not p.stem.endswith(SAME)]
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run a recipe; those that only differ in how deep their network was are run once."""
+    done = {}
+
+    def run_quickly(path, recipe):
+        overrides = quick(recipe)
+        asked = load_recipe(path, overrides).model_dump_json(exclude={"name"})
+        if asked not in done:
+            folder = tmp_path_factory.mktemp("run")
+            done[asked] = run_recipe(path, overrides=overrides, output=folder, quiet=True), folder
+        return done[asked]
+
+    return run_quickly
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RUN, ids=name_of)
-def test_it_runs_on_small_data(path, tmp_path):
+def test_it_runs_on_small_data(path, run):
     recipe = load_recipe(path, {})
-    result = run_recipe(path, overrides=quick(recipe), output=tmp_path, quiet=True)
+    result, folder = run(path, recipe)
     # Three steps kill no filter, and without a budget nothing else goes.
     unharmed = recipe.prune.method == "gsparsity" and recipe.prune.budget is None
     assert result.metrics["params_ratio"] == 1 if unharmed else result.metrics["params_ratio"] < 1
-    assert (tmp_path / "compact.safetensors").is_file()
+    assert (folder / "compact.safetensors").is_file()

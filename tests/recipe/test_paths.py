@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from tiny_recipes import tiny
 
@@ -34,6 +35,7 @@ def test_paths_start_from_the_recipes_folder(tmp_path, monkeypatch):
     assert load_recipe("recipe.yml").model.weights == "w.safetensors"  # as it was written
 
 
+@pytest.mark.slow
 def test_a_run_says_its_data_and_its_stages(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name in ("ant", "bee"):

@@ -380,6 +380,7 @@ def test_two_recipes_that_share_train_once(tmp_path):
     assert len(list((tmp_path / "shared").rglob("dense.safetensors"))) == 2
 
 
+@pytest.mark.slow
 def test_sharing_gives_the_numbers_of_training_alone(done, tmp_path):
     train = {**tiny()["train"], "share": str(tmp_path / "shared")}
     result = run(tiny(train=train), tmp_path / "a")
@@ -389,6 +390,7 @@ def test_sharing_gives_the_numbers_of_training_alone(done, tmp_path):
 # -- stages ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_scratch_forgets_the_weights(tmp_path):
     quick = {"train": {"epochs": 0}}
     run(tiny(**quick, finetune={"epochs": 0, "from_scratch": True}), tmp_path / "new")

@@ -57,6 +57,7 @@ def test_a_killed_trial_ends_with_the_same_files(tmp_path, method):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
+@pytest.mark.slow
 def test_the_log_shows_masks_growing(tmp_path):
     run_recipe(recipe("fpgm"), output=tmp_path, quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]

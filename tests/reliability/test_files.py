@@ -137,6 +137,7 @@ def test_a_name_leads_nowhere(tmp_path, monkeypatch, name):
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_corrected_recipe_simply_runs(tmp_path, capsys):
     recipe, folder = tmp_path / "recipe.yml", tmp_path / "out"
     recipe.write_text(yaml.safe_dump(tiny(model={"name": "resnet8", "options": {"widht": 0.25}})))

@@ -98,6 +98,7 @@ def test_a_file_without_costs_still_tells_widths_and_parameters(runs, tmp_path):
     assert compared.to_dict()["b"]["macs"] == full.macs
 
 
+@pytest.mark.slow
 def test_layers_that_went_with_their_block(runs, tmp_path):
     small = dense_net()
     take_out(small, "layer2.0", ["shortcut", "nn.ReLU"])

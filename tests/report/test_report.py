@@ -531,6 +531,7 @@ def test_two_recorded_measurements_agree_on_the_front():
     assert front(0, *left) == front(1, *left) == few
 
 
+@pytest.mark.slow
 def test_the_interval_is_shown(tmp_path):
     rows = [timed("a", 0.9, 0.5, 0.02), timed("b", 0.8, 0.4, 0.01)]
     assert "0.500±0.020" in plain_table(rows)

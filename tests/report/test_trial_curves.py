@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -28,15 +30,22 @@ def trial(folder, layer, accuracies, criterion="l1", tolerance=0.01):
     found.save(folder / "sensitivity" / criterion)
 
 
-@pytest.fixture
-def experiment(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Write an experiment once: its pictures take a second."""
+    folder = tmp_path_factory.mktemp("experiment")
     for name, layer, accuracies in [
         ("aaaaa", "first", [0.9, 0.9, 0.5]),
         ("bbbbb", "second", [0.9, 0.89, 0.89]),
     ]:
-        trial(tmp_path / "environments/local-env/trials" / name, layer, accuracies)
-    (tmp_path / "db").mkdir()
-    return tmp_path
+        trial(folder / "environments/local-env/trials" / name, layer, accuracies)
+    (folder / "db").mkdir()
+    return folder
+
+
+@pytest.fixture
+def experiment(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path, dirs_exist_ok=True))
 
 
 @pytest.mark.slow

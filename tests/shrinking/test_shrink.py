@@ -72,6 +72,7 @@ def test_three_lines_on_any_network(make, images):
     assert json.loads(json.dumps(report.to_dict()))["macs_ratio"] == report.macs_ratio
 
 
+@pytest.mark.slow
 def test_images_keep_the_outputs_nearer():
     net = trained(plain_net()).eval()
     distances = []
@@ -119,6 +120,7 @@ def test_groups_alone_and_with_a_budget(images):
     assert named[2].groups == 4
 
 
+@pytest.mark.slow
 def test_methods_that_act_in_training_run_inside_the_trainer():
     net = trained(plain_net())
     small, report = shrink(net, X, macs=0.5, criterion="slimming", trainer=loop(), strength=1e-2)
@@ -148,6 +150,7 @@ def test_after_other_methods_the_small_network_is_trained():
     assert "trained by trainer" in str(report)
 
 
+@pytest.mark.slow
 def test_where_images_show_nothing_weights_choose(capsys, monkeypatch):
     def unseen(*_):
         raise UnseenError("second_order: 0 is read by no layer whose inputs can be seen")
@@ -163,6 +166,7 @@ def test_where_images_show_nothing_weights_choose(capsys, monkeypatch):
         shrink(net, X, macs=0.5, calibration=IMAGES, criterion="second_order")
 
 
+@pytest.mark.slow
 def test_labels_reach_criteria_that_need_them():
     loader = [(IMAGES[:24], LABELS[:24]), (IMAGES[24:], LABELS[24:])]
     _, report = shrink(plain_net(), X, macs=0.5, criterion="taylor", calibration=loader)
@@ -217,6 +221,7 @@ def test_reconstruction_needs_images():
         shrink(plain_net(), X, macs=0.5, criterion="second_order")
 
 
+@pytest.mark.slow
 def test_every_method_is_known():
     for name in [n for n in method_names() if not n.startswith("nni:")]:
         with pytest.raises(BudgetError):

@@ -130,6 +130,7 @@ def _peak(run):
     return held("VmHWM") - before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded_by_the_largest_layer():
     """24 layers of 4 MiB, 96 in all: two copies in float64 would be 384."""

@@ -6,6 +6,7 @@ NNI_GCONV_EXAMPLES says how many are tried (default 60).
 import os
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -489,15 +490,28 @@ def cases(draw):
     }
 
 
+QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=4, derandomize=True, **QUIET)
+@given(cases())
+def test_small_equals_masked_for_a_few(case):
+    check(case)
+
+
+@pytest.mark.slow
 @settings(
     max_examples=int(os.environ.get("NNI_GCONV_EXAMPLES", "60")),
-    deadline=None,
     derandomize="NNI_GCONV_EXAMPLES" not in os.environ,
-    database=None,
-    suppress_health_check=list(HealthCheck),
+    **QUIET,
 )
 @given(cases())
 def test_small_equals_masked(case):
+    check(case)
+
+
+def check(case):
+    """Compare the small network of a case with the masked one."""
     arguments = [case[k] for k in ("blocks", "end", "width", "biases", "seed")]
     torch.manual_seed(case["seed"])
     net = randomise(RandomNet(*arguments), case["seed"])

@@ -24,7 +24,7 @@ NETS = {
     "resnet20": lambda: create_model("resnet20"),
     "resnet20-B": lambda: create_model("resnet20", shortcut="B"),
     "preresnet29": lambda: create_model("preresnet29"),
-    "resnet50": resnet50,
+    "resnet50": lambda: resnet50(width_per_group=16),
     "mobilenet_v2": mobilenet_v2,
     "efficientnet_b0": efficientnet_b0,
 }
@@ -150,6 +150,7 @@ class TestFiles:
         assert plan_of(again) == plan_of(small)
         assert plan_of(small)["blocks"]["layer3.1"] == ["nn.ReLU"]
 
+    @pytest.mark.slow
     def test_another_architecture_is_refused(self):
         plan = plan_of(small_resnet())
         with pytest.raises(CheckpointError, match=r"Sequential has no block 'layer2.0' with sh"):
@@ -174,6 +175,7 @@ def test_it_is_made_smaller_again():
     assert set(plan_of(smaller)["blocks"]) == {"layer2.0", "layer3.0", "layer3.1", "layer3.2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_an_optimizer_goes_on(kind):
     net = lively(create_model("resnet20", shortcut="B"))

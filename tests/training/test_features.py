@@ -54,7 +54,7 @@ def cut(net, kind):
     return small, masked.eval(), masks
 
 
-@pytest.mark.parametrize("kind", ["cut", "groups"])
+@pytest.mark.parametrize("kind", ["cut", pytest.param("groups", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [residual, plain])
 def test_channels_are_found_wherever_they_went(make, kind):
     small, masked, _ = cut(make(), kind)
@@ -108,6 +108,7 @@ def test_the_loss_is_a_mean_of_relative_distances():
     assert float(feature_loss(ours, theirs, common)) == pytest.approx(sum(parts) / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_maps_come_nearer_to_the_teacher_s(tmp_path):
     dense = create_model("resnet8", num_classes=4, width=0.5).eval()
     small, masked, _ = cut(copy.deepcopy(dense), "cut")
@@ -155,6 +156,7 @@ def test_maps_count_less_from_step_to_step(tmp_path, monkeypatch):
     assert parts == pytest.approx([share for share in first if share > 0])
 
 
+@pytest.mark.slow
 def test_a_recipe_learns_from_maps_and_goes_on_with_them(tmp_path):
     recipe = tiny(finetune={"epochs": 2, "distill": {"features": 20}})
     whole = run_recipe(recipe, output=tmp_path / "whole", quiet=True)

@@ -151,7 +151,9 @@ def test_input_sizes(name, size):
     assert model(cifar(2, size=size)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "condensenet")) for n in SMALL]
+)
 def test_traces(name):
     model = create_model(name, **SMALL[name]).eval()
     x = cifar(2)

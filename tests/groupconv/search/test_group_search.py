@@ -120,6 +120,7 @@ def test_of_the_choices_close_to_a_limit_the_best_is_found(seed):
         assert found.value == pytest.approx(best, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_told_to_fills_the_budget():
     """Most score leaves 2 % of it here; the pruners ask for 1 % at the most."""
     torch.manual_seed(2)
@@ -412,6 +413,7 @@ def test_a_budget_of_latency_is_measured_to_hold():
     assert all(t.milliseconds[0] == t.dense_milliseconds > 0 for t in found.tables)
 
 
+@pytest.mark.slow
 def test_a_budget_of_latency_by_a_clock_that_goes_by_macs(monkeypatch):
     def measure(timer, name, counts, *, gathers=0):
         return [LayerLatency(name, c, dense_ms=1.0, grouped_ms=1 / c) for c in counts]

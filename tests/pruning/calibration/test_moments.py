@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from processes import launch_with_torchrun, run
+from processes import run
 from torch import nn
 from torch.nn import functional as F
 
@@ -103,10 +103,9 @@ def test_gram_is_the_product_and_symmetric(columns):
 
 @pytest.mark.slow
 def test_two_processes_choose_as_one_does(tmp_path):
-    alone = run("calibration_process.py", tmp_path / "one")
-    assert alone.code == 0, alone.said
-    done = launch_with_torchrun("calibration_process.py", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
+    for name, processes in (("one", 1), ("two", 2)):
+        done = run("calibration_process.py", tmp_path / name, processes=processes)
+        assert done.code == 0, done.said
     one, first, second = (
         torch.load(tmp_path / name, weights_only=True)
         for name in ("one-0.pt", "two-0.pt", "two-1.pt")

@@ -411,12 +411,16 @@ class TestBudget:
         gains = [next(iter(seen["gains"].values())) for seen in pruner.seen]
         assert gains[:3] == pytest.approx([0.2, 0.4, 0.8])
 
+    @pytest.fixture(scope="class", params=[{}, {"optimizer": {"name": "SGD"}, "gain": 15.0}])
+    def whole(self, request, tmp_path_factory):
+        """A training that runs through, and its options."""
+        return request.param, *steer(tmp_path_factory.mktemp("whole"), **request.param)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("stop_at", [8, 14, 27])
-    @pytest.mark.parametrize("options", [{}, {"optimizer": {"name": "SGD"}, "gain": 15.0}])
-    def test_killed_and_resumed_it_ends_the_same(self, tmp_path, stop_at, options):
+    def test_killed_and_resumed_it_ends_the_same(self, tmp_path, stop_at, whole):
         """Within the way, and when the budget is met."""
-        pruner, masks = steer(tmp_path / "whole", **options)
+        options, pruner, masks = whole
         with pytest.raises(Stop):
             steer(tmp_path / "cut", stop_at=stop_at, **options)
         resumed, again = steer(tmp_path / "cut", resume=True, seed=5, **options)

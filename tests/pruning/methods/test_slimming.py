@@ -206,6 +206,7 @@ class TestPenalty:
         assert torch.allclose(found, torch.tensor([0.9, 0.2, -0.5, 0.0, 0.0, 0.1]), atol=1e-4)
         assert found[3] == found[4] == 0
 
+    @pytest.mark.slow
     def test_subgradient_ends_there_too_but_never_at_zero(self):
         found = scales(bowl(GOAL, strength=0.1, penalty="subgradient", lr=0.01, steps=2000))
         assert torch.allclose(found, torch.tensor([0.9, 0.2, -0.5, 0.0, 0.0, 0.1]), atol=2e-3)

@@ -175,6 +175,7 @@ def test_what_is_shared_is_left_and_named():
     assert [layer.weight for layer in layers] == ["5.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [0, 2**31], ids=["in rounds", "waiting"])
 def test_several_batches_come_near_what_one_batch_gives(memory):
     model = randomised(GroupBlock()).eval()

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from mask_tools import alive, seeded
 from pruning_nets import conv, randomised
+from short_nets import SHORT_NETS
 from torch import nn
 
 from nni_gconv import FPGMPruner, ModelSpeedup, SlimmingPruner
@@ -377,9 +378,11 @@ def test_unwrapping_gives_frozen_norms_back_as_they_were():
 @pytest.mark.slow
 def test_a_resnet_with_frozen_norms_is_pruned_as_one_with_trained_norms():
     dummy = torch.zeros(1, 3, 32, 32)
-    make, widths = torchvision.models.resnet18, []
+    resnet, widths = torchvision.models.resnet, []
     for norm in (torchvision.ops.FrozenBatchNorm2d, nn.BatchNorm2d):
-        net = seeded(lambda norm=norm: make(norm_layer=norm))
+        net = seeded(
+            lambda norm=norm: resnet.ResNet(resnet.BasicBlock, [2, 1, 1, 1], norm_layer=norm)
+        )
         pruner, small = pruned(net, CONVS, dummy)
         assert pruner.skipped == {}
         widths.append([m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)])
@@ -416,7 +419,7 @@ SMALL_NETS = {
         for n in ("resnet8", "resnet14")
         for k in "AB"
     },
-    "vgg11": lambda: create_model("vgg11"),
+    "vgg11": lambda: create_model("vgg11", width=0.25),
     **{c.__name__: c for c in (Sized, HeadsBehind, Checked, Attention, Neck, Gated)},
     "sum with a linear layer": lambda: Gated(added=True),
     **{
@@ -481,4 +484,5 @@ def test_the_dry_run_is_the_pruner(name):
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_the_dry_run_is_the_pruner_on_torchvision(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    agree(seeded(lambda: torchvision.models.get_model(name, **options)), torch.zeros(1, 3, 32, 32))
+    make = SHORT_NETS.get(name, lambda: torchvision.models.get_model(name, **options))
+    agree(seeded(make), torch.zeros(1, 3, 32, 32))
