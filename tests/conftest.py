@@ -1,7 +1,10 @@
 """One thread per process: the order of sums depends on their number, and tests share the cores."""
 
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,30 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(latency, "measured_ratio", measure)
     return calls
+
+
+@pytest.fixture(scope="session")
+def warm_trials(tmp_path_factory):
+    """A function that lets trials of an environment be forked from a process that has torch.
+
+    Loading it takes seconds of each. All else is real: NNI starts ``nni-gconv run``, is told how it
+    ended and can kill it. A `script` that is started as ``python SCRIPT`` is forked, too.
+    """
+    place = tmp_path_factory.mktemp("warm") / "socket"
+    helpers = Path(__file__).parent / "helpers"
+
+    def paths(*given):
+        return os.pathsep.join(str(path) for path in given if path)
+
+    def warmed(env, script=""):
+        path = paths(helpers / "warm_trials", env.get("PYTHONPATH"))
+        return {**env, "PYTHONPATH": path, "WARM_TRIALS": str(place), "WARM_SCRIPT": str(script)}
+
+    env = {**os.environ, "PYTHONPATH": paths(helpers.parents[1], helpers)}
+    command = [sys.executable, "-W", "ignore", str(helpers / "warm_server.py"), str(place)]
+    with subprocess.Popen(command, env=env) as server:
+        while not place.exists():
+            assert server.poll() is None
+            time.sleep(0.1)
+        yield warmed
+        server.terminate()

@@ -27,7 +27,7 @@ def blocks(language):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_page_runs(tmp_path):
+def test_the_page_runs(tmp_path, warm_trials):
     for text in blocks("yaml"):
         name = text.splitlines()[0].removeprefix("# ")
         (tmp_path / name).write_text(text)
@@ -48,8 +48,8 @@ def test_the_page_runs(tmp_path):
     }
     (tmp_path / "home").mkdir()
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1100, check=False,
+        [sys.executable, str(script)], cwd=tmp_path, env=warm_trials(env, script),
+        capture_output=True, text=True, timeout=1100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("2 trials succeeded") == 3

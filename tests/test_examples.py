@@ -1,6 +1,7 @@
 """Every script of examples/ runs as a reader would run it, and is named on their page."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,14 @@ def test_the_page_names_every_script():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_runs(script, tmp_path):
+def test_a_script_runs(script, tmp_path, warm_trials):
     needed = NEEDS.get(script.stem)
     if needed and importlib.util.find_spec(needed) is None:
         pytest.skip(f"needs {needed}")
     command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    env = warm_trials({**os.environ}, script)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout

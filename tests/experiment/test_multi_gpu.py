@@ -16,6 +16,12 @@ from nni_gconv.experiment import experiment_file
 
 from .conftest import Workshop
 
+#: Of the recipe that is shipped: which GPUs a trial takes is the same for a small network.
+SMALL = (
+    "model.name=resnet8", "model.options.width=0.25", "data.train_size=256", "train.epochs=1",
+    "report.latency=null",
+)  # fmt: skip
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TRIAL = """
@@ -73,11 +79,12 @@ def test_trials_that_run_together_hold_different_gpus(gpu_workshop):
             assert one["gpus"] != other["gpus"]
 
 
-def test_the_multi_gpu_experiment_fills_the_gpus(gpu_workshop):
+def test_the_multi_gpu_experiment_fills_the_gpus(gpu_workshop, warm_trials):
     workshop = gpu_workshop(2)
+    workshop.env = warm_trials(workshop.env)
     folder = shutil.copytree(experiment_file("multi-gpu").parent, workshop.folder / "multi-gpu")
     data = yaml.safe_load((folder / "experiment.yml").read_text())
-    data["trialCommand"] += " -o train.epochs=1 -o finetune=null -o report.latency=null"
+    data["trialCommand"] += "".join(f" -o {text}" for text in (*SMALL, "finetune=null"))
     data["trialConcurrency"] = 1
     data["maxTrialNumber"] = 2
     (folder / "experiment.yml").write_text(yaml.safe_dump(data))
@@ -95,10 +102,12 @@ def test_the_multi_gpu_experiment_fills_the_gpus(gpu_workshop):
 def test_more_gpus_a_trial_are_as_many_processes(gpu_workshop):
     workshop = gpu_workshop(3)
     shutil.copy(experiment_file("multi-gpu", "recipe.yml"), workshop.folder)
-    short = ["-o", "train.epochs=1", "-o", "train.share=null", "-o", "finetune.epochs=1"]
+    short = [
+        word for text in (*SMALL, "train.share=null", "finetune.epochs=1") for word in ("-o", text)
+    ]
     finished = workshop.run(
         "run", "recipe.yml", "--gpus", "2", "--output", "out", "--quiet", "--json", *short,
-        "-o", "report.latency=null", timeout=600,
+        timeout=600,
     )  # fmt: skip
     assert finished.code == 0, finished.err
     assert "GPU 0, 1 of 0, 1, 2" in finished.err
