@@ -25,6 +25,8 @@ GIVEN = "given dense network"
 MEMORY = {False: "contiguous", True: "channels last"}
 #: Share of the time that all networks get together; the rest is for those that are left.
 _FIRST = 0.6
+#: Seconds of each network at least: a look tells which are ahead, an interval needs more rounds.
+_LOOK, _LAST = 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ class Judge:
         """
         models = {name: apply_forms(self.model, plan) for name, plan in plans.items()}
         others = {} if dense is None else self._folded(dense)
-        found = self._timed({**models, **others}, _FIRST)
+        found = self._timed({**models, **others}, _FIRST, _LOOK)
         networks = _networks(found)
         leader = min(plans, key=found.ratios.__getitem__)
         base = min(plain, key=found.ratios.__getitem__, default=AS_IT_WAS)
         final = list(dict.fromkeys([AS_IT_WAS, base, leader]))
         if len(final) > 1:
-            found = self._timed({name: models[name] for name in final}, 1 - _FIRST)
+            found = self._timed({name: models[name] for name in final}, 1 - _FIRST, _LAST)
             networks |= _networks(found)
         if found.ratios[base] > 1:
             base = AS_IT_WAS
@@ -88,14 +90,16 @@ class Judge:
         taken = leader if high < 1 and found.ratios[leader] <= 1 else base
         return tuple(networks.values()), taken
 
-    def _timed(self, models: Mapping[str, nn.Module], share: float) -> LatencyComparison:
+    def _timed(
+        self, models: Mapping[str, nn.Module], share: float, seconds: float
+    ) -> LatencyComparison:
         return compare_latency(
             models,
             self.dummy_input,
             batch_size=batch_of(self.dummy_input),
             threads=self.threads,
             min_runs=15,
-            min_seconds=0.3,
+            min_seconds=seconds,
             max_seconds=share * self.max_seconds,
         )
 

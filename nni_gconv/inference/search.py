@@ -96,7 +96,8 @@ def find_forms(
     folded = foldable_norms(model, dummy_input)
     base = FormPlan(folded=folded)
     units = find_units(apply_forms(model, base), dummy_input)
-    timer = FormTimer(threads=threads, max_seconds=max_seconds / 10)
+    # Layers only propose: whole networks are timed next.
+    timer = FormTimer(threads=threads, min_seconds=0.01, max_seconds=max_seconds / 10)
     timed = [_Timed(unit, timer.times(unit.module, unit.shape)) for unit in units]
     plans = {AS_IT_WAS: FormPlan(), **_candidates(base, timed, threads)}
     formats = MEMORY if channels_last is None else (channels_last,)
