@@ -38,6 +38,15 @@ MaxFailed = Annotated[
         "--max-failed", min=1, help="Give up when the first so many trials have all failed."
     ),
 ]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="KEY=VALUE",
+        help="Value of the recipe for every trial, such as train.epochs=5; may be repeated.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the trials as JSON; progress is on stderr.")
 ]
@@ -79,15 +88,7 @@ def create(
     max_trials: Annotated[
         int | None, typer.Option("--max-trials", min=1, help="Instead of maxTrialNumber.")
     ] = None,
-    override: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-o",
-            "--override",
-            metavar="KEY=VALUE",
-            help="Value of the recipe for every trial, such as train.epochs=5; may be repeated.",
-        ),
-    ] = None,
+    override: Override = None,
     as_json: AsJson = False,
     check: Annotated[bool, typer.Option("--check", help="Only check; start nothing.")] = False,
     max_failed: MaxFailed = 5,

@@ -13,10 +13,12 @@ from nni_gconv.cli.experiments.create import (
     KeepUI,
     LaunchOptions,
     Output,
+    Override,
     Port,
     launch_and_report,
 )
 from nni_gconv.cli.output import note
+from nni_gconv.yaml12 import parse_overrides
 
 
 def quickstart(
@@ -32,6 +34,7 @@ def quickstart(
             "runs/quickstart-seeds-N first.",
         ),
     ] = 1,
+    override: Override = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare all methods on a small network under NNI: minutes, on CPUs, without a download.
@@ -42,9 +45,11 @@ def quickstart(
     """
     from nni_gconv.experiment import experiment_file, with_seeds
 
+    overrides = tuple(override or ())
+    parse_overrides(overrides)
     file = experiment_file("quickstart")
     if seeds > 1:
         file = with_seeds(file, Path("runs") / f"quickstart-seeds-{seeds}", seeds)
         note(f"written {file}")
-    options = LaunchOptions(port, keep_ui, output, concurrency, as_json)
+    options = LaunchOptions(port, keep_ui, output, concurrency, as_json, overrides=overrides)
     raise typer.Exit(launch_and_report(file, options))
