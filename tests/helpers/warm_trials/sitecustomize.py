@@ -7,9 +7,8 @@ import os
 import sys
 
 asked = sys.orig_argv[1:]
-if os.environ.get("WARM_TRIALS") and (
-    asked[:3] == ["-m", "nni_gconv", "run"] or asked[:1] == [os.environ.get("WARM_SCRIPT")]
-):
+trial = asked[:2] == ["-m", "nni_gconv"] and asked[2:3] in (["run"], ["sensitivity"])
+if os.environ.get("WARM_TRIALS") and (trial or asked[:1] == [os.environ.get("WARM_SCRIPT")]):
     import json
     import signal
     import socket
