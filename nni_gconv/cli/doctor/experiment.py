@@ -26,11 +26,9 @@ def doctor_experiment(file: Path, *, as_json: bool, fix: bool = False) -> int:
     int
         Exit code: 0 where nothing hinders the experiment, else 2.
     """
-    from nni_gconv.compat import import_nni
     from nni_gconv.experiment import check_experiment, fix_machines
     from nni_gconv.remote import ERROR, WARNING, line_of
 
-    import_nni()
     for text in fix_machines(file) if fix else ():
         note(text)
     findings = check_experiment(file)
