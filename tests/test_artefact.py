@@ -210,6 +210,38 @@ def test_parts_of_one_memory(tmp_path):
     assert torch.equal(loaded[1].weight, both[4:])
 
 
+def called(layer, *inputs):
+    found = layer.eval()(*inputs)
+    return found[0] if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "inputs"),
+    [
+        (lambda n: nn.Linear(n, 2 * n), (2, 4), 1),
+        (lambda n: nn.Bilinear(n, n, n), (2, 4), 2),
+        (lambda n: nn.Conv1d(n, n, 3, groups=n), (2, 4, 5), 1),
+        (lambda n: nn.ConvTranspose2d(n, 2 * n, 3), (2, 4, 5, 5), 1),
+        (nn.BatchNorm2d, (2, 4, 3, 3), 1),
+        (lambda n: nn.InstanceNorm1d(n, affine=True), (2, 4, 3), 1),
+        (lambda n: nn.GroupNorm(n // 2, n), (2, 4, 3), 1),
+        (nn.LayerNorm, (2, 3, 4), 1),
+        (lambda n: nn.LayerNorm((n, 3)), (2, 4, 3), 1),
+        (nn.RMSNorm, (2, 3, 4), 1),
+        (nn.PReLU, (2, 4), 1),
+        (lambda n: nn.MultiheadAttention(n, n // 2), (5, 2, 4), 3),
+        (lambda n: nn.MultiheadAttention(n, n // 2, kdim=n, vdim=n), (5, 2, 4), 3),
+    ],
+)
+def test_layers_that_another_tool_has_cut_come_back(tmp_path, make, shape, inputs):
+    """Such as Torch-Pruning, which makes torch's own layers smaller in place."""
+    small, given = make(4), [torch.randn(shape) for _ in range(inputs)]
+    save_compact(nn.ModuleList([small]), tmp_path / "small.safetensors")
+    (loaded,) = load_compact(tmp_path / "small.safetensors", lambda: nn.ModuleList([make(8)]))
+    assert torch.equal(called(loaded, *given), called(small, *given))
+    assert repr(loaded) == repr(small)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_precision_comes_back(tmp_path, dtype):
     model = small_net().to(dtype)

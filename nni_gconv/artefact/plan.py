@@ -33,8 +33,12 @@ FORMAT = 1
 _WIDTHS: tuple[tuple[tuple[type, ...], tuple[str, ...]], ...] = (
     ((nn.modules.conv._ConvNd,), ("in_channels", "out_channels", "groups")),
     ((nn.Linear,), ("in_features", "out_features")),
+    ((nn.Bilinear,), ("in1_features", "in2_features", "out_features")),
+    ((nn.Embedding, nn.EmbeddingBag), ("num_embeddings", "embedding_dim")),
     ((nn.modules.batchnorm._NormBase,), ("num_features",)),
     ((nn.GroupNorm,), ("num_groups", "num_channels")),
+    ((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",)),
+    ((nn.MultiheadAttention,), ("embed_dim", "kdim", "vdim", "num_heads", "head_dim")),
     ((nn.PReLU,), ("num_parameters",)),
     ((nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), ("padding",)),
 )
