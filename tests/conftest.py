@@ -1,5 +1,6 @@
 """One thread per process: the order of sums depends on their number, and tests share the cores."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -15,6 +16,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Else matplotlib looks at every font of the machine anew in each home that a test makes.
 FONTS = Path(tempfile.gettempdir()) / f"nni-gconv-matplotlib-{os.getuid()}"
 os.environ.setdefault("MPLCONFIGDIR", str(FONTS))
+
+# Some thousand tests' objects stay: looking at all of them so often takes a twentieth of the time.
+gc.set_threshold(10_000, 10, 10)
 
 #: Folders whose tests wait for managers, servers and browsers.
 WAITING = ("experiment", "webui")
