@@ -8,12 +8,13 @@
 DATA holds the four arrays that the `cifar10` loader reads, WEIGHTS the files that
 benchmarks/pretrained.py names. A file in benchmarks/results gives one recipe and several methods,
 each a `prune` section; every method is run with every number of epochs, with distillation from the
-dense network and without, and with every seed. A row is one run of `nni-gconv`'s recipe: a tenth
-of the training images chooses the best epoch, the test images are looked at before and after
-fine-tuning and choose nothing. Rows that stand in the file's .json already are not run again, and a
-run that was stopped goes on from its last epoch. --docs writes the tables and the picture of
-docs/results.md from the rows. --files copies the small networks of the rows that a file names under
-`files` to benchmarks/results/files, where benchmarks/evaluate.py measures them.
+dense network and without, and with every seed. Epochs of a method's `sparsify`, before the masks
+are made, are counted in. A row is one run of `nni-gconv`'s recipe: a tenth of the training images
+chooses the best epoch, the test images are looked at before and after fine-tuning and choose
+nothing. Rows that stand in the file's .json already are not run again, and a run that was stopped
+goes on from its last epoch. --docs writes the tables and the pictures of docs/results.md from the
+rows. --files copies the small networks of the rows that a file names under `files` to
+benchmarks/results/files, where benchmarks/evaluate.py measures them.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ def recipe_of(
     how = dict(plan["methods"][method])
     maps = {key: how.pop(key) for key in ("features", "features_epochs") if key in how}
     distill = {**DISTILL, **maps} if distilled else None
-    tuned = {**shared["finetune"], "epochs": epochs, "distill": distill}
-    prune = {**shared["prune"], **how}
-    return {**shared, "seed": seed, "prune": prune, "finetune": tuned}
+    before = how.pop("sparsify", None)
+    left = epochs - (before["epochs"] if before else 0)
+    tuned = {**shared["finetune"], "epochs": left, "distill": distill}
+    recipe = {**shared, "seed": seed, "prune": {**shared["prune"], **how}, "finetune": tuned}
+    return {**recipe, "sparsify": {**before, "distill": distill}} if before else recipe
 
 
 def key_of(method: str, epochs: int, distilled: bool, seed: int) -> str:
@@ -256,9 +259,11 @@ def document(plans: dict[str, Any]) -> None:
     parts = []
     for name, plan in plans.items():
         done = read(name)
-        if done:
+        if done and len(plan["epochs"]) > 1:
             draw(plan, done, DOCS / "images" / f"results-{name}.png")
-            parts += [f"![{plan['title']}](images/results-{name}.png)", table(plan, done)]
+            parts.append(f"![{plan['title']}](images/results-{name}.png)")
+        if done:
+            parts.append(table(plan, done))
     fill(DOCS / "results.md", begin, end, "\n" + "\n\n".join(parts) + "\n\n")
 
 

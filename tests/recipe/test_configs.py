@@ -51,10 +51,14 @@ def test_recipes_of_the_benchmark_load(path):
     for method in plan["methods"].values():
         if ":TorchPruning" in method.get("method", ""):
             continue  # not a requirement
-        asked = {k: v for k, v in method.items() if not k.startswith("features")}
-        prune = {**shared["prune"], **asked}
-        model = {**shared["model"], "weights": plan["weights"]}
-        recipe = load_recipe({**shared, "model": model, "prune": prune}, {"finetune.epochs": 1})
+        asked = {k: v for k, v in method.items() if not k.startswith(("features", "sparsify"))}
+        sections = {
+            **shared,
+            "model": {**shared["model"], "weights": plan["weights"]},
+            "prune": {**shared["prune"], **asked},
+            "sparsify": method.get("sparsify"),
+        }
+        recipe = load_recipe(sections, {"finetune.epochs": 1})
         assert recipe.finetune.epochs == 1
 
 
