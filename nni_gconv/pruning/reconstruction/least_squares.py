@@ -218,12 +218,11 @@ def refit(weight: Tensor, a: Tensor, b: Tensor, kept: Tensor, ridge: float) -> T
 
 
 class Refit:
-    """The same for several `b`: what is solved for each is factored once."""
+    """The same for several `b`: what does not depend on them is worked out once."""
 
     def __init__(self, weight: Tensor, a: Tensor, kept: Tensor, ridge: float) -> None:
         self._start = weight * kept
-        self._a = a
-        self._parts: list[tuple[int, Tensor, Tensor, Callable[[Tensor], Tensor]]] = []
+        self._parts: list[_Alike] = []
         filters = len(weight) // len(a)
         for group in range(len(a)):
             own = slice(group * filters, (group + 1) * filters)
@@ -235,17 +234,29 @@ class Refit:
                 if not len(columns):
                     continue
                 rows = (which == number).nonzero()[:, 0] + own.start
-                inner = a[group][columns][:, columns]
+                reads = a[group][:, columns]
+                said = self._start[rows] @ reads
+                inner = reads[columns]
                 inner.diagonal().add_(strength + 1e-12 * inner.diagonal().mean())
-                self._parts.append((group, rows, columns, _solver(inner)))
+                self._parts.append(_Alike(rows, columns, said, _solver(inner)))
 
     def __call__(self, b: Tensor) -> Tensor:
         """Solve for these moments of what should be said and what is read."""
         fitted = self._start.clone()
-        for group, rows, columns, solve in self._parts:
-            missing = b[rows][:, columns] - self._start[rows] @ self._a[group][:, columns]
-            fitted[rows[:, None], columns] += solve(missing.T).T
+        for part in self._parts:
+            missing = b[part.rows][:, part.columns] - part.said
+            fitted[part.rows[:, None], part.columns] += part.solve(missing.T).T
         return fitted
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Filters of which the mask leaves the same columns: what they say so far, and their solver."""
+
+    rows: Tensor
+    columns: Tensor
+    said: Tensor
+    solve: Callable[[Tensor], Tensor]
 
 
 def _solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
