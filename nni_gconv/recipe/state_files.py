@@ -18,7 +18,10 @@ from nni_gconv.training import CommonMaps, Distributed
 def save_state(model: nn.Module, path: Path, distributed: Distributed) -> None:
     """Write the weights of a model; the main process does, the others wait."""
     if distributed.is_main:
-        state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        state = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.state_dict().items()
+        }
         with atomic_path(path) as temporary:
             save_file(state, temporary)
     distributed.barrier()
@@ -40,7 +43,7 @@ def save_masks(
 ) -> float:
     """Write NNI's masks; return the share of their numbers that is 1."""
     flat = {
-        f"{module}.{target}": mask.to("cpu", torch.uint8)
+        f"{module}.{target}": mask.to("cpu", torch.uint8).contiguous()
         for module, targets in masks.items()
         for target, mask in targets.items()
         if mask is not None
@@ -54,7 +57,11 @@ def save_masks(
 
 def save_maps(common: CommonMaps, path: Path, distributed: Distributed) -> None:
     """Write which channels of a small network are which of the dense one."""
-    flat = {f"{name}.{part}": t for name, two in common.items() for part, t in enumerate(two)}
+    flat = {
+        f"{name}.{part}": tensor.contiguous()
+        for name, two in common.items()
+        for part, tensor in enumerate(two)
+    }
     if distributed.is_main:
         with atomic_path(path) as temporary:
             save_file(flat, temporary)

@@ -188,6 +188,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.best_state is not None:
             load_model_state(self.model, self.best_state, self.path)
+        if self.settings.channels_last:  # what comes next begins as it does after a resume
+            self.model.to(memory_format=torch.contiguous_format)
 
     # --- before ----------------------------------------------------------------------------------
 

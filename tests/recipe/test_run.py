@@ -220,6 +220,26 @@ def test_a_killed_trial_goes_on_and_ends_the_same(done, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["slimming", "shuffle"])
+def test_a_killed_trial_ends_the_same_with_channels_last_in_memory(tmp_path, method):
+    """Every stage that trains keeps weights so; what stages hand on has torch's own order."""
+    last = {"epochs": 2, "channels_last": True}
+    recipe = tiny(
+        train={**last, "epochs": 1},
+        sparsify=last,
+        prune={"method": method, "budget": {"macs": 0.6}},
+        finetune=last,
+    )
+    whole, cut = run(recipe, tmp_path / "whole"), tmp_path / "cut"
+    for stage in ("sparsify", "finetune"):
+        assert in_a_process(recipe, cut, f"{stage}=7").code == -signal.SIGKILL
+    assert run(recipe, cut).metrics == whole.metrics
+    for name in ("dense", "masks", "masked", "speedup", "compact"):
+        ours, theirs = (load_file(tmp_path / d / f"{name}.safetensors") for d in ("cut", "whole"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+@pytest.mark.slow
 def test_a_killed_trial_learns_from_the_same_teacher(tmp_path):
     """The dense network teaches while pruning and after it; a kill in each stage."""
     recipe = tiny(
