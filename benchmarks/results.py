@@ -259,11 +259,12 @@ def document(plans: dict[str, Any]) -> None:
     parts = []
     for name, plan in plans.items():
         done = read(name)
-        if done and len(plan["epochs"]) > 1:
+        if not done:
+            continue
+        if len(plan["epochs"]) > 1:
             draw(plan, done, DOCS / "images" / f"results-{name}.png")
             parts.append(f"![{plan['title']}](images/results-{name}.png)")
-        if done:
-            parts.append(table(plan, done))
+        parts.append(table(plan, done))
     fill(DOCS / "results.md", begin, end, "\n" + "\n\n".join(parts) + "\n\n")
 
 

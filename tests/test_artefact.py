@@ -242,6 +242,15 @@ def test_layers_that_another_tool_has_cut_come_back(tmp_path, make, shape, input
     assert repr(loaded) == repr(small)
 
 
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_tables_that_another_tool_has_cut_come_back(tmp_path, kind):
+    small, asked = kind(5, 4), torch.tensor([[0, 4], [2, 1]])
+    save_compact(nn.ModuleList([small]), tmp_path / "small.safetensors")
+    (loaded,) = load_compact(tmp_path / "small.safetensors", lambda: nn.ModuleList([kind(9, 8)]))
+    assert torch.equal(loaded(asked), small(asked))
+    assert repr(loaded) == repr(small)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_precision_comes_back(tmp_path, dtype):
     model = small_net().to(dtype)

@@ -57,11 +57,7 @@ def save_masks(
 
 def save_maps(common: CommonMaps, path: Path, distributed: Distributed) -> None:
     """Write which channels of a small network are which of the dense one."""
-    flat = {
-        f"{name}.{part}": tensor.contiguous()
-        for name, two in common.items()
-        for part, tensor in enumerate(two)
-    }
+    flat = {f"{name}.{part}": t for name, two in common.items() for part, t in enumerate(two)}
     if distributed.is_main:
         with atomic_path(path) as temporary:
             save_file(flat, temporary)
