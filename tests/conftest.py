@@ -25,8 +25,8 @@ WAITING = ("experiment", "webui")
 
 
 def pytest_xdist_auto_num_workers():
-    """Two more than there are cores: some of the tests wait."""
-    return (os.cpu_count() or 1) + 2
+    """Three more than there are cores: some of the tests wait."""
+    return (os.cpu_count() or 1) + 3
 
 
 def pytest_collection_modifyitems(items):
@@ -56,11 +56,13 @@ def clock(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def warm_trials(tmp_path_factory):
-    """A function that lets trials of an environment be forked from a process that has torch.
+def warm(tmp_path_factory):
+    """A function that lets an environment's commands be forked from a process that has torch.
 
-    Loading it takes seconds of each. All else is real: NNI starts ``nni-gconv run``, is told how it
-    ended and can kill it. A `script` that is started as ``python SCRIPT`` is forked, too.
+    Loading it, or what NNI loads, takes seconds of each. All else is real: commands start NNI's
+    manager, which starts its dispatcher and trials, is told how they ended and can kill them. A
+    `script` that is started as ``python SCRIPT`` is forked, too. What is forked is of another
+    session and process group than what asks for it: not for tests of these.
     """
     place = tmp_path_factory.mktemp("warm") / "socket"
     helpers = Path(__file__).parent / "helpers"
@@ -69,8 +71,8 @@ def warm_trials(tmp_path_factory):
         return os.pathsep.join(str(path) for path in given if path)
 
     def warmed(env, script=""):
-        path = paths(helpers / "warm_trials", env.get("PYTHONPATH"))
-        return {**env, "PYTHONPATH": path, "WARM_TRIALS": str(place), "WARM_SCRIPT": str(script)}
+        path = paths(helpers / "warm", env.get("PYTHONPATH"))
+        return {**env, "PYTHONPATH": path, "WARM_SOCKET": str(place), "WARM_SCRIPT": str(script)}
 
     env = {**os.environ, "PYTHONPATH": paths(helpers.parents[1], helpers)}
     command = [sys.executable, "-W", "ignore", str(helpers / "warm_server.py"), str(place)]

@@ -27,7 +27,7 @@ def blocks(language):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_page_runs(tmp_path, warm_trials):
+def test_the_page_runs(tmp_path, warm):
     for text in blocks("yaml"):
         name = text.splitlines()[0].removeprefix("# ")
         (tmp_path / name).write_text(text)
@@ -48,7 +48,7 @@ def test_the_page_runs(tmp_path, warm_trials):
     }
     (tmp_path / "home").mkdir()
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=warm_trials(env, script),
+        [sys.executable, str(script)], cwd=tmp_path, env=warm(env, script),
         capture_output=True, text=True, timeout=1100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

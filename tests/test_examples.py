@@ -24,12 +24,12 @@ def test_the_page_names_every_script():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_runs(script, tmp_path, warm_trials):
+def test_a_script_runs(script, tmp_path, warm):
     needed = NEEDS.get(script.stem)
     if needed and importlib.util.find_spec(needed) is None:
         pytest.skip(f"needs {needed}")
     command = [sys.executable, str(script)]
-    env = warm_trials({**os.environ}, script)
+    env = warm({**os.environ}, script)
     done = subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )

@@ -28,6 +28,15 @@ BASE = {
 }
 
 
+# The real nnictl; but it gives its manager three seconds, which a busy machine may not.
+NNICTL = """
+import nni.experiment.launcher as own
+from nni.tools.nnictl.nnictl import parse_args
+own._check_rest_server.__defaults__ = (300, None)
+parse_args()
+"""
+
+
 @dataclass
 class Finished:
     """A command that has ended."""
@@ -80,6 +89,17 @@ class Workshop:
             raise AssertionError(f"did not end in {timeout} s:\n{out}\n{err}") from None
         return Finished(process.returncode, out, err)
 
+    def nnictl(self, *args: str) -> str:
+        """Run the real nnictl, whose trials find the same python."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), self.env["PATH"]])
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", NNICTL, *args],
+            env={**self.env, "PATH": path}, cwd=self.folder,
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     @property
     def experiments(self) -> list[Path]:
         kept = self.home / "nni-experiments"
@@ -109,8 +129,16 @@ def marked() -> list[psutil.Process]:
 
 
 @pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
+def cold_workshop(tmp_path: Path) -> Workshop:
+    """A workshop whose processes are started as a user's are."""
     return Workshop(tmp_path)
+
+
+@pytest.fixture
+def workshop(cold_workshop: Workshop, warm) -> Workshop:
+    """A workshop whose commands, dispatchers and trials are forked; signals to groups miss them."""
+    cold_workshop.env = warm(cold_workshop.env, TRIAL.name)
+    return cold_workshop
 
 
 @pytest.fixture

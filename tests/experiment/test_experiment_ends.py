@@ -6,22 +6,20 @@ import os
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from .conftest import Workshop
+from .conftest import TRIAL, Workshop
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, warm):
     """An experiment of three trials that ends as DONE; several tests look at what it left."""
     workshop = Workshop(tmp_path_factory.mktemp("done"))
-    workshop.env["SLOW_FIRST"] = "1"
+    workshop.env = warm({**workshop.env, "SLOW_FIRST": "1"}, TRIAL.name)
     space = {"x": {"_type": "choice", "_value": ["link", 2, 3]}}
     file = workshop.write(maxTrialNumber=3, searchSpace=space)
     return workshop, workshop.run("create", str(file), "--json")
@@ -127,7 +125,8 @@ def test_failed_and_killed_trials_are_counted_and_named(workshop):
 
 
 @pytest.mark.parametrize("how", ["manager killed", "Ctrl-C", "terminal closed"])
-def test_an_end_by_force_leaves_nothing(workshop, still_running, how):
+def test_an_end_by_force_leaves_nothing(cold_workshop, still_running, how):
+    workshop = cold_workshop
     space = {"x": {"_type": "choice", "_value": ["sleep"]}}
     file = workshop.write(searchSpace=space, trialConcurrency=1)
     process = workshop.start("create", str(file), start_new_session=True)
@@ -164,14 +163,7 @@ def test_the_web_ui_can_be_kept_and_stopped_with_nnictl(workshop, still_running)
         assert f"http://127.0.0.1:{port}" in finished.err
         with socket.create_connection(("127.0.0.1", port), timeout=5):
             pass
-        nnictl = "from nni.tools.nnictl.nnictl import parse_args; parse_args()"
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", nnictl, "stop", folder.name],
-            env=workshop.env,
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
+        workshop.nnictl("stop", folder.name)
         assert still_running(folder) == []
     finally:
         for process in still_running(folder):

@@ -125,7 +125,7 @@ def write_experiment(workshop, pair):
     return workshop.write(trialCodeDirectory="code", trainingService=service)
 
 
-def test_an_experiment_runs_on_a_machine_behind_another(pair, tmp_path):
+def test_an_experiment_runs_on_a_machine_behind_another(pair, tmp_path, warm):
     """NNI's own connection jumps, too; doctor, its fix and fetch go the same way.
 
     Another machine, by its name and with an alias of its host key, is reached straight.
@@ -134,6 +134,7 @@ def test_an_experiment_runs_on_a_machine_behind_another(pair, tmp_path):
     write_config(workshop.home, pair)
     near_by_alias(workshop.home)
     workshop.env.pop("SSH_AUTH_SOCK", None)
+    workshop.env = warm(workshop.env)
     file = str(write_experiment(workshop, pair))
     looked = workshop.run("doctor", file, timeout=_SECONDS)
     assert looked.code == 0, looked.out + looked.err

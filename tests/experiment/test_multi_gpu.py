@@ -60,6 +60,7 @@ def gpu_workshop(workshop, tmp_path):
 def test_trials_that_run_together_hold_different_gpus(gpu_workshop):
     workshop = gpu_workshop(2)
     (workshop.folder / "trial.py").write_text(TRIAL)
+    workshop.env["WARM_SCRIPT"] = "trial.py"
     file = workshop.write(
         trialCommand="python trial.py",
         trialConcurrency=3,  # more than there are: one waits
@@ -79,9 +80,8 @@ def test_trials_that_run_together_hold_different_gpus(gpu_workshop):
             assert one["gpus"] != other["gpus"]
 
 
-def test_the_multi_gpu_experiment_fills_the_gpus(gpu_workshop, warm_trials):
+def test_the_multi_gpu_experiment_fills_the_gpus(gpu_workshop):
     workshop = gpu_workshop(2)
-    workshop.env = warm_trials(workshop.env)
     folder = shutil.copytree(experiment_file("multi-gpu").parent, workshop.folder / "multi-gpu")
     data = yaml.safe_load((folder / "experiment.yml").read_text())
     data["trialCommand"] += "".join(f" -o {text}" for text in (*SMALL, "finetune=null"))
@@ -116,6 +116,7 @@ def test_more_gpus_a_trial_are_as_many_processes(gpu_workshop):
 
 def test_ctrl_c_ends_all_processes_with_one_line(gpu_workshop):
     workshop = gpu_workshop(2)
+    del workshop.env["WARM_SOCKET"]  # the signal goes to a process group
     shutil.copy(experiment_file("multi-gpu", "recipe.yml"), workshop.folder)
     long = ["-o", "train.epochs=1000", "-o", "train.share=null", "-o", "data.batch_size=16"]
     command = "run", "recipe.yml", "--gpus", "2", "--output", "out", *long

@@ -14,10 +14,7 @@ COMPARED = sorted(METHODS.keys() - CRITERIA.keys())
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_the_quickstart_gives_small_networks_that_are_nearly_as_good(
-    workshop, still_running, warm_trials
-):
-    workshop.env = warm_trials(workshop.env)
+def test_the_quickstart_gives_small_networks_that_are_nearly_as_good(workshop, still_running):
     output = workshop.folder / "kept"
     # How sure latencies are is not looked at here.
     short = "report.latency.max_seconds=1"

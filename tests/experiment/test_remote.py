@@ -59,13 +59,14 @@ def home(tmp_path, machines, monkeypatch):
 
 
 @pytest.fixture
-def far(tmp_path, machines):
+def far(tmp_path, machines, warm):
     """A workshop whose trials' code is in a folder of its own, as it goes to the machines."""
     workshop = Workshop(tmp_path / "workshop")
     trust(workshop.home, machines)
     (workshop.folder / "code").mkdir()
     trial = workshop.folder / "stand_in_trial.py"
     trial.rename(workshop.folder / "code" / trial.name)
+    workshop.env = warm(workshop.env, trial.name)
     return workshop
 
 
@@ -348,8 +349,9 @@ def test_the_check_compares_gpus_with_trials_at_a_time(check, home):
     assert {"1 GPUs, but each trial takes 2"} == {p.text for p in problems(check()[1])}
 
 
-def test_doctor_prints_json_and_fails_where_something_is_wrong(check, home):
+def test_doctor_prints_json_and_fails_where_something_is_wrong(check, home, warm):
     workshop = Workshop(home / "workshop")
+    workshop.env = warm(workshop.env)
     shutil.copytree(home / ".ssh", workshop.home / ".ssh")
     file, _ = check({"pythonPath": "/etc"})
     finished = workshop.run("doctor", str(file), "--json", timeout=_SECONDS)
@@ -402,9 +404,10 @@ def test_a_failed_pip_is_one_line(check, home, machines):
 
 
 @pytest.fixture(scope="module")
-def done(machines, tmp_path_factory):
+def done(machines, tmp_path_factory, warm):
     """``experiments/remote`` as it is shipped, on the two machines; several tests look at it."""
     workshop = Workshop(tmp_path_factory.mktemp("done"))
+    workshop.env = warm(workshop.env)
     trust(workshop.home, machines)
     folder = shutil.copytree(experiment_file("remote").parent, workshop.folder / "remote")
     data = yaml.safe_load((folder / "experiment.yml").read_text())

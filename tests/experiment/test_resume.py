@@ -4,8 +4,6 @@ import contextlib
 import json
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 
 import psutil
@@ -56,13 +54,6 @@ main(["run", "recipe.yml", "--quiet"])
 VARIED = "train.optimizer.weight_decay"
 # 0.0 is a float that JavaScript writes as 0: a grid must still know that it has been tried.
 SPACE = {VARIED: {"_type": "choice", "_value": [0.0, 0.001, 0.01]}}
-# The real nnictl; but it gives its manager three seconds, which a busy machine may not.
-NNICTL = """
-import nni.experiment.launcher as own
-from nni.tools.nnictl.nnictl import parse_args
-own._check_rest_server.__defaults__ = (300, None)
-parse_args()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +82,6 @@ class Interrupted(Workshop):
             maxTrialNumber=3,
             **changes,
         )
-
-    def nnictl(self, *args):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", NNICTL, *args],
-            env=self.env, capture_output=True, text=True, timeout=600, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
 
     @property
     def experiment(self):

@@ -156,8 +156,7 @@ def shortened(name, folder, trials, epochs):
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize(("name", "trials"), [("group-search", 2), ("sensitivity", 2)])
-def test_a_short_run_reaches_its_end(workshop, warm_trials, name, trials):
-    workshop.env = warm_trials(workshop.env)
+def test_a_short_run_reaches_its_end(workshop, name, trials):
     file = shortened(name, workshop.folder, trials, epochs=2)
     finished = workshop.run("create", str(file), "--json", timeout=450)
     assert finished.code == 0, finished.err

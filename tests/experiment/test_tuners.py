@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sqlite3
 import subprocess
 import sys
@@ -13,43 +12,28 @@ import pytest
 
 from nni_gconv.compat import write_launch_files
 
-from .conftest import Workshop
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TRIAL = Path(__file__).with_name("front_trial.py")
 HALVES = {"_type": "choice", "_value": [1, 2], "macs": [0.3, 0.15]}
-NNICTL = "from nni.tools.nnictl.nnictl import parse_args; parse_args()"
 
 
-def prepared(folder, **changes):
-    workshop = Workshop(folder)
-    (folder / TRIAL.name).write_text(TRIAL.read_text())
-    settings = {
-        "trialCommand": f"python {TRIAL.name}",
-        "searchSpace": dict.fromkeys("abc", HALVES),
-        "tuner": {"className": "nni_gconv.tuner.ParetoTuner", "codeDirectory": "."},
-        "trialConcurrency": 2,
-    }
-    return workshop, workshop.write(**{**settings, **changes})
+@pytest.fixture
+def prepared(workshop):
+    """A function that writes an experiment, and gives the workshop and the file."""
 
+    def prepare(**changes):
+        (workshop.folder / TRIAL.name).write_text(TRIAL.read_text())
+        workshop.env["WARM_SCRIPT"] = TRIAL.name
+        settings = {
+            "trialCommand": f"python {TRIAL.name}",
+            "searchSpace": dict.fromkeys("abc", HALVES),
+            "tuner": {"className": "nni_gconv.tuner.ParetoTuner", "codeDirectory": "."},
+            "trialConcurrency": 2,
+        }
+        return workshop, workshop.write(**{**settings, **changes})
 
-def nnictl(workshop, *args, timeout=120, attempts=1):
-    # As it stands NNI listens everywhere; these tests shall stay on this machine.
-    launch = workshop.folder / "launch"
-    write_launch_files(launch)
-    shims = " ".join(f"--require {launch / name}" for name in ("bind.js", "patience.js"))
-    env = {**workshop.env, "NODE_OPTIONS": shims}
-    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
-    for _ in range(attempts):  # nnictl gives its manager few seconds to come up
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", NNICTL, *args], env=env, cwd=workshop.folder,
-            capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
-        if done.returncode == 0:
-            return done.stdout
-        time.sleep(10)
-    raise AssertionError(done.stdout + done.stderr)
+    return prepare
 
 
 def proposals(folder):
@@ -67,14 +51,14 @@ def proposals(folder):
     return given, ended
 
 
-def test_a_search_ends_when_everything_was_tried_and_keeps_what_it_learnt(tmp_path):
+def test_a_search_ends_when_everything_was_tried_and_keeps_what_it_learnt(tmp_path, prepared):
     earlier = [{"parameter": {"a": 1, "b": 1, "c": 1}, "value": 0.95}]
     (tmp_path / "earlier.json").write_text(json.dumps(earlier))
     args = {"earlier": "earlier.json", "seed": 0, "warmup": 3}
     tuner = {
         "className": "nni_gconv.tuner.ParetoTuner", "codeDirectory": ".", "classArgs": args,
     }  # fmt: skip
-    workshop, file = prepared(tmp_path, tuner=tuner)
+    workshop, file = prepared(tuner=tuner)
     finished = workshop.run("create", str(file), "--json", timeout=300)
     assert finished.code == 0, finished.err
     rows = json.loads(finished.out)
@@ -87,30 +71,35 @@ def test_a_search_ends_when_everything_was_tried_and_keeps_what_it_learnt(tmp_pa
     assert [cost for cost, _ in state["front"]] == pytest.approx([0.55, 0.7, 0.85, 1.0])
 
 
-def test_registered_and_resumed_with_nnictl(tmp_path):
+def test_registered_and_resumed_with_nnictl(prepared):
     where = subprocess.run(
         [sys.executable, "-m", "nni_gconv.tuner"], capture_output=True, text=True, check=True
     ).stdout.strip()
     workshop, file = prepared(
-        tmp_path, tuner={"name": "GConvPareto", "classArgs": {"seed": 1}}, trialConcurrency=1,
+        tuner={"name": "GConvPareto", "classArgs": {"seed": 1}}, trialConcurrency=1,
         maxTrialNumber=8,
     )  # fmt: skip
-    nnictl(workshop, "algo", "register", "--meta_path", where)
-    listed = nnictl(workshop, "algo", "list")
+    # As it stands NNI listens everywhere; this test shall stay on this machine.
+    launch = workshop.folder / "launch"
+    write_launch_files(launch)
+    shims = " ".join(f"--require {launch / name}" for name in ("bind.js", "patience.js"))
+    workshop.env["NODE_OPTIONS"] = shims
+    workshop.nnictl("algo", "register", "--meta_path", where)
+    listed = workshop.nnictl("algo", "list")
     assert all(name in listed for name in ("GConvPareto", "GConvHyperband", "GConvTPE"))
     from nni_gconv.experiment.checks.preflight import free_port
 
     workshop.env["TRIAL_SECONDS"] = "1"
-    nnictl(workshop, "create", "--config", str(file), "--port", str(free_port()))
+    workshop.nnictl("create", "--config", str(file), "--port", str(free_port()))
     (folder,) = workshop.experiments
     try:
         wait_until(lambda: len(proposals(folder)[1]) >= 3)
-        nnictl(workshop, "stop", folder.name)
+        workshop.nnictl("stop", folder.name)
         before = proposals(folder)[1]
-        nnictl(workshop, "resume", folder.name, "--port", str(free_port()), attempts=3)
+        workshop.nnictl("resume", folder.name, "--port", str(free_port()))
         wait_until(lambda: len(proposals(folder)[1]) >= 8)
     finally:
-        nnictl(workshop, "stop", folder.name)
+        workshop.nnictl("stop", folder.name)
     given, ended = proposals(folder)
     assert set(before) <= set(ended)
     assert set(ended.values()) == {"SUCCEEDED"}
@@ -134,7 +123,7 @@ def wait_until(holds, timeout=240):
         ("BOHB", {"min_budget": 1, "max_budget": 3}),
     ],
 )
-def test_successive_halving_runs_to_its_end(tmp_path, name, args):
+def test_successive_halving_runs_to_its_end(prepared, name, args):
     if name == "BOHB":
         pytest.importorskip("ConfigSpace")
         pytest.importorskip("statsmodels")
@@ -145,7 +134,7 @@ def test_successive_halving_runs_to_its_end(tmp_path, name, args):
         "classArgs": {"optimize_mode": "maximize", "budget_key": "finetune.epochs", **args},
     }
     workshop, file = prepared(
-        tmp_path, tuner=tuner, maxTrialNumber=5, searchSpace=dict.fromkeys("abc", plain)
+        tuner=tuner, maxTrialNumber=5, searchSpace=dict.fromkeys("abc", plain)
     )
     finished = workshop.run("create", str(file), "--json", timeout=300)
     assert finished.code == 0, finished.err
@@ -153,7 +142,7 @@ def test_successive_halving_runs_to_its_end(tmp_path, name, args):
     assert {row["parameters"]["finetune.epochs"] for row in rows} == {1, 3}
 
 
-def test_a_trial_that_an_assessor_stops_is_no_failure(tmp_path):
+def test_a_trial_that_an_assessor_stops_is_no_failure(tmp_path, prepared):
     (tmp_path / "mine.py").write_text(
         "from nni.assessor import Assessor, AssessResult\n"
         "class Second(Assessor):\n"
@@ -162,7 +151,6 @@ def test_a_trial_that_an_assessor_stops_is_no_failure(tmp_path):
         "        return AssessResult.Bad if bad else AssessResult.Good\n"
     )
     workshop, file = prepared(
-        tmp_path,
         tuner={"className": "nni_gconv.tuner.TPE", "codeDirectory": "."},
         assessor={"className": "mine.Second", "codeDirectory": "."},
         searchSpace={"x": {"_type": "choice", "_value": [1, 2]}},
@@ -178,7 +166,7 @@ def test_a_trial_that_an_assessor_stops_is_no_failure(tmp_path):
     assert [row["status"] for row in json.loads(finished.out)] == ["early stopped"] * 2
 
 
-def test_an_exception_in_a_tuner_is_an_end(tmp_path):
+def test_an_exception_in_a_tuner_is_an_end(tmp_path, prepared):
     (tmp_path / "mine.py").write_text(
         "from nni.tuner import Tuner\n"
         "class Broken(Tuner):\n"
@@ -186,7 +174,7 @@ def test_an_exception_in_a_tuner_is_an_end(tmp_path):
         "    def generate_parameters(self, number, **kwargs): raise RuntimeError('no idea')\n"
     )
     tuner = {"className": "mine.Broken", "codeDirectory": "."}
-    workshop, file = prepared(tmp_path, tuner=tuner)
+    workshop, file = prepared(tuner=tuner)
     finished = workshop.run("create", str(file), timeout=200)
     assert finished.code == 4
     assert "RuntimeError: no idea" in finished.err

@@ -1,7 +1,8 @@
-"""Trials and scripts forked from one process that has loaded torch: warm_server.py SOCKET.
+"""Processes forked from one that has loaded what they need: warm_server.py SOCKET.
 
-What asks is ``sitecustomize.py`` in ``warm_trials``. NNI is not loaded here, for it looks at the
-environment of a trial when it is imported. What a killed process has asked for is killed too.
+What asks is ``sitecustomize.py`` in ``warm``. NNI itself is not loaded here, for it looks at the
+environment of a trial or a dispatcher when it is imported; what it loads of others is. What a
+killed process has asked for is killed too.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ import tempfile
 import traceback
 from pathlib import Path
 
-# What a trial of digits loads.
+# What NNI and its commands load, and a report.
+import jinja2  # noqa: F401
 import json_tricks  # noqa: F401
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 import pandas  # noqa: F401
+import paramiko  # noqa: F401
+import requests  # noqa: F401
 import scipy.optimize
+import scipy.spatial
 import scipy.stats  # noqa: F401
+
+# What a trial of digits loads.
 import torch
 import torch.utils.tensorboard
 
-import nni_gconv.cli
+import nni_gconv.cli  # noqa: F401
 from nni_gconv.compat import nni_trial
 from nni_gconv.graph import trace
 from nni_gconv.profiling import count
@@ -55,8 +64,8 @@ def be(asked: list[str], folder: str, env: dict[str, str], files: list[int]) -> 
     if asked[0] == "-m":
         # It would take the process that asks for one that an earlier manager left.
         nni_trial.end_leftovers = lambda: 0
-        sys.argv = ["nni-gconv", *asked[2:]]
-        nni_gconv.cli.main()
+        sys.argv = asked[1:]
+        runpy.run_module(asked[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = asked
         sys.path.insert(0, str(Path(asked[0]).parent))
@@ -80,6 +89,8 @@ def fork(server: socket.socket, asker: socket.socket) -> int:
             be(*json.loads(words), files)
             code = 0
         except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
             traceback.print_exc()

@@ -64,12 +64,14 @@ async function attack(done) {
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
+def experiment(tmp_path_factory, warm):
     """An experiment that has made its one trial and could make another, stopped once, resumed."""
     folder = tmp_path_factory.mktemp("closed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
         patch.setenv("NNI_CONFIG_DIR", str(folder / "config"))
+        for key, value in warm({**os.environ}, "trial.py").items():
+            patch.setenv(key, value)
         (folder / "trial.py").write_text(TRIAL)
         content = {
             "trialCommand": f"python trial.py {folder}",

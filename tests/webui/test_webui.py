@@ -45,14 +45,14 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, warm_trials):
+def done(tmp_path_factory, warm):
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.setenv("NNI_CONFIG_DIR", str(home / "config"))
         root = Path(__file__).parents[2]
         patch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
-        for key, value in warm_trials({**os.environ}).items():
+        for key, value in warm({**os.environ}).items():
             patch.setenv(key, value)
         plan = preflight(Path(__file__).parent / "experiment" / "experiment.yml")
         experiment = start(plan)
