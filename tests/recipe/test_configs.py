@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 
 import pytest
@@ -45,21 +46,17 @@ def test_it_loads(path):
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.yml")), ids=lambda path: path.stem)
-def test_recipes_of_the_benchmark_load(path):
+def test_recipes_of_the_benchmark_load(path, monkeypatch):
+    monkeypatch.syspath_prepend(RESULTS.parent)
+    recipe_of = importlib.import_module("results").recipe_of
     plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-    shared = plan["recipe"]
-    for method in plan["methods"].values():
+    for name, method in plan["methods"].items():
         if ":TorchPruning" in method.get("method", ""):
             continue  # not a requirement
-        asked = {k: v for k, v in method.items() if not k.startswith(("features", "sparsify"))}
-        sections = {
-            **shared,
-            "model": {**shared["model"], "weights": plan["weights"]},
-            "prune": {**shared["prune"], **asked},
-            "sparsify": method.get("sparsify"),
-        }
-        recipe = load_recipe(sections, {"finetune.epochs": 1})
-        assert recipe.finetune.epochs == 1
+        recipe = load_recipe(recipe_of(plan, name, 3, True, 0), {"model.weights": plan["weights"]})
+        trained = recipe.sparsify.epochs if recipe.sparsify else 0
+        assert trained + recipe.finetune.epochs == 3
+        assert recipe.finetune.distill.features == method.get("features", 0)
 
 
 def classes(recipe):

@@ -38,12 +38,21 @@ MaxFailed = Annotated[
         "--max-failed", min=1, help="Give up when the first so many trials have all failed."
     ),
 ]
+
+
+def _key_value(given: list[str] | None) -> list[str] | None:
+    """Refuse at once what is no KEY=VALUE; trials get the texts."""
+    parse_overrides(given or [])
+    return given
+
+
 Override = Annotated[
     list[str] | None,
     typer.Option(
         "-o",
         "--override",
         metavar="KEY=VALUE",
+        callback=_key_value,
         help="Value of the recipe for every trial, such as train.epochs=5; may be repeated.",
     ),
 ]
@@ -111,7 +120,6 @@ def create(
         port, keep_ui, output, concurrency, as_json, not all_interfaces, max_failed, gpus,
         max_trials, tuple(override or ()),
     )  # fmt: skip
-    parse_overrides(options.overrides)
     if check:
         from nni_gconv.experiment import made_ready, preflight
 

@@ -18,7 +18,6 @@ from nni_gconv.cli.experiments.create import (
     launch_and_report,
 )
 from nni_gconv.cli.output import note
-from nni_gconv.yaml12 import parse_overrides
 
 
 def quickstart(
@@ -45,11 +44,11 @@ def quickstart(
     """
     from nni_gconv.experiment import experiment_file, with_seeds
 
-    overrides = tuple(override or ())
-    parse_overrides(overrides)
     file = experiment_file("quickstart")
     if seeds > 1:
         file = with_seeds(file, Path("runs") / f"quickstart-seeds-{seeds}", seeds)
         note(f"written {file}")
-    options = LaunchOptions(port, keep_ui, output, concurrency, as_json, overrides=overrides)
+    options = LaunchOptions(
+        port, keep_ui, output, concurrency, as_json, overrides=tuple(override or ())
+    )
     raise typer.Exit(launch_and_report(file, options))

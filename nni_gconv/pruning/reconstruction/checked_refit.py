@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 #: Bytes that the values of both networks may take: all images at once, or waiting between layers.
 _MEMORY = 2 * 2**30
 #: The same for one of several batches, beside what waits.
-_BATCH = 2**30
+_BATCH = 3 * 2**28
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ class _Job:
         seen = self.calibration.inputs[0::2]
         found: dict[tuple[bool, bool], float] = {}
         for refit in (False, True):
-            state = self._fitted(seen) if refit else self.masked
+            # Half of the images, half of the places: what is kept is fitted anew, with all.
+            state = self._fitted(seen, places=0.5) if refit else self.masked
             for renew in self._renewals():
                 self._load(self._renewed(state, seen) if renew else state)
                 found[refit, renew] = distance(target, outputs_of(self.work, held))
@@ -211,7 +212,7 @@ class _Job:
             return (False,)
         return (False, True) if asked == "auto" else (bool(asked),)
 
-    def _fitted(self, images: Tensor) -> State:
+    def _fitted(self, images: Tensor, places: float = 1.0) -> State:
         batches = self._batches(images)
         ridge = self.settings.ridge
         with evaluating(self.model):
@@ -221,6 +222,7 @@ class _Job:
                 ridges=RIDGES if ridge is None else (ridge,),
                 memory=_MEMORY,
                 seed=self.seed,
+                places=places,
                 progress=self.calibration.progress,
             )
             state = walk.refit(self.dense, self.kept, self.masked)

@@ -44,11 +44,15 @@ class LayerSums:
         Weights that its mask leaves.
     batches : int
         How often :meth:`add` will be called.
+    places : float
+        Share of the places that are looked at otherwise.
     """
 
-    def __init__(self, layer: Layer, weight: Tensor, alive: Tensor, batches: int) -> None:
+    def __init__(
+        self, layer: Layer, weight: Tensor, alive: Tensor, batches: int, places: float = 1.0
+    ) -> None:
         self.layer = layer
-        self._weight, self._alive, self._batches = weight, alive, batches
+        self._weight, self._alive, self._batches, self._share = weight, alive, batches, places
         self._groups = 1 if layer.geometry is None else layer.geometry.groups
         self._taps = 1 if layer.geometry is None else math.prod(layer.geometry.kernel)
         if self._groups == 1 and bool(alive.any()):
@@ -71,7 +75,7 @@ class LayerSums:
             self._rectified = RectifiedPlaces(slope[rows]), RectifiedPlaces(slope[rows])
         self._see(read, axis)
         columns = self._fit.cross.shape[1]
-        places = places_for(columns)
+        places = places_for(columns) * self._share
         chosen: Tensor | None = None
         if self._groups == 1 and len(self._channels) < read.shape[axis]:
             # Before or behind the gathering, whichever copies less.
@@ -79,7 +83,7 @@ class LayerSums:
                 read = read.index_select(axis, self._channels.to(read.device))
             else:
                 chosen = self._columns(self._channels).to(read.device)
-        every = math.ceil(places / places_held(columns, width))
+        every = math.ceil(places / (places_held(columns, width) * self._share))
         for part, whole, at in read_samples(
             read, shape, layer.geometry, places / self._batches, generator, parts=2
         ):

@@ -54,6 +54,8 @@ class Walk:
     rounds : int
         In so many parts of all layers at least those are refitted that do not fit.
     seed : int
+    places : float
+        Share of the places that are looked at otherwise.
     progress : bool
         Whether a bar counts the layers on a terminal.
     """
@@ -64,6 +66,7 @@ class Walk:
     memory: int = 2**31
     rounds: int = 8
     seed: int = 0
+    places: float = 1.0
     progress: bool = False
     left: dict[str, str] = field(default_factory=dict, init=False)
 
@@ -107,7 +110,9 @@ class Walk:
         mask = kept.get(layer.weight)
         alive = None if mask is None else weight_matrix(mask, layer.geometry).cpu()
         whole = torch.ones_like(weight, dtype=torch.bool)
-        return LayerSums(layer, weight, whole if alive is None else alive, len(self.batches))
+        return LayerSums(
+            layer, weight, whole if alive is None else alive, len(self.batches), self.places
+        )
 
     def _rounds(self) -> Iterator[tuple[list[Layer], bool]]:
         """Part the layers in neighbours, and say whether values can wait there: one each then."""
