@@ -30,13 +30,15 @@ def pytest_xdist_auto_num_workers():
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that wait, each followed by one that computes meanwhile."""
-    place: dict[tuple[bool, Path], int] = {}
-    for item in items:
-        waits = item.path.parent.name in WAITING
-        count = sum(kind == waits for kind, _ in place)
-        place.setdefault((waits, item.path), count)
-    items.sort(key=lambda i: place[i.path.parent.name in WAITING, i.path])
+    """Let some files that compute follow each that waits, so that all the time one of each runs."""
+    files = dict.fromkeys(item.path for item in items)
+    waiting = [file for file in files if file.parent.name in WAITING]
+    computing = [file for file in files if file.parent.name not in WAITING]
+    # The last that waits shall not be the last of all.
+    each = max(1, 2 * len(computing) // (3 * max(1, len(waiting))))
+    place = {file: (each * n, 0) for n, file in enumerate(waiting)}
+    place |= {file: (n, 1) for n, file in enumerate(computing)}
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,16 +89,25 @@ def normalise(
     if response:
         return _by_response(x, weight, bias, dims, eps, share)
     y = x.float() if x.dtype in _LOW else x
+    zeros: Tensor | float = 0.0
     if centered:
         mean = y.mean(dims, keepdim=True) * share
         y = y - mean
-        variance = y.square().mean(dims, keepdim=True) * share + mean.square() * (1 - share)
-    else:
-        variance = y.square().mean(dims, keepdim=True) * share
-    y = (y * torch.rsqrt(variance + eps)).to(x.dtype)
+        zeros = mean.square() * (1 - share)
+    # A norm is one pass, squares and their mean are two.
+    square = torch.linalg.vector_norm(y, dim=dims, keepdim=True).square()
+    count = math.prod(x.shape[d] for d in dims)
+    scale = torch.rsqrt(square * (share / count) + zeros + eps)
+    # What nobody else has, and no gradient needs, is changed where it is.
+    own = centered and not torch.is_grad_enabled()
+    y = (y.mul_(scale) if own else y * scale).to(x.dtype)
     if weight is not None:
-        y = y * _placed(weight, y, dims)
-    return y if bias is None else y + _placed(bias, y, dims)
+        weight = _placed(weight, y, dims)
+        y = y.mul_(weight) if own and weight.dtype == y.dtype else y * weight
+    if bias is not None:
+        bias = _placed(bias, y, dims)
+        y = y.add_(bias) if own and bias.dtype == y.dtype else y + bias
+    return y
 
 
 def _by_response(
