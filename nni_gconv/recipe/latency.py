@@ -94,7 +94,7 @@ def quickest_forms(
     (nn.Module, dict)
         As of :func:`nni_gconv.optimize`, and the report as plain values.
     """
-    _, channels_last = _dense_folded(dense, example, settings, cache, say)
+    channels_last = _channels_last(dense, example, settings, cache, say)
 
     def measure() -> dict[str, Any]:
         say(
@@ -151,21 +151,21 @@ def time_networks(
         "dense": plan_of(dense),
         "small": plan_of(small if origin is None else origin.model),
     }
-    folded: dict[int, tuple[nn.Module, bool]] = {}
+    last: dict[int, bool] = {}
     if origin is not None:
         for batch in settings.batch_sizes:
             images = with_batch(example, batch)
-            folded[batch] = _dense_folded(dense, images, settings, cache, say)
+            last[batch] = _channels_last(dense, images, settings, cache, say)
         key["forms"] = {**origin.plan.to_dict(), "measured": None}
-        key["last"] = [last for _, last in folded.values()]
+        key["last"] = [*last.values()]
 
     def pair(backend: str, batch: int) -> dict[str, nn.Module]:
         if origin is None:
             return {"dense": dense, "small": small}
         if backend != "eager":
             return {"dense": dense, "small": origin.model}
-        reference, last = folded[batch]
-        return {f"dense, norms folded{', channels last' * last}": reference, "small": small}
+        (reference,) = _folded(dense, with_batch(example, batch), last[batch])
+        return {f"dense, norms folded{', channels last' * last[batch]}": reference, "small": small}
 
     def measure() -> list[dict[str, Any]]:
         return [
@@ -185,39 +185,36 @@ def time_networks(
     return rows
 
 
-def _dense_folded(
+def _channels_last(
     dense: nn.Module,
     images: torch.Tensor,
     settings: LatencySettings,
     cache: TimingCache,
     say: Say,
-) -> tuple[nn.Module, bool]:
-    """Build the dense network with its norms folded in its quicker memory format.
+) -> bool:
+    """Tell whether the dense network with its norms folded is quicker with its channels last.
 
-    Which that is, is measured once: trials that came to different answers would compare their
-    networks with different ones.
-
-    Returns
-    -------
-    (nn.Module, bool)
-        The network, and whether its channels come last.
+    It is measured once: trials that came to different answers would compare their networks with
+    different ones.
     """
-    folded = FormPlan(folded=foldable_norms(dense, images))
-    both = {
-        last: apply_forms(dense, dataclasses.replace(folded, channels_last=last))
-        for last in (False, True)
-    }
 
     def measure() -> bool:
         seconds = settings.max_seconds / 4
         say(f"timing the dense network in both memory formats: batch {len(images)}")
-        models = {str(last): model for last, model in both.items()}
+        models = dict(zip(("first", "last"), _folded(dense, images, False, True), strict=True))
         options = {**settings.options(), "max_seconds": seconds}
-        return compare_latency(models, images, batch_size=len(images), **options).ratios["True"] < 1
+        return compare_latency(models, images, batch_size=len(images), **options).ratios["last"] < 1
 
     key = {**_where(dense, images, settings), "memory format of": plan_of(dense)}
-    last = bool(cache.once(key, measure))
-    return both[last], last
+    return bool(cache.once(key, measure))
+
+
+def _folded(dense: nn.Module, images: torch.Tensor, *channels_last: bool) -> list[nn.Module]:
+    """Build the dense network with its norms folded, in these memory formats."""
+    plan = FormPlan(folded=foldable_norms(dense, images))
+    return [
+        apply_forms(dense, dataclasses.replace(plan, channels_last=last)) for last in channels_last
+    ]
 
 
 def _row(

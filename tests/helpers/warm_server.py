@@ -32,10 +32,12 @@ import scipy.spatial
 import scipy.stats  # noqa: F401
 
 # What a trial of digits loads.
+import sklearn.datasets  # noqa: F401
 import torch
 import torch.utils.tensorboard
 
-import nni_gconv.cli  # noqa: F401
+import nni_gconv.cli
+import nni_gconv.recipe.load  # noqa: F401
 from nni_gconv.compat import nni_trial
 from nni_gconv.graph import trace
 from nni_gconv.profiling import count

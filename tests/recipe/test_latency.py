@@ -144,7 +144,7 @@ def test_a_network_that_runs_what_the_dense_one_runs_has_its_time(monkeypatch):
     settings = LatencySettings(**{**QUICK, "batch_sizes": [2]})
     given = settings, latency.TimingCache(None), lambda _: None
     x = torch.zeros(2, 1, 8, 8)
-    _, last = latency._dense_folded(dense, x, *given)
+    last = latency._channels_last(dense, x, *given)
     layers = {n: LayerForm(Form("plain", 1), last) for n in ("0", "2")}
     plan = FormPlan(layers, {}, last)
     fast = mark_optimized(apply_forms(small, plan), Optimized(small, plan))
@@ -152,7 +152,7 @@ def test_a_network_that_runs_what_the_dense_one_runs_has_its_time(monkeypatch):
     assert (row["ratio"], row["low"], row["high"]) == (1.0, 1.0, 1.0)
     assert row["small_ms"] == row["dense_ms"]
     # The format was looked for once, and the dense network alone was timed after that.
-    assert timed == [["False", "True"], [row["reference"]]]
+    assert timed == [["first", "last"], [row["reference"]]]
 
 
 def test_a_budget_of_latency_is_of_the_quickest_forms():
