@@ -63,6 +63,7 @@ CHANNELS: dict[str, tuple[str, dict[str, Any]]] = {
 INNER = {
     "L1, inner": ("magnitude", {"norm": "l1", "ranking": "uniform"}),
     "second order, inner, by error": ("second_order", {}),
+    "second order, inner, exact": ("second_order", {"allocation": "exact"}),
 }
 #: How every 3x3 convolution behind the first is split.
 GROUPS: dict[str, dict[str, Any]] = {
