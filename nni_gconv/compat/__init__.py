@@ -79,7 +79,7 @@ if TYPE_CHECKING:
         packs_convolutions,
         run_packed,
     )
-    from nni_gconv.compat.runtimes import compiled, onnxruntime_session, openvino_session
+    from nni_gconv.compat.runtimes import Compiled, onnxruntime_session, openvino_session
     from nni_gconv.compat.torch_edges import (
         check_onnx,
         end_process_group,
@@ -105,6 +105,7 @@ __all__ = [
     "TPE",
     "WATCHED_BY",
     "WAYS",
+    "Compiled",
     "Evolution",
     "Hyperband",
     "TrialRecord",
@@ -112,7 +113,6 @@ __all__ = [
     "builtin_class",
     "can_run_packed",
     "check_onnx",
-    "compiled",
     "continue_intermediates",
     "dispatcher_exception",
     "dispatcher_folder",
@@ -246,7 +246,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         ],
         "nvml": ["driver_gpus"],
         "onednn": ["can_run_packed", "pack_convolution", "packs_convolutions", "run_packed"],
-        "runtimes": ["compiled", "onnxruntime_session", "openvino_session"],
+        "runtimes": ["Compiled", "onnxruntime_session", "openvino_session"],
         "torch_edges": [
             "check_onnx",
             "end_process_group",

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from nni_gconv.errors import ConfigError
@@ -18,15 +19,40 @@ if TYPE_CHECKING:
 Session = Callable[[list[Any]], list[Any]]
 
 
-def compiled(model: nn.Module) -> Any:
-    """Return a model that ``torch.compile`` makes at its first call, its weights constants."""
-    import torch
+class Compiled:
+    """A model by ``torch.compile``, its weights constants, made at its first call for its shapes.
 
-    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch._dynamo.reset()
-        return torch.compile(model, options={"freezing": True})
+    The compiler keeps what it made with the code of the function, eight times at most; of further
+    models of a class it then runs the code as it is, and says so in a log. So each model gets a
+    code of its own here, and what would run eagerly or compile again is torch's RuntimeError.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        import torch
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return model(*args, **kwargs)
+
+        own = FunctionType(
+            call.__code__.replace(), call.__globals__, "call", None, call.__closure__
+        )
+        logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+        self._run = torch.compile(own, dynamic=False, options={"freezing": True})
+        self._made = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        import torch
+
+        if self._made:
+            with torch.compiler.set_stance("fail_on_recompile"):
+                return self._run(*args, **kwargs)
+        limits = {"recompile_limit": 2**16, "fail_on_recompile_limit_hit": True}
+        with warnings.catch_warnings(), torch._dynamo.config.patch(limits):
+            warnings.simplefilter("ignore")
+            found = self._run(*args, **kwargs)
+        self._made = True
+        return found
 
 
 def onnxruntime_session(path: Path, threads: int) -> Session:

@@ -57,7 +57,7 @@ def on_backend(model: nn.Module, inputs: Any, backend: str, *, threads: int = 1)
     try:
         with measuring(model), cpu_threads(threads):
             if backend == "compile":
-                made = compat.compiled(model)
+                made = _CompiledModel(model)
                 run(made, inputs)  # it is now that it compiles
                 return made
             return _by_file(model, inputs, backend, threads)
@@ -84,6 +84,19 @@ def _by_file(model: nn.Module, inputs: Any, backend: str, threads: int) -> nn.Mo
         path = Path(folder) / "model.onnx"
         compat.export_onnx(model, args, kwargs, path, None)
         return _FileModel(load(path, threads))
+
+
+class _CompiledModel(nn.Module):
+    """A network by torch's compiler."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._compiled = compat.Compiled(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run what was compiled."""
+        return self._compiled(*args, **kwargs)
 
 
 class _FileModel(nn.Module):

@@ -35,6 +35,19 @@ def test_the_compiler_gives_the_same_numbers():
 
 
 @pytest.mark.slow
+def test_more_networks_than_the_compiler_keeps_of_a_function_are_compiled():
+    """It keeps eight; further ones it would run as they are, and take their time for compiled."""
+    x = torch.randn(3, 2)
+    models = [nn.Linear(2, 2) for _ in range(10)]
+    made = [on_backend(model, x, "compile") for model in models]
+    with torch.no_grad():
+        for model, one in zip(models, made, strict=True):
+            assert torch.allclose(one(x), model(x), atol=1e-6)
+            with pytest.raises(RuntimeError, match="recompile"):  # which code as it is does not
+                one(x[:2])
+
+
+@pytest.mark.slow
 def test_arguments_by_name_and_several_outputs():
     pytest.importorskip("onnxruntime")
 
