@@ -47,7 +47,8 @@ class Compiled:
         if self._made:
             with torch.compiler.set_stance("fail_on_recompile"):
                 return self._run(*args, **kwargs)
-        limits = {"recompile_limit": 2**16, "fail_on_recompile_limit_hit": True}
+        # Their names of torch 2.6, which later ones know too.
+        limits = {"cache_size_limit": 2**16, "fail_on_cache_limit_hit": True}
         with warnings.catch_warnings(), torch._dynamo.config.patch(limits):
             warnings.simplefilter("ignore")
             found = self._run(*args, **kwargs)
