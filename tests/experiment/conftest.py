@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from nni_gconv.compat import EXPERIMENT_MARK
+from nni_gconv.compat import EXPERIMENT_MARK, write_launch_files
 
 TRIAL = Path(__file__).parent / "stand_in_trial.py"
 ROOT = Path(__file__).parents[2]
@@ -90,12 +90,20 @@ class Workshop:
         return Finished(process.returncode, out, err)
 
     def nnictl(self, *args: str) -> str:
-        """Run the real nnictl, whose trials find the same python."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), self.env["PATH"]])
+        """Run the real nnictl; its manager stays on this machine and waits for the tuner.
+
+        Its trials find the same python.
+        """
+        launch = self.folder / "launch"
+        write_launch_files(launch)
+        more = {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), self.env["PATH"]]),
+            "NODE_OPTIONS": " ".join(f"--require {launch / n}" for n in ("bind.js", "patience.js")),
+        }
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", NNICTL, *args],
-            env={**self.env, "PATH": path}, cwd=self.folder,
-            capture_output=True, text=True, timeout=600, check=False,
+            env={**self.env, **more}, cwd=self.folder, capture_output=True, text=True, timeout=600,
+            check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

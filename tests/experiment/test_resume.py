@@ -10,7 +10,6 @@ import psutil
 import pytest
 import yaml
 
-from nni_gconv.compat import write_launch_files
 from nni_gconv.compat.nni_trial import rounded
 from nni_gconv.experiment import ManagerClient, ManagerError
 from nni_gconv.experiment.checks.preflight import free_port
@@ -216,11 +215,6 @@ def test_a_killed_command_a_reboot_and_a_ctrl_c_lose_nothing(interrupted, expect
 
 
 def test_plain_nnictl_goes_on_too(interrupted, expected):
-    shims = interrupted.folder / "shims"
-    write_launch_files(shims)
-    # All that is added to plain nnictl: its manager stays on loopback and waits for the tuner.
-    scripts = [shims / name for name in ("bind.js", "patience.js")]
-    interrupted.env["NODE_OPTIONS"] = " ".join(f"--require {script}" for script in scripts)
     interrupted.env["NNI_GCONV_TUNER_SECONDS"] = "300"
     port = str(free_port())
     # NNI's own grid would make the trial that is cut off a second time.

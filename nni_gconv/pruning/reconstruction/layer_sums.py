@@ -75,7 +75,8 @@ class LayerSums:
             self._rectified = RectifiedPlaces(slope[rows]), RectifiedPlaces(slope[rows])
         self._see(read, axis)
         columns = self._fit.cross.shape[1]
-        places = places_for(columns) * self._share
+        most = places_for(columns)
+        places = most * self._share
         chosen: Tensor | None = None
         if self._groups == 1 and len(self._channels) < read.shape[axis]:
             # Before or behind the gathering, whichever copies less.
@@ -83,7 +84,7 @@ class LayerSums:
                 read = read.index_select(axis, self._channels.to(read.device))
             else:
                 chosen = self._columns(self._channels).to(read.device)
-        every = math.ceil(places / (places_held(columns, width) * self._share))
+        every = math.ceil(most / places_held(columns, width))
         for part, whole, at in read_samples(
             read, shape, layer.geometry, places / self._batches, generator, parts=2
         ):
