@@ -60,7 +60,8 @@ def recipe_of(
     distill = {**DISTILL, **maps} if distilled else None
     before = how.pop("sparsify", None)
     left = epochs - (before["epochs"] if before else 0)
-    tuned = {**shared["finetune"], "epochs": left, "distill": distill}
+    own = how.pop("finetune", {})
+    tuned = {**shared["finetune"], **own, "epochs": left, "distill": distill}
     recipe = {**shared, "seed": seed, "prune": {**shared["prune"], **how}, "finetune": tuned}
     return {**recipe, "sparsify": {**before, "distill": distill}} if before else recipe
 
