@@ -29,7 +29,7 @@ from torch import nn
 
 from nni_gconv import ModelSpeedup, sensitivity
 from nni_gconv.cli.networks.sensitivity import parse_ratios
-from nni_gconv.cli.output import progress_bar
+from nni_gconv.display import advancing
 from nni_gconv.profiling.costs import count
 from nni_gconv.pruning.settings import PruneSettings, create_pruner
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
@@ -82,7 +82,7 @@ class Bench:
 def one_criterion(bench: Bench, criterion: str, args: argparse.Namespace) -> list[list[str]]:
     folder = Path(args.output) / criterion
     start = time.perf_counter()
-    with progress_bar(f"{criterion}: points") as progress:
+    with advancing(f"{criterion}: points") as progress:
         found = sensitivity(
             bench.model, bench.example, bench.loaders, criterion=criterion,
             ratios=parse_ratios(args.ratios), tolerance=args.tolerance,

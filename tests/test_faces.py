@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -85,3 +85,13 @@ def test_rooms_and_files_are_small():
     assert {str(room): number for room, number in rooms.items() if number > 15} == {}
     lines = {str(file): file.read_text(encoding="utf-8").count("\n") for file in files}
     assert {file: number for file, number in lines.items() if number > 400} == {}
+
+
+@pytest.mark.parametrize("script", sorted((ROOT.parent / "benchmarks").glob("*.py")), ids=str)
+def test_what_a_benchmark_imports_is_there(script):
+    """Without the peers that it compares with: nobody runs them all before a release."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nni_gconv"):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}")

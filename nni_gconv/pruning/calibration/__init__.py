@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from nni_gconv.pruning.calibration.patches import (
         Geometry,
+        SaidAt,
         is_matrix_layer,
         matrix_shape,
         places_for,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "Geometry",
+    "SaidAt",
     "gram",
     "is_matrix_layer",
     "layer_covariances",
@@ -49,6 +51,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "moments": ["layer_covariances", "read_moments", "trace_images"],
         "patches": [
             "Geometry",
+            "SaidAt",
             "is_matrix_layer",
             "matrix_shape",
             "places_for",

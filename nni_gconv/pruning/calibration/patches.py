@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -128,7 +127,9 @@ def sample_places(shape: tuple[int, ...], most: int, generator: torch.Generator)
     return torch.stack(torch.unravel_index(flat, shape), 1)
 
 
-def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
+def read_at(
+    x: Tensor, geometry: Geometry, places: Tensor, channels: Tensor | None = None
+) -> Tensor:
     """Gather what a convolution reads for outputs at these places.
 
     Parameters
@@ -136,6 +137,8 @@ def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
     x : Tensor, shape (samples, channels, *spatial)
     geometry : Geometry
     places : Tensor of int64, shape (n, 1 + spatial)
+    channels : Tensor of int64, optional
+        Of a convolution of one group: these alone.
 
     Returns
     -------
@@ -149,16 +152,19 @@ def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
     for d, size in enumerate(x.shape[2:]):
         taps = torch.arange(geometry.kernel[d]) * geometry.dilation[d]
         taps = taps.flip(0) if geometry.transposed else taps
-        at = places[:, 1 + d, None] * geometry.stride[d] + taps - geometry.padding[d]
+        pixel = places[:, 1 + d, None] * geometry.stride[d] + taps - geometry.padding[d]
         view = [len(places)] + [1] * rank
         view[1 + d] = -1
-        index.append(at.clamp(0, size - 1).view(view))
-        inside = inside & (at.ge(0) & at.lt(size)).view(view)
+        index.append(pixel.clamp(0, size - 1).view(view))
+        inside = inside & (pixel.ge(0) & pixel.lt(size)).view(view)
     # One index for each dimension but the channels, which come last.
-    read = x.movedim(1, -1)[tuple(i.to(x.device) for i in index)]
+    at = tuple(i.to(x.device) for i in index)
+    if channels is not None:
+        at = (*(i[..., None] for i in at), channels.to(x.device))
+    read = x.movedim(1, -1)[at]
     if not bool(inside.all()):  # padding; a padded copy of x would be far larger
         read = read.masked_fill_(~inside.to(x.device)[..., None], 0)
-    groups = read.reshape(len(places), -1, geometry.groups, x.shape[1] // geometry.groups)
+    groups = read.reshape(len(places), -1, geometry.groups, read.shape[-1] // geometry.groups)
     return groups.permute(2, 0, 3, 1).reshape(geometry.groups, len(places), -1)
 
 
@@ -178,12 +184,27 @@ def _spread(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
     return torch.nn.functional.pad(spread, pads), moved
 
 
-def said_at(y: Tensor, places: Tensor, last: bool = False) -> Tensor:
-    """Gather outputs of shape (samples, channels, *spatial) at places: (n, channels).
+@dataclass(frozen=True)
+class SaidAt:
+    """Gathers what is shaped like the output of a layer at some places: (n, channels).
 
-    With `last` channels come last, as those of a linear layer.
+    Attributes
+    ----------
+    places : Tensor of int64, shape (n, 1 + spatial)
+    last : bool
+        Whether channels come last, as those of a linear layer, or behind the samples.
     """
-    return (y if last else y.movedim(1, -1))[tuple(places.to(y.device).unbind(1))]
+
+    places: Tensor
+    last: bool = False
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Gather."""
+        return (y if self.last else y.movedim(1, -1))[tuple(self.places.to(y.device).unbind(1))]
+
+    def every(self, step: int) -> SaidAt:
+        """Leave so many places out behind each."""
+        return replace(self, places=self.places[::step])
 
 
 def is_matrix_layer(node: Node) -> bool:
@@ -198,7 +219,8 @@ def read_samples(
     most: float,
     generator: torch.Generator,
     parts: int = 1,
-) -> Iterator[tuple[int, Tensor, Callable[[Tensor], Tensor]]]:
+    channels: Tensor | None = None,
+) -> Iterator[tuple[int, Tensor, SaidAt]]:
     """Gather what a layer reads at places chosen at random.
 
     Parameters
@@ -215,12 +237,14 @@ def read_samples(
     generator : torch.Generator
     parts : int
         The samples are dealt out to so many parts in turn.
+    channels : Tensor of int64, optional
+        Of a layer of one group: these alone are read.
 
     Yields
     ------
     part : int
     read : Tensor, shape (groups, n, columns)
-    at : callable
+    at : SaidAt
         Gathers at the same places what is shaped like the output: (n, filters).
     """
     shape = said[:-1] if geometry is None else (said[0], *said[2:])
@@ -228,5 +252,10 @@ def read_samples(
     for part in range(parts):
         own = places[places[:, 0] % parts == part]
         for some in own.split(_CHUNK) if len(own) else ():  # of one image a part has none
-            at = partial(said_at, places=some, last=geometry is None)
-            yield part, at(read)[None] if geometry is None else read_at(read, geometry, some), at
+            at = SaidAt(some, last=geometry is None)
+            if geometry is not None:
+                found = read_at(read, geometry, some, channels)
+            else:
+                found = at(read)[None]
+                found = found if channels is None else found[..., channels.to(read.device)]
+            yield part, found, at

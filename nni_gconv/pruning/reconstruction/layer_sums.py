@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import cast
 
 import torch
@@ -23,9 +23,9 @@ from nni_gconv.pruning.reconstruction.layers import Layer
 from nni_gconv.pruning.reconstruction.least_squares import Fitted, Moments, Problem, Refit
 from nni_gconv.pruning.reconstruction.rectified import (
     RectifiedPlaces,
-    fewest_errors,
     places_held,
     rectified_steps,
+    steps_that_help,
 )
 
 #: Most moves of the targets of a layer in front of a ReLU.
@@ -69,7 +69,8 @@ class LayerSums:
         layer, axis = self.layer, -1 if self.layer.geometry is None else 1
         dense, pruned = values
         read, shape = pruned[cast("Node", layer.node.args[0])], dense[layer.node].shape
-        rows, width = self._rows.to(read.device), len(self._rows)
+        width = len(self._rows)
+        rows = slice(None) if width == len(self._weight) else self._rows.to(read.device)
         slope = layer.slope(values)
         if slope is not None and self._rectified is None:
             self._rectified = RectifiedPlaces(slope[rows]), RectifiedPlaces(slope[rows])
@@ -77,37 +78,38 @@ class LayerSums:
         columns = self._fit.cross.shape[1]
         most = places_for(columns)
         places = most * self._share
-        chosen: Tensor | None = None
+        channels: Tensor | None = None
         if self._groups == 1 and len(self._channels) < read.shape[axis]:
-            # Before or behind the gathering, whichever copies less.
+            # Before or with the gathering, whichever copies less.
             if read.numel() < columns * places / self._batches:
                 read = read.index_select(axis, self._channels.to(read.device))
             else:
-                chosen = self._columns(self._channels).to(read.device)
+                channels = self._channels
         every = math.ceil(most / places_held(columns, width))
-        for part, whole, at in read_samples(
-            read, shape, layer.geometry, places / self._batches, generator, parts=2
+        for part, found, at in read_samples(
+            read, shape, layer.geometry, places / self._batches, generator, 2, channels
         ):
-            found = whole if chosen is None else whole[..., chosen]
             wanted = layer.wanted(values, at)[:, rows]
             (self._fit, self._check)[part].add(found, wanted)
             if slope is not None and self._rectified is not None:
-                before = layer.before_relu(values, at)[::every, rows]
+                before = layer.before_relu(values, at.every(every))[:, rows]
                 self._rectified[part].add(found[:, ::every], wanted[::every], before)
 
     def _see(self, read: Tensor, axis: int) -> None:
         """Take channels in that are not zero throughout, and that a weight is left for."""
         every = self._weight.shape[1] // self._taps
         if self._groups == 1:
-            alive = self._alive.any(0).view(every, self._taps).any(1)
-            alive[self._channels] = False  # these are in; only the others are looked at
-            asked = alive.nonzero()[:, 0]
-            found = read.index_select(axis, asked.to(read.device)) != 0
-            alive[asked] = found.movedim(axis, 0).flatten(1).any(1).cpu()
-            alive[self._channels] = True
-            if not bool(alive.any()):
-                alive[0] = True
-            channels = alive.nonzero()[:, 0]
+            left = self._alive.any(0).view(every, self._taps).any(1)
+            shown = torch.zeros_like(left)
+            shown[self._channels] = True
+            # Nearly all show something in the first sample; the others alone are looked for.
+            for samples in (read[:1], read[1:]):
+                asked = (left & ~shown).nonzero()[:, 0]
+                found = samples.index_select(axis, asked.to(read.device)) != 0
+                shown[asked] = found.movedim(axis, 0).flatten(1).any(1).cpu()
+            if not bool(shown.any()):
+                shown[0] = True
+            channels = shown.nonzero()[:, 0]
         else:
             channels = torch.arange(every)
         if len(channels) == len(self._channels):
@@ -161,5 +163,5 @@ class LayerSums:
         if self._rectified is None:
             return 0
         fit, check = self._rectified
-        tried = [start, *islice(rectified_steps(start, problem, solve, fit), _STEPS)]
-        return fewest_errors([check.error(t.weight, t.constant) for t in tried])
+        tried = chain([start], islice(rectified_steps(start, problem, solve, fit), _STEPS))
+        return steps_that_help(check.error(t.weight, t.constant) for t in tried)

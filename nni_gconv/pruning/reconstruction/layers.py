@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,10 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph import Graph, Values, argument, op_name, shape_of
-from nni_gconv.pruning.calibration import Geometry, is_matrix_layer, matrix_shape
-
-#: Gathers an output at some places.
-At = Callable[[Tensor], Tensor]
+from nni_gconv.pruning.calibration import Geometry, SaidAt, is_matrix_layer, matrix_shape
 
 
 @dataclass(frozen=True)
@@ -83,14 +80,14 @@ class Layer:
         """Number of outputs."""
         return matrix_shape(self.node)[0]
 
-    def wanted(self, values: tuple[Values, Values], at: At) -> Tensor:
+    def wanted(self, values: tuple[Values, Values], at: SaidAt) -> Tensor:
         """What the layer should say: what the dense one does, and what its sum partner lacks.
 
         Parameters
         ----------
         values
             Of the dense and of the pruned network.
-        at : callable
+        at : SaidAt
             Gathers at some places what is shaped like the layer's output: (n, filters).
 
         Returns
@@ -122,7 +119,7 @@ class Layer:
         slope = self.norm.slope(dense)
         return torch.where(_is_small(slope), 0.0, slope)
 
-    def before_relu(self, values: tuple[Values, Values], at: At) -> Tensor:
+    def before_relu(self, values: tuple[Values, Values], at: SaidAt) -> Tensor:
         """What the ReLU behind gets in the dense network; parameters as for :meth:`wanted`."""
         dense, _ = values
         before = at(dense[self.node])

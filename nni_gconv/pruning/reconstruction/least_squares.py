@@ -128,25 +128,27 @@ class Problem:
         Of these places.
     centred : bool
         Whether the layer takes a constant.
-    a, b : Tensor
-        Means of `moments`.
+    b : Tensor
+        Mean of what should be said and what is read.
+    parts : list of Alike
     """
 
     weight: Tensor
     kept: Tensor
     moments: Moments
     centred: bool
-    a: Tensor
     b: Tensor
+    parts: list[Alike]
 
     @classmethod
     def of(cls, weight: Tensor, kept: Tensor, moments: Moments, *, centred: bool) -> Problem:
         """State it."""
-        return cls(weight, kept, moments, centred, *moments.means(centred=centred))
+        a, b = moments.means(centred=centred)
+        return cls(weight, kept, moments, centred, b, parts_of(weight, a, kept))
 
     def solver(self, ridge: float) -> Refit:
         """Factor what is solved for."""
-        return Refit(self.weight, self.a, self.kept, ridge)
+        return Refit(self.weight * self.kept, self.parts, ridge)
 
     def fitted(self, solve: Refit) -> Fitted:
         """Solve it."""
@@ -214,54 +216,83 @@ def refit(weight: Tensor, a: Tensor, b: Tensor, kept: Tensor, ridge: float) -> T
     >>> refit(dense * kept, a, b, kept, 0.0).round(decimals=6).tolist()
     [[4.0, -1.0, 0.0]]
     """
-    return Refit(weight, a, kept, ridge)(b)
+    return Refit(weight * kept, parts_of(weight, a, kept), ridge)(b)
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Filters of which the mask leaves the same columns.
+
+    Attributes
+    ----------
+    rows : Tensor of int64
+        The filters.
+    columns : Tensor of int64
+        What the mask leaves of what is read, and is not zero throughout.
+    moments : Tensor of float64, shape (columns, columns)
+        Second moments of these columns.
+    scale : float
+        Mean of the second moments of all columns of the group: what a ridge is relative to.
+    said : Tensor of float64, shape (rows, columns)
+        Moments of what the weights as they are say and what is read.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    moments: Tensor
+    scale: float
+    said: Tensor
+
+    def solver(self, ridge: float) -> Callable[[Tensor], Tensor]:
+        """Factor the moments, which rounding may have left not quite positive."""
+        damped = self.moments.clone()
+        damped.diagonal().add_(ridge * self.scale + 1e-12 * damped.diagonal().mean())
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed):
+            return partial(torch.linalg.lu_solve, *torch.linalg.lu_factor(damped))
+        return lambda right: torch.cholesky_solve(right, factor)
+
+
+def parts_of(weight: Tensor, a: Tensor, kept: Tensor) -> list[Alike]:
+    """Part the filters by what the mask leaves of them; parameters as for :func:`refit`."""
+    start, found = weight * kept, []
+    filters = len(weight) // len(a)
+    for group in range(len(a)):
+        own = slice(group * filters, (group + 1) * filters)
+        live = a[group].diagonal() > 0
+        scale = float(a[group].diagonal()[live].mean()) if bool(live.any()) else 0.0
+        patterns, which = torch.unique(kept[own] & live, dim=0, return_inverse=True)
+        for number, pattern in enumerate(patterns):
+            columns = pattern.nonzero()[:, 0]
+            if len(columns):
+                rows = (which == number).nonzero()[:, 0] + own.start
+                moments = reads = a[group]
+                if len(columns) < len(reads):
+                    reads = reads[:, columns]
+                    moments = reads[columns]
+                found.append(Alike(rows, columns, moments, scale, start[rows] @ reads))
+    return found
 
 
 class Refit:
-    """The same for several `b`: what does not depend on them is worked out once."""
+    """The least squares of one ridge, for several `b`.
 
-    def __init__(self, weight: Tensor, a: Tensor, kept: Tensor, ridge: float) -> None:
-        self._start = weight * kept
-        self._parts: list[_Alike] = []
-        filters = len(weight) // len(a)
-        for group in range(len(a)):
-            own = slice(group * filters, (group + 1) * filters)
-            live = a[group].diagonal() > 0
-            patterns, which = torch.unique(kept[own] & live, dim=0, return_inverse=True)
-            strength = ridge * a[group].diagonal()[live].mean() if bool(live.any()) else 0.0
-            for number, pattern in enumerate(patterns):
-                columns = pattern.nonzero()[:, 0]
-                if not len(columns):
-                    continue
-                rows = (which == number).nonzero()[:, 0] + own.start
-                reads = a[group][:, columns]
-                said = self._start[rows] @ reads
-                inner = reads[columns]
-                inner.diagonal().add_(strength + 1e-12 * inner.diagonal().mean())
-                self._parts.append(_Alike(rows, columns, said, _solver(inner)))
+    Parameters
+    ----------
+    start : Tensor of float64, shape (filters, columns)
+        The weights as they are, zero where the mask is.
+    parts : list of Alike
+    ridge : float
+    """
+
+    def __init__(self, start: Tensor, parts: list[Alike], ridge: float) -> None:
+        self._start = start
+        self._parts = [(part, part.solver(ridge)) for part in parts]
 
     def __call__(self, b: Tensor) -> Tensor:
         """Solve for these moments of what should be said and what is read."""
         fitted = self._start.clone()
-        for part in self._parts:
+        for part, solve in self._parts:
             missing = b[part.rows][:, part.columns] - part.said
-            fitted[part.rows[:, None], part.columns] += part.solve(missing.T).T
+            fitted[part.rows[:, None], part.columns] += solve(missing.T).T
         return fitted
-
-
-@dataclass(frozen=True)
-class _Alike:
-    """Filters of which the mask leaves the same columns: what they say so far, and their solver."""
-
-    rows: Tensor
-    columns: Tensor
-    said: Tensor
-    solve: Callable[[Tensor], Tensor]
-
-
-def _solver(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    """Factor a symmetric matrix, which rounding may have left not quite positive."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if int(failed):
-        return partial(torch.linalg.lu_solve, *torch.linalg.lu_factor(matrix))
-    return lambda right: torch.cholesky_solve(right, factor)

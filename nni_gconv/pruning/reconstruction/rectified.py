@@ -13,7 +13,7 @@ is asked of few weights becomes less, so that they serve what is seen better.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -142,12 +142,17 @@ def rectified_steps(
         yield now
 
 
-def fewest_errors(errors: list[float]) -> int:
-    """Return the place of the least of some errors, the first; 0 where the first is not finite.
+def steps_that_help(errors: Iterable[float]) -> int:
+    """Count how often an error falls before it no longer does; what comes then is not asked for.
 
     Examples
     --------
-    >>> fewest_errors([3.0, 1.0, 2.0]), fewest_errors([math.inf, math.nan])
-    (1, 0)
+    >>> steps_that_help([3.0, 2.0, 1.0, 1.5, 0.5]), steps_that_help([math.inf, math.nan])
+    (2, 0)
     """
-    return min(range(len(errors)), key=lambda i: errors[i] if math.isfinite(errors[i]) else 1e300)
+    steps, least = 0, math.inf
+    for number, error in enumerate(errors):
+        if number and not error < least:
+            break
+        steps, least = number, error if math.isfinite(error) else math.inf
+    return steps

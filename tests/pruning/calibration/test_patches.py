@@ -9,9 +9,10 @@ from torch import nn
 from nni_gconv.graph import trace
 from nni_gconv.pruning.calibration.patches import (
     Geometry,
+    SaidAt,
     matrix_shape,
     read_at,
-    said_at,
+    read_samples,
     sample_places,
     weight_matrix,
     weight_of,
@@ -50,7 +51,28 @@ def test_patches_times_weights_are_the_outputs(kind, options, kernel):
     assert torch.equal(weight_of(matrix, layer.weight, geometry), layer.weight)
     weight = matrix.view(geometry.groups, -1, read.shape[2])
     said = torch.einsum("gnc,gfc->ngf", read, weight).flatten(1)
-    assert torch.allclose(said, said_at(y, places), atol=1e-5)
+    assert torch.allclose(said, SaidAt(places)(y), atol=1e-5)
+    assert torch.equal(SaidAt(places).every(2)(y), SaidAt(places)(y)[::2])
+    if geometry.groups == 1:
+        some = torch.tensor([0, 3])
+        columns = torch.arange(read.shape[2]).view(4, -1)[some].flatten()
+        assert torch.equal(read_at(x, geometry, places, some), read[..., columns])
+
+
+@pytest.mark.parametrize("geometry", [None, Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)])
+def test_some_channels_are_read_as_from_all(geometry):
+    shape, said = ((5, 6, 4), (5, 6, 8)) if geometry is None else ((5, 4, 6, 6), (5, 8, 6, 6))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    some = torch.tensor([1, 2])
+
+    def read(channels):
+        generator = torch.Generator().manual_seed(1)
+        return read_samples(x, said, geometry, 20, generator, 2, channels)
+
+    for whole, part in zip(read(None), read(some), strict=True):
+        columns = torch.arange(whole[1].shape[2]).view(4, -1)[some].flatten()
+        assert whole[0] == part[0]
+        assert torch.equal(whole[1][..., columns], part[1])
 
 
 def test_places_are_distinct_and_the_same_for_a_seed():

@@ -13,8 +13,8 @@ from nni_gconv.pruning.reconstruction.layers import find_layers
 from nni_gconv.pruning.reconstruction.least_squares import Fitted, Moments, Problem, refit
 from nni_gconv.pruning.reconstruction.rectified import (
     RectifiedPlaces,
-    fewest_errors,
     rectified_steps,
+    steps_that_help,
 )
 
 
@@ -175,6 +175,17 @@ def test_what_comes_before_a_relu_is_what_the_dense_network_has_there():
         assert torch.allclose(slope, expected)
 
 
-def test_what_is_not_finite_is_never_the_least():
-    assert fewest_errors([2.0, float("nan"), 1.0]) == 2
-    assert fewest_errors([float("inf"), float("nan")]) == 0
+def test_steps_end_where_the_error_does_not_fall_and_the_rest_is_not_asked_for():
+    asked = []
+
+    def errors(*values):
+        for value in values:
+            asked.append(value)
+            yield value
+
+    assert steps_that_help(errors(3.0, 2.0, 2.0, 1.0)) == 1
+    assert asked == [3.0, 2.0, 2.0]
+    assert steps_that_help([2.0, float("nan"), 1.0]) == 0
+    assert steps_that_help([float("inf"), 1.0, float("nan")]) == 1
+    assert steps_that_help([float("inf"), float("nan")]) == 0
+    assert steps_that_help([3.0, 2.0, 1.0]) == 2
