@@ -206,9 +206,9 @@ def table(plan: dict[str, Any], done: dict[str, Any]) -> str:
                 f"{100 * found['small']:.2f} | {' | '.join(cells)} |"
             )
     commits = ", ".join(sorted({row["commit"] for row in done.values()}))
-    return "\n".join(
-        [*lines, "", f"Commit {commits}; each row's recipe and command stand beside it."]
-    )
+    precision = plan["recipe"]["finetune"].get("amp", "float32")
+    end = f"Trained in {precision}. Commit {commits}; each row's recipe and command stand beside it."
+    return "\n".join([*lines, "", end])
 
 
 def draw(plan: dict[str, Any], done: dict[str, Any], path: Path) -> None:
