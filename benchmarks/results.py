@@ -207,7 +207,7 @@ def table(plan: dict[str, Any], done: dict[str, Any]) -> str:
             )
     commits = ", ".join(sorted({row["commit"] for row in done.values()}))
     precision = plan["recipe"]["finetune"].get("amp", "float32")
-    end = f"Trained in {precision}. Commit {commits}; each row's recipe and command stand beside it."
+    end = f"Trained in {precision}. Commit {commits}; each row has its recipe and command beside it."
     return "\n".join([*lines, "", end])
 
 
