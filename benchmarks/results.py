@@ -207,8 +207,8 @@ def table(plan: dict[str, Any], done: dict[str, Any]) -> str:
             )
     commits = ", ".join(sorted({row["commit"] for row in done.values()}))
     precision = plan["recipe"]["finetune"].get("amp", "float32")
-    end = f"Trained in {precision}. Commit {commits}; each row has its recipe and command beside it."
-    return "\n".join([*lines, "", end])
+    kept = "each row's recipe and command stand beside it"
+    return "\n".join([*lines, "", f"Trained in {precision}. Commit {commits}; {kept}."])
 
 
 def draw(plan: dict[str, Any], done: dict[str, Any], path: Path) -> None:
