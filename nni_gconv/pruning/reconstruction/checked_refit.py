@@ -36,8 +36,8 @@ class Reconstruction:
     Attributes
     ----------
     without, error : float
-        Distance of the outputs from the dense network's: masked as it was, and as it was left. See
-        :func:`~nni_gconv.pruning.reconstruction.distance.distance`.
+        Distance of the outputs from the dense network's: masked as it was, and after a quick fit to
+        half of the images. See :func:`~nni_gconv.pruning.reconstruction.distance.distance`.
     refitted : bool
         Whether weights were fitted.
     recalibrated : bool
@@ -172,8 +172,8 @@ class _Job:
         seen = self.calibration.inputs[0::2]
         found: dict[tuple[bool, bool], float] = {}
         for refit in (False, True):
-            # Half of the images, half of the places: what is kept is fitted anew, with all.
-            state = self._fitted(seen, places=0.5) if refit else self.masked
+            # By half of the images; what is kept is fitted anew, with all.
+            state = self._fitted(seen, quick=True) if refit else self.masked
             for renew in self._renewals():
                 self._load(self._renewed(state, seen) if renew else state)
                 found[refit, renew] = distance(target, outputs_of(self.work, held))
@@ -212,7 +212,7 @@ class _Job:
             return (False,)
         return (False, True) if asked == "auto" else (bool(asked),)
 
-    def _fitted(self, images: Tensor, places: float = 1.0) -> State:
+    def _fitted(self, images: Tensor, *, quick: bool = False) -> State:
         batches = self._batches(images)
         ridge = self.settings.ridge
         with evaluating(self.model):
@@ -222,7 +222,7 @@ class _Job:
                 ridges=RIDGES if ridge is None else (ridge,),
                 memory=_MEMORY,
                 seed=self.seed,
-                places=places,
+                quick=quick,
                 progress=self.calibration.progress,
             )
             state = walk.refit(self.dense, self.kept, self.masked)

@@ -44,15 +44,15 @@ class LayerSums:
         Weights that its mask leaves.
     batches : int
         How often :meth:`add` will be called.
-    places : float
-        Share of the places that are looked at otherwise.
+    quick : bool
+        Half of the places are looked at, and no ReLU behind the layer.
     """
 
     def __init__(
-        self, layer: Layer, weight: Tensor, alive: Tensor, batches: int, places: float = 1.0
+        self, layer: Layer, weight: Tensor, alive: Tensor, batches: int, *, quick: bool = False
     ) -> None:
         self.layer = layer
-        self._weight, self._alive, self._batches, self._share = weight, alive, batches, places
+        self._weight, self._alive, self._batches, self._quick = weight, alive, batches, quick
         self._groups = 1 if layer.geometry is None else layer.geometry.groups
         self._taps = 1 if layer.geometry is None else math.prod(layer.geometry.kernel)
         if self._groups == 1 and bool(alive.any()):
@@ -71,13 +71,13 @@ class LayerSums:
         read, shape = pruned[cast("Node", layer.node.args[0])], dense[layer.node].shape
         width = len(self._rows)
         rows = slice(None) if width == len(self._weight) else self._rows.to(read.device)
-        slope = layer.slope(values)
+        slope = None if self._quick else layer.slope(values)
         if slope is not None and self._rectified is None:
             self._rectified = RectifiedPlaces(slope[rows]), RectifiedPlaces(slope[rows])
         self._see(read, axis)
         columns = self._fit.cross.shape[1]
         most = places_for(columns)
-        places = most * self._share
+        places = most / 2 if self._quick else most
         channels: Tensor | None = None
         if self._groups == 1 and len(self._channels) < read.shape[axis]:
             # Before or with the gathering, whichever copies less.

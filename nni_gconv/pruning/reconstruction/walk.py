@@ -54,8 +54,8 @@ class Walk:
     rounds : int
         In so many parts of all layers at least those are refitted that do not fit.
     seed : int
-    places : float
-        Share of the places that are looked at otherwise.
+    quick : bool
+        A look at what comes of it: by half of the places, ReLUs left out of account.
     progress : bool
         Whether a bar counts the layers on a terminal.
     """
@@ -66,7 +66,7 @@ class Walk:
     memory: int = 2**31
     rounds: int = 8
     seed: int = 0
-    places: float = 1.0
+    quick: bool = False
     progress: bool = False
     left: dict[str, str] = field(default_factory=dict, init=False)
 
@@ -111,7 +111,7 @@ class Walk:
         alive = None if mask is None else weight_matrix(mask, layer.geometry).cpu()
         whole = torch.ones_like(weight, dtype=torch.bool)
         return LayerSums(
-            layer, weight, whole if alive is None else alive, len(self.batches), self.places
+            layer, weight, whole if alive is None else alive, len(self.batches), quick=self.quick
         )
 
     def _rounds(self) -> Iterator[tuple[list[Layer], bool]]:
