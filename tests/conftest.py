@@ -13,12 +13,19 @@ import pytest
 # Before torch is imported, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import torch
+
 # Else matplotlib looks at every font of the machine anew in each home that a test makes.
 FONTS = Path(tempfile.gettempdir()) / f"nni-gconv-matplotlib-{os.getuid()}"
 os.environ.setdefault("MPLCONFIGDIR", str(FONTS))
 
 # Some thousand tests' objects stay: looking at all of them so often takes a twentieth of the time.
 gc.set_threshold(10_000, 10, 10)
+
+if not torch.cuda.is_available():
+    # Else each torch.manual_seed keeps the whole stack for GPUs that never begin: milliseconds.
+    for kind in (torch.cuda, torch.xpu, torch.mtia):
+        kind.manual_seed_all = lambda _: None
 
 #: Folders whose tests wait for managers, servers and browsers.
 WAITING = ("experiment", "webui")

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, SpeedupError
 from nni_gconv.graph import ChannelMap, ChannelOrder, Graph, as_inputs, varying
-from nni_gconv.modes import evaluating
+from nni_gconv.modes import drawing_alike, evaluating
 from nni_gconv.speedup.precise import PreciseModel
 from nni_gconv.speedup.verify_inputs import (
     Inputs,
@@ -203,8 +203,7 @@ def _precise_outputs(model: PreciseModel, inputs: Inputs, seed: int) -> list[Ten
 def _outputs(model: nn.Module, inputs: tuple[tuple, dict], seed: int) -> list[Tensor]:
     """Run a model; what its forward draws at random is the same in each run."""
     tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
-    with torch.no_grad(), torch.random.fork_rng({x.device for x in tensors if x.is_cuda}):
-        torch.manual_seed(seed)
+    with torch.no_grad(), drawing_alike(seed, (x.device for x in tensors)):
         result = model(*inputs[0], **inputs[1])
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, DataError
-from nni_gconv.modes import evaluating
+from nni_gconv.modes import drawing_alike, evaluating
 from nni_gconv.pruning.calibration import Calibration
 
 #: ``loss(outputs, labels)``: the mean over images, or one number for each.
@@ -114,12 +114,10 @@ class Passes:
         parameters = list(model.parameters())
         flags = [p.requires_grad for p in parameters]
         buffers = {m: dict(m._buffers) for m in model.modules() if not compat.is_scripted(m)}
-        devices = [self._device] if self._device.type == "cuda" else []
         with ExitStack() as stack:
             stack.enter_context(evaluating(model))
-            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(drawing_alike(0, [self._device]))
             stack.enter_context(self._masked())
-            torch.manual_seed(0)
             try:
                 for parameter in parameters:
                     parameter.requires_grad_(False)
