@@ -116,9 +116,6 @@ class TrainedPruner(TrainingHooks):
         super().__init_subclass__(**arguments)
         cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
 
-    def _validate_config(self) -> None:
-        """Do without NNI's schema, milliseconds a layer: entries are made of checked ones."""
-
     # -- hooks that act here ----------------------------------------------------------------------
 
     @property
@@ -306,8 +303,7 @@ class TrainedPruner(TrainingHooks):
         try:
             yield self.bound_model
         finally:
-            compat.take_over_weights(self._module_wrappers)
-            self.wrap_model()
+            self.wrap_again()
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         if max_steps is None and max_epochs is None:
