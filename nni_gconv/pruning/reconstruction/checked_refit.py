@@ -182,15 +182,21 @@ class _Job:
             self._load(self.masked)
             without = distance(target, outputs_of(self.work, held))
         (refit, renew), error = min(found.items(), key=lambda item: item[1])
-        if error >= without and self.settings.recalibrate_bn is not True:
+        forced = self.settings.recalibrate_bn is True
+        best: State | None = None
+        if forced or error < without:
+            best = self._fitted(self.calibration.inputs) if refit else self.masked
+            best = self._renewed(best, self.calibration.inputs) if renew else best
+            self._load(best)
+            # It was a quick fit that decided, and this is another.
+            if not forced and not distance(target, outputs_of(self.work, held)) < without:
+                best = None
+        if best is None:
             refit, renew, error = False, False, without
         outcome = Reconstruction(
             without, error, refit, renew, dict(self.left), len(self.calibration)
         )
-        if not (refit or renew):
-            return outcome, None
-        state = self._fitted(self.calibration.inputs) if refit else self.masked
-        return outcome, self._renewed(state, self.calibration.inputs) if renew else state
+        return outcome, best
 
     def keep(self, state: State) -> None:
         """Write the weights that masks leave, and the buffers, into the model."""

@@ -14,7 +14,7 @@ from nni_gconv import FPGMPruner, GroupConvPruner, ModelSpeedup
 from nni_gconv.errors import ConfigError, DataError
 from nni_gconv.graph import Replay, state_of, trace
 from nni_gconv.pruning.calibration import Calibration
-from nni_gconv.pruning.reconstruction import ReconstructSettings, reconstruct
+from nni_gconv.pruning.reconstruction import ReconstructSettings, checked_refit, reconstruct
 from nni_gconv.pruning.reconstruction.layers import find_layers
 from nni_gconv.pruning.reconstruction.walk import Walk
 from nni_gconv.pruning.registry import find_method
@@ -147,6 +147,23 @@ def test_nothing_masked_is_left_alone():
     before = copy.deepcopy(model)
     done = reconstruct(model, {}, images())
     assert not (done.refitted or done.recalibrated)
+    assert all(torch.equal(t, state(before)[n]) for n, t in state(model).items())
+
+
+def test_a_fit_that_turns_out_worse_than_the_quick_one_promised_is_left(monkeypatch):
+    quick_or_not = checked_refit._Job._fitted
+
+    def fitted(job, images, *, quick=False):
+        state = quick_or_not(job, images, quick=quick)
+        return state if quick else {name: 10 * tensor for name, tensor in state.items()}
+
+    monkeypatch.setattr(checked_refit._Job, "_fitted", fitted)
+    model = randomised(plain_net()).eval()
+    before = copy.deepcopy(model)
+    _, masks = pruned(model)
+    done = reconstruct(model, masks, images())
+    assert not (done.refitted or done.recalibrated)
+    assert done.error == done.without
     assert all(torch.equal(t, state(before)[n]) for n, t in state(model).items())
 
 
