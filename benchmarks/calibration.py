@@ -122,6 +122,7 @@ def child(name: str, images: int, size: int, threads: int, keep: Path) -> None:
     x = smooth_images(images, size)
     recalibrate_bn(model, x[:32].split(32))  # random weights: else their outputs grow or die out
     calibration = Calibration(x, images=images, progress=False)
+    x = calibration.inputs  # held once, as of a loader's user
     forward, masks_at = Forward(), keep / "masks.safetensors"
 
     def part(what: str, work: Callable[[], Any]) -> Any:

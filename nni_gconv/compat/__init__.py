@@ -95,6 +95,7 @@ if TYPE_CHECKING:
         reason_of,
         run_onnx,
         save_exported_program,
+        side_by_side,
         type_remedy,
     )
 
@@ -168,6 +169,7 @@ __all__ = [
     "run_packed",
     "running_under_nni",
     "save_exported_program",
+    "side_by_side",
     "split_parameter_groups",
     "start_manager",
     "take_over_weights",
@@ -262,6 +264,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "reason_of",
             "run_onnx",
             "save_exported_program",
+            "side_by_side",
             "type_remedy",
         ],
     },

@@ -9,15 +9,18 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nni_gconv.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Torch itself is imported only where it is needed: who launches experiments does without it.
 _TORCH = importlib.util.find_spec("torch")
@@ -87,6 +90,23 @@ def type_remedy(model: nn.Module, dummy_input: Any) -> str:
     (kind,) = wanted
     names, own = (", ".join(sorted(map(str, one))) for one in (given, wanted))
     return f"; dummy_input is {names}, the model {own}: give dummy_input.to({kind})"
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Do work in as many threads as torch has for one operator, which has one alone meanwhile.
+
+    Many small operators gain nothing by several threads each, and their numbers depend on how many
+    these are; here they do not. Results come in order.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # else threads that begin later have one, too
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         trace_images,
     )
     from nni_gconv.pruning.calibration.patches import (
+        AT_A_TIME,
         Geometry,
         SaidAt,
         is_matrix_layer,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AT_A_TIME",
     "Calibration",
     "Geometry",
     "SaidAt",
@@ -50,6 +52,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "images": ["Calibration"],
         "moments": ["layer_covariances", "read_moments", "trace_images"],
         "patches": [
+            "AT_A_TIME",
             "Geometry",
             "SaidAt",
             "is_matrix_layer",

@@ -17,7 +17,7 @@ MATRIX_LAYERS = frozenset(
     {"linear", *(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3))}
 )
 #: Places that are read at a time.
-_CHUNK = 4096
+AT_A_TIME = 4096
 
 
 def places_for(columns: int) -> int:
@@ -251,7 +251,7 @@ def read_samples(
     places = sample_places(shape, math.ceil(most / shape[0]), generator)
     for part in range(parts):
         own = places[places[:, 0] % parts == part]
-        for some in own.split(_CHUNK) if len(own) else ():  # of one image a part has none
+        for some in own.split(AT_A_TIME) if len(own) else ():  # of one image a part has none
             at = SaidAt(some, last=geometry is None)
             if geometry is not None:
                 found = read_at(read, geometry, some, channels)

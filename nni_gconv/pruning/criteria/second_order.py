@@ -19,6 +19,8 @@ from nni.compression.utils import Evaluator
 from pydantic import Field
 from torch import Tensor, nn
 
+from nni_gconv import compat
+from nni_gconv.display import counting
 from nni_gconv.errors import BudgetError, UnseenError
 from nni_gconv.graph import CoupledSet, Read
 from nni_gconv.groupconv import groups_of
@@ -124,10 +126,18 @@ class SecondOrderPruner(ChannelPruner):
         with self.unwrapped() as model:
             weights = {name: p.detach() for name, p in model.named_parameters()}
             moments = read_moments(model, self._calibration)
-        metrics: dict[str, dict[str, Tensor]] = {}
-        for coupled in self.sets:
+
+        def eliminated(coupled: CoupledSet) -> tuple[np.ndarray, np.ndarray]:
             readers = self._readers(coupled, weights, moments)
-            order, error = eliminate(readers, ridge=self.options.ridge)
+            return eliminate(readers, ridge=self.options.ridge)
+
+        metrics: dict[str, dict[str, Tensor]] = {}
+        with counting("coupled sets", len(self.sets), enabled=self._calibration.progress) as done:
+            orders = []
+            for found in compat.side_by_side(eliminated, self.sets):
+                orders.append(found)
+                done()
+        for coupled, (order, error) in zip(self.sets, orders, strict=True):
             scores = torch.empty(coupled.size, dtype=torch.float64)
             added = np.maximum.accumulate(np.diff(error, prepend=0.0))
             # Equal additions would be told apart by index; the order of elimination stands.

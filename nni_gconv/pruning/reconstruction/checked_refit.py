@@ -156,6 +156,8 @@ class _Job:
         asked = read_masks(model, masks, graph.aliases)
         self.kept, _ = extend_masks(graph, map_channels(graph), asked, Wiring(graph, asked))
         self.per_image = 2 * 4 * Replay(graph).most_elements()
+        #: Images that one network runs on at a time.
+        self.together = min(calibration.batch_size, max(2, 4 * _BATCH // (self.per_image or 1)))
         self.left: dict[str, str] = {}
         self.masked = masked_state(own, self.kept)
         self.work = copy.deepcopy(model)
@@ -166,7 +168,7 @@ class _Job:
             torch.equal(tensor, self.dense[name]) for name, tensor in self.masked.items()
         ):  # nothing is removed: it is the dense network
             return Reconstruction(0.0, 0.0, False, False, {}, len(self.calibration)), None
-        held = self.calibration.inputs[1::2].split(self.calibration.batch_size)
+        held = self.calibration.inputs[1::2].split(self.together)
         self._load(self.dense)
         target = outputs_of(self.work, held)
         seen = self.calibration.inputs[0::2]
@@ -244,7 +246,7 @@ class _Job:
 
     def _renewed(self, state: State, images: Tensor) -> State:
         self._load(state)
-        recalibrate_bn(self.work, images.split(self.calibration.batch_size))
+        recalibrate_bn(self.work, images.split(self.together))
         return {name: tensor.clone() for name, tensor in state_of(self.work).items()}
 
     def _load(self, state: State) -> None:

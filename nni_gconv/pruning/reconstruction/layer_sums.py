@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from typing import cast
@@ -18,9 +19,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph import Values
-from nni_gconv.pruning.calibration import places_for, read_samples
+from nni_gconv.pruning.calibration import AT_A_TIME, places_for, read_samples
 from nni_gconv.pruning.reconstruction.layers import Layer
-from nni_gconv.pruning.reconstruction.least_squares import Fitted, Moments, Problem, Refit
+from nni_gconv.pruning.reconstruction.least_squares import Fitted, Moments, Problem
 from nni_gconv.pruning.reconstruction.rectified import (
     RectifiedPlaces,
     places_held,
@@ -30,6 +31,8 @@ from nni_gconv.pruning.reconstruction.rectified import (
 
 #: Most moves of the targets of a layer in front of a ReLU.
 _STEPS = 6
+#: Bytes of places that wait for those of further batches.
+_WAITING = 2**25
 
 
 class LayerSums:
@@ -60,9 +63,7 @@ class LayerSums:
         else:
             self._rows = torch.arange(len(weight))
         self._channels = torch.zeros(0, dtype=torch.int64)
-        self._fit, self._check = (Moments.empty(len(self._rows), 0, self._groups) for _ in range(2))
-        #: What the same two halves of the images hold for a ReLU; None where none follows.
-        self._rectified: tuple[RectifiedPlaces, RectifiedPlaces] | None = None
+        self._halves = [_Half(Moments.empty(len(self._rows), 0, self._groups)) for _ in range(2)]
 
     def add(self, values: tuple[Values, Values], generator: torch.Generator) -> None:
         """Add places of one batch."""
@@ -72,10 +73,12 @@ class LayerSums:
         width = len(self._rows)
         rows = slice(None) if width == len(self._weight) else self._rows.to(read.device)
         slope = None if self._quick else layer.slope(values)
-        if slope is not None and self._rectified is None:
-            self._rectified = RectifiedPlaces(slope[rows]), RectifiedPlaces(slope[rows])
+        if slope is not None:
+            for half in self._halves:
+                if half.rectified is None:
+                    half.rectified = RectifiedPlaces(slope[rows])
         self._see(read, axis)
-        columns = self._fit.cross.shape[1]
+        columns = len(self._channels) * self._taps
         most = places_for(columns)
         places = most / 2 if self._quick else most
         channels: Tensor | None = None
@@ -89,11 +92,11 @@ class LayerSums:
         for part, found, at in read_samples(
             read, shape, layer.geometry, places / self._batches, generator, 2, channels
         ):
-            wanted = layer.wanted(values, at)[:, rows]
-            (self._fit, self._check)[part].add(found, wanted)
-            if slope is not None and self._rectified is not None:
+            wanted, held = layer.wanted(values, at)[:, rows], None
+            if slope is not None:
                 before = layer.before_relu(values, at.every(every))[:, rows]
-                self._rectified[part].add(found[:, ::every], wanted[::every], before)
+                held = found[:, ::every], wanted[::every], before
+            self._halves[part].add(found, wanted, held)
 
     def _see(self, read: Tensor, axis: int) -> None:
         """Take channels in that are not zero throughout, and that a weight is left for."""
@@ -116,10 +119,8 @@ class LayerSums:
             return
         places = self._columns(torch.searchsorted(channels, self._channels))
         size, self._channels = len(channels) * self._taps, channels
-        self._fit, self._check = (m.widened(places, size) for m in (self._fit, self._check))
-        if self._rectified is not None:
-            fit, check = self._rectified
-            self._rectified = fit.widened(places, size), check.widened(places, size)
+        for half in self._halves:
+            half.widen(places, size)
 
     def _columns(self, channels: Tensor) -> Tensor:
         return (channels[:, None] * self._taps + torch.arange(self._taps)).flatten()
@@ -137,31 +138,75 @@ class LayerSums:
     def _fitted(self, masked: Tensor, alive: Tensor, ridges: Sequence[float]) -> Fitted:
         centred = self.layer.takes_constant
         state = partial(Problem.of, masked, alive, centred=centred)
-        half, whole = state(self._fit), self._fit + self._check
-        best, ridge = self._check.error(masked, centred=centred), None
+        for each in self._halves:
+            each.settle()
+        fit, check = self._halves
+        half, whole = state(fit.moments), fit.moments + check.moments
+        best, ridge = check.moments.error(masked, centred=centred), None
         found, chosen = Fitted(masked, whole.constant(masked) * alive.any(1)), None
         for candidate in ridges:
             solve = half.solver(candidate)
             fitted = half.fitted(solve)
-            error = self._check.error(fitted.weight, centred=centred)
+            error = check.moments.error(fitted.weight, centred=centred)
             if error < best:
                 best, ridge, found, chosen = error, candidate, fitted, solve
         if ridge is None or chosen is None:
             return found
-        number = self._steps(found, half, chosen)
         problem = state(whole)
         solve = problem.solver(ridge)
         everything = problem.fitted(solve)
-        if self._rectified is None:
+        if fit.rectified is None or check.rectified is None:
             return everything
-        fit, check = self._rectified
-        again = rectified_steps(everything, problem, solve, fit + check)
+        # As many moves of the targets in front of the ReLU as serve best.
+        moved = islice(rectified_steps(found, half, chosen, fit.rectified), _STEPS)
+        errors = (check.rectified.error(t.weight, t.constant) for t in chain([found], moved))
+        number = steps_that_help(errors)
+        again = rectified_steps(everything, problem, solve, fit.rectified + check.rectified)
         return [everything, *islice(again, number)][-1]
 
-    def _steps(self, start: Fitted, problem: Problem, solve: Refit) -> int:
-        """Say how many moves of the targets in front of a ReLU serve best."""
-        if self._rectified is None:
-            return 0
-        fit, check = self._rectified
-        tried = chain([start], islice(rectified_steps(start, problem, solve, fit), _STEPS))
-        return steps_that_help(check.error(t.weight, t.constant) for t in tried)
+
+@dataclass
+class _Half:
+    """What is summed up over half of the images.
+
+    Places of one batch wait for those of the next until they are many: one large product takes less
+    time than small ones whose results are added up, each as large as the sum.
+
+    Attributes
+    ----------
+    moments : Moments
+    rectified : RectifiedPlaces or None
+        What a ReLU behind the layer gets; None where none follows.
+    """
+
+    moments: Moments
+    rectified: RectifiedPlaces | None = None
+    _waiting: list[tuple[Tensor, Tensor, tuple[Tensor, ...] | None]] = field(default_factory=list)
+
+    def add(self, read: Tensor, said: Tensor, held: tuple[Tensor, ...] | None) -> None:
+        """Add places, and those of them that are held for a ReLU."""
+        count = len(said) + sum(len(one[1]) for one in self._waiting)
+        if count > AT_A_TIME:
+            self.settle()
+        self._waiting.append((read, said, held))
+        columns = read.shape[0] * read.shape[2]
+        if count >= AT_A_TIME or 4 * columns * count >= _WAITING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sum up what waits."""
+        if not self._waiting:
+            return
+        reads, saids, holds = zip(*self._waiting, strict=True)
+        self._waiting = []
+        self.moments.add(torch.cat(reads, 1), torch.cat(saids))
+        if self.rectified is not None:
+            held, wanted, before = zip(*holds, strict=True)
+            self.rectified.add(torch.cat(held, 1), torch.cat(wanted), torch.cat(before))
+
+    def widen(self, columns: Tensor, size: int) -> None:
+        """Give columns new places among `size`."""
+        self.settle()
+        self.moments = self.moments.widened(columns, size)
+        if self.rectified is not None:
+            self.rectified = self.rectified.widened(columns, size)

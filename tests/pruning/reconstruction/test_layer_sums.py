@@ -78,10 +78,43 @@ def test_a_channel_that_wakes_in_a_later_batch_is_taken_in(relu):
 
     late, early = sums(batches), sums(batches[::-1])
     assert late._channels.tolist() == early._channels.tolist() == [0, 2, 3, 5]
-    assert torch.allclose(late._fit.read, early._fit.read)
     first, second = late.fitted([1e-3]), early.fitted([1e-3])
+    assert torch.allclose(late._halves[0].moments.read, early._halves[0].moments.read)
     assert torch.allclose(first.weight, second.weight, atol=1e-4)
     assert torch.allclose(first.constant, second.constant, atol=1e-4)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_places_of_small_batches_are_summed_up_together(relu, monkeypatch):
+    """As many products as places need, whatever the batches; and the same sums."""
+    model = net(relu=relu)
+    dense, x = state_of(model), torch.randn(160, 3, 8, 8)
+    kept = masks(dense)
+    pruned = masked_state(dense, kept)
+    counts, add = [], Moments.add
+
+    def counted(self, read, said):
+        counts.append(len(said))
+        add(self, read, said)
+
+    monkeypatch.setattr(Moments, "add", counted)
+
+    def fitted(size):
+        batches = x.split(size)
+        graph = trace(model, batches[0])
+        layer = find_layers(graph)[0][1]
+        weight = pruned["2.weight"].flatten(1).double()
+        found = LayerSums(layer, weight, kept["2.weight"].flatten(1), len(batches))
+        at = {layer.node: lambda v: found.add((v[0], v[1]), torch.Generator())}
+        for batch in batches:
+            Replay(graph).run([dense, pruned], [batch], at)
+        return found.fitted([1e-3])
+
+    several, together = fitted(2), fitted(160)
+    # 5,120 places of each half: what waits for more is summed up before it is more than 4,096.
+    assert counts == [4096, 4096, 1024, 1024] * 2
+    assert torch.allclose(several.weight, together.weight, atol=1e-4)
+    assert torch.allclose(several.constant, together.constant, atol=1e-4)
 
 
 def test_a_layer_that_reads_nothing_but_zeros_is_left_alone():
