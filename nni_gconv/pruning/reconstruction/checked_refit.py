@@ -27,6 +27,9 @@ _logger = logging.getLogger(__name__)
 _MEMORY = 2 * 2**30
 #: The same for one of several batches, beside what waits.
 _BATCH = 3 * 2**28
+#: The same of one network where only its outputs count: larger tensors are given back to the system
+#: one by one, and cleared anew for the next, which takes a third of a forward's time.
+_LIGHT = 2**26
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,11 @@ class _Job:
         asked = read_masks(model, masks, graph.aliases)
         self.kept, _ = extend_masks(graph, map_channels(graph), asked, Wiring(graph, asked))
         self.per_image = 2 * 4 * Replay(graph).most_elements()
-        #: Images that one network runs on at a time.
-        self.together = min(calibration.batch_size, max(2, 4 * _BATCH // (self.per_image or 1)))
+        #: Images at a time for norms' statistics, which see them together, and for outputs.
+        self.together, self.apart = (
+            min(calibration.batch_size, max(2, 2 * most // (self.per_image or 1)))
+            for most in (2 * _BATCH, _LIGHT)
+        )
         self.left: dict[str, str] = {}
         self.masked = masked_state(own, self.kept)
         self.work = copy.deepcopy(model)
@@ -168,7 +174,7 @@ class _Job:
             torch.equal(tensor, self.dense[name]) for name, tensor in self.masked.items()
         ):  # nothing is removed: it is the dense network
             return Reconstruction(0.0, 0.0, False, False, {}, len(self.calibration)), None
-        held = self.calibration.inputs[1::2].split(self.together)
+        held = self.calibration.inputs[1::2].split(self.apart)
         self._load(self.dense)
         target = outputs_of(self.work, held)
         seen = self.calibration.inputs[0::2]

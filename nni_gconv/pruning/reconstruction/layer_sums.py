@@ -48,7 +48,7 @@ class LayerSums:
     batches : int
         How often :meth:`add` will be called.
     quick : bool
-        Half of the places are looked at, and no ReLU behind the layer.
+        A quarter of the places is looked at, and no ReLU behind the layer.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LayerSums:
         self._see(read, axis)
         columns = len(self._channels) * self._taps
         most = places_for(columns)
-        places = most / 2 if self._quick else most
+        places = max(most / 4, 2 * columns) if self._quick else most
         channels: Tensor | None = None
         if self._groups == 1 and len(self._channels) < read.shape[axis]:
             # Before or with the gathering, whichever copies less.

@@ -55,7 +55,7 @@ class Walk:
         In so many parts of all layers at least those are refitted that do not fit.
     seed : int
     quick : bool
-        A look at what comes of it: by half of the places, ReLUs left out of account.
+        A look at what comes of it: by a quarter of the places, ReLUs left out of account.
     progress : bool
         Whether a bar counts the layers on a terminal.
     """
