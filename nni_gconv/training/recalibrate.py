@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from nni_gconv.errors import DataError
 
@@ -36,12 +37,13 @@ def recalibrate_bn(
     Returns
     -------
     int
-        Number of batches averaged. Every batch counts the same.
+        Number of batches averaged. Every image counts the same.
 
     Raises
     ------
     DataError
-        `batches` is empty; the statistics are left as they were.
+        `batches` is empty, or has one with a single value for each channel, whose variance is
+        unknown. The statistics are left as they were then, and whatever else a forward raises.
 
     Examples
     --------
@@ -57,7 +59,7 @@ def recalibrate_bn(
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
     ]
     device = next((t.device for t in [*model.parameters(), *model.buffers()]), None)
-    count = 0
+    count = images = 0
     with _averaging(model, norms), torch.no_grad():
         for batch in batches:
             if max_batches is not None and count >= max_batches:
@@ -66,25 +68,45 @@ def recalibrate_bn(
                 # Only now: an empty iterable must not cost the statistics.
                 for norm in norms:
                     norm.reset_running_stats()
-            images = batch[0] if isinstance(batch, tuple | list) else batch
-            model(images.to(device) if isinstance(images, Tensor) else images)
+            inputs = batch[0] if isinstance(batch, tuple | list) else batch
+            own = _size(inputs)
+            images += own
+            for norm in norms:
+                norm.momentum = own / images
+            model(inputs.to(device) if isinstance(inputs, Tensor) else inputs)
             count += 1
     if not count:
         raise DataError("recalibrate_bn: there are no batches to take statistics from")
     return count
 
 
+def _size(inputs: Any) -> int:
+    """Count the images of a batch; one where no tensor says it."""
+    leaves = (x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim())
+    return max(1, len(next(leaves, ())))
+
+
 @contextmanager
 def _averaging(model: nn.Module, norms: list[Any]) -> Iterator[None]:
-    """Let only batch norms train, each batch counting the same; put everything back after."""
+    """Let only batch norms train; put everything back after, statistics only where it fails."""
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
+    statistics = [{k: t.clone() for k, t in norm.named_buffers(recurse=False)} for norm in norms]
     model.eval()
     for norm in norms:
         norm.train()
-        norm.momentum = None
     try:
         yield
+    except BaseException as error:
+        for norm, before in zip(norms, statistics, strict=True):
+            for name, tensor in before.items():
+                getattr(norm, name).copy_(tensor)
+        if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+            raise DataError(
+                "recalibrate_bn: of a batch of one image a batch norm sees one value for each "
+                "channel, which has no variance; give batches of at least two images"
+            ) from error
+        raise
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -56,3 +56,39 @@ def test_so_many_batches_and_none():
     with pytest.raises(DataError, match="no batches"):
         recalibrate_bn(model, [])
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_every_image_counts_the_same():
+    """A last batch of few images is no more than they are."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(9, 2, 8, 8, generator=generator)
+    images[8] += 5
+    model = net()
+    assert recalibrate_bn(model, images.split(4)) == 3
+    seen = model[0](images)
+    torch.testing.assert_close(model[1].running_mean, seen.mean((0, 2, 3)))
+    variances = [part.var((0, 2, 3)) * len(part) for part in seen.split(4)]
+    torch.testing.assert_close(model[1].running_var, sum(variances) / 9)
+
+
+def narrow():
+    """A norm that sees one value a channel of each image."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+@pytest.mark.parametrize(
+    ("last", "error", "message"),
+    [
+        (torch.randn(1, 3), DataError, "at least two images"),
+        (torch.randn(4, 5), RuntimeError, "shapes"),
+    ],
+)
+def test_what_fails_costs_no_statistics(last, error, message):
+    model = narrow()
+    recalibrate_bn(model, [torch.randn(8, 3)])
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=message):
+        recalibrate_bn(model, [torch.randn(8, 3), last])
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert model[1].momentum == 0.1

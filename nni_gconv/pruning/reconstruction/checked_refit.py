@@ -222,7 +222,8 @@ class _Job:
             isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
             for m in self.model.modules()
         )
-        if not norms:
+        # Of two images one is held out, and a norm may not know a variance of one.
+        if not norms or (asked == "auto" and len(self.calibration) == 2):
             return (False,)
         return (False, True) if asked == "auto" else (bool(asked),)
 
@@ -252,7 +253,9 @@ class _Job:
 
     def _renewed(self, state: State, images: Tensor) -> State:
         self._load(state)
-        recalibrate_bn(self.work, images.split(self.together))
+        # In equal parts of two images at least: of one a norm may not know a variance.
+        parts = min(-(-len(images) // self.together), max(1, len(images) // 2))
+        recalibrate_bn(self.work, images.tensor_split(parts))
         return {name: tensor.clone() for name, tensor in state_of(self.work).items()}
 
     def _load(self, state: State) -> None:

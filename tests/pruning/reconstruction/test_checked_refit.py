@@ -308,3 +308,29 @@ def test_calibration_images_are_read_once(method):
     find_method(method).make(
         plain_net(), config, None, dummy_input=images(1), calibration=batches, reconstruct=True
     )
+
+
+def norm_of_vectors():
+    """A batch norm that sees one value a channel of each image."""
+    torch.manual_seed(0)
+    features = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*features, nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)).eval()
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(66, 32), (65, 32), (6, 2), (3, 8), (2, 8)])
+def test_a_last_batch_of_one_image_is_no_trouble(count, batch_size):
+    model = norm_of_vectors()
+    _, masks = pruned(model)
+    calibration = Calibration(images(count), images=count, batch_size=batch_size)
+    done = reconstruct(model, masks, calibration)
+    assert done.error <= done.without
+
+
+def test_statistics_that_two_images_cannot_show_are_refused():
+    model = norm_of_vectors()
+    _, masks = pruned(model)
+    before = copy.deepcopy(state(model))
+    settings = ReconstructSettings(recalibrate_bn=True)
+    with pytest.raises(DataError, match="at least two images"):
+        reconstruct(model, masks, images(2), settings=settings)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
