@@ -74,7 +74,7 @@ def is_scripted(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
 
 
-def type_remedy(model: nn.Module, dummy_input: Any) -> str:
+def type_remedy(model: nn.Module, dummy_input: Any, which: str = "dummy_input is") -> str:
     """Say what to do where an input that failed is of another type than the model; else ""."""
     import torch
     from torch.utils import _pytree as pytree
@@ -83,13 +83,16 @@ def type_remedy(model: nn.Module, dummy_input: Any) -> str:
     if shape and all(isinstance(n, int) for n in shape):
         return f"; dummy_input is a shape, not a tensor: give torch.randn{tuple(shape)}"
     leaves = [x for x in pytree.tree_leaves(dummy_input) if isinstance(x, torch.Tensor)]
-    given = {x.dtype for x in leaves if x.is_floating_point()}
+    # Of whole numbers those of images; others may be indices.
+    given = {
+        x.dtype for x in leaves if x.is_floating_point() or (x.dtype == torch.uint8 and x.dim() > 2)
+    }
     wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if len(wanted) != 1 or not given or given == wanted:
         return ""
     (kind,) = wanted
     names, own = (", ".join(sorted(map(str, one))) for one in (given, wanted))
-    return f"; dummy_input is {names}, the model {own}: give dummy_input.to({kind})"
+    return f"; {which} {names}, the model {own}: give {which.split(maxsplit=1)[0]}.to({kind})"
 
 
 def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -68,6 +68,7 @@ def test_an_empty_batch(entry):
         (torch.float16, torch.float32),
         (torch.float32, torch.float64),
         (torch.float64, torch.float32),
+        (torch.float32, torch.uint8),  # images as they are read from files
     ],
 )
 def test_a_model_and_an_input_of_two_types(entry, kind, given):

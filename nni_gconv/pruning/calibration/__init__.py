@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.calibration.gram import gram
     from nni_gconv.pruning.calibration.images import Calibration
     from nni_gconv.pruning.calibration.moments import (
+        does_not_run,
         layer_covariances,
         read_moments,
         trace_images,
@@ -33,6 +34,7 @@ __all__ = [
     "Calibration",
     "Geometry",
     "SaidAt",
+    "does_not_run",
     "gram",
     "is_matrix_layer",
     "layer_covariances",
@@ -50,7 +52,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "gram": ["gram"],
         "images": ["Calibration"],
-        "moments": ["layer_covariances", "read_moments", "trace_images"],
+        "moments": ["does_not_run", "layer_covariances", "read_moments", "trace_images"],
         "patches": [
             "AT_A_TIME",
             "Geometry",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from nni_gconv.errors import DataError
@@ -76,6 +77,22 @@ class Calibration:
     def of(cls, source: Any) -> Calibration:
         """Return `source` itself if it is one, else make one of it."""
         return source if isinstance(source, cls) else cls(source)
+
+    def typed_for(self, model: nn.Module) -> Calibration:
+        """Return the same images in the numbers that a model computes with.
+
+        Examples
+        --------
+        >>> images = Calibration(torch.zeros(4, 3, dtype=torch.float64))
+        >>> images.typed_for(nn.Linear(3, 2)).inputs.dtype
+        torch.float32
+        """
+        kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        if kind in (None, self.inputs.dtype) or not self.inputs.is_floating_point():
+            return self
+        typed = copy.copy(self)
+        typed.inputs = self.inputs.to(kind)
+        return typed
 
     def __len__(self) -> int:
         """Number of images."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from nni_gconv.compat import type_remedy
 from nni_gconv.display import counting
 from nni_gconv.errors import DataError, TraceError
 from nni_gconv.graph import Graph, Replay, Values, state_of, trace
@@ -162,7 +163,7 @@ class _Pass:
     @classmethod
     def of(cls, model: nn.Module, calibration: Calibration, seed: int) -> _Pass:
         """Choose batches whose values fit in memory."""
-        state = state_of(model)
+        state, calibration = state_of(model), calibration.typed_for(model)
         device = next(iter(state.values())).device
         with evaluating(model):
             one = trace_images(model, calibration.inputs[:1].to(device))
@@ -289,15 +290,28 @@ def _layers(graph: Graph) -> dict[Node, str]:
 def trace_images(model: nn.Module, images: Tensor) -> Graph:
     """Trace a model on images; where it does not run on them at all, say that and no more."""
     try:
-        return trace(model, images)
+        graph = trace(model, images)
+        if not type_remedy(model, images):
+            return graph
     except TraceError:
-        try:
-            with torch.no_grad(), evaluating(model):
-                model(images)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(
-                "calibration: the model does not run on images of shape "
-                f"{tuple(images.shape[1:])}: {first}"
-            ) from error
+        _run(model, images)
         raise
+    _run(model, images)  # tensors without numbers were taken that others may not be
+    return graph
+
+
+def _run(model: nn.Module, images: Tensor) -> None:
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(images)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise does_not_run(model, images, error) from error
+
+
+def does_not_run(model: nn.Module, images: Tensor, error: Exception) -> DataError:
+    """Say in one line that a model does not run on calibration images."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DataError(
+        f"calibration: the model does not run on images of shape {tuple(images.shape[1:])}: {first}"
+        + type_remedy(model, images, "images are")
+    )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, DataError
 from nni_gconv.modes import drawing_alike, evaluating
-from nni_gconv.pruning.calibration import Calibration
+from nni_gconv.pruning.calibration import Calibration, does_not_run
 
 #: ``loss(outputs, labels)``: the mean over images, or one number for each.
 Loss = Callable[[Any, Tensor], Tensor]
@@ -40,10 +40,9 @@ class Passes:
         loss: Loss | None,
         masks: Mapping[str, Mapping[str, Tensor]] | None,
     ) -> None:
-        self._model, self._images, self._masks = model, images, masks or {}
+        self._model, self._images, self._masks = model, images.typed_for(model), masks or {}
         self._loss = loss or _cross_entropy
-        parameter = next(model.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
+        self._device = next(model.parameters()).device
 
     def __len__(self) -> int:
         """Number of images."""
@@ -97,15 +96,10 @@ class Passes:
                 yield loss.sum(), len(images)
 
     def _run(self, images: Tensor) -> Any:
-        inputs = images.to(self._device, self._dtype if images.is_floating_point() else None)
         try:
-            return self._model(inputs)
+            return self._model(images.to(self._device))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(
-                f"calibration: the model does not run on images of shape "
-                f"{tuple(images.shape[1:])}: {first}"
-            ) from error
+            raise does_not_run(self._model, images, error) from error
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:

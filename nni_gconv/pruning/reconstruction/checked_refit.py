@@ -131,7 +131,8 @@ def reconstruct(
     if compat.is_wrapped(model):
         raise ConfigError("the model is still wrapped by a pruner: call pruner.unwrap_model()")
     asked = settings or ReconstructSettings()
-    job = _Job(model, masks, Calibration.of(calibration), asked, seed, aim)
+    images = Calibration.of(calibration).typed_for(model)
+    job = _Job(model, masks, images, asked, seed, aim)
     chosen, state = job.best()
     if state is not None:
         job.keep(state)
