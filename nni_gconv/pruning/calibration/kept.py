@@ -26,7 +26,7 @@ from nni_gconv.training import in_every_process, process_number, several_process
 _logger = logging.getLogger(__name__)
 
 #: Changes whenever other numbers would be gathered from the same content.
-_FORMAT = "moments 1"
+_FORMAT = "moments 2"
 
 
 def content_key(words: Iterable[str], tensors: Mapping[str, Tensor]) -> str:

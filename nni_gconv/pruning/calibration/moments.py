@@ -22,10 +22,10 @@ from nni_gconv.pruning.calibration.gram import gram
 from nni_gconv.pruning.calibration.images import Calibration
 from nni_gconv.pruning.calibration.kept import content_key, gathered_once
 from nni_gconv.pruning.calibration.patches import (
+    AT_A_TIME,
     Geometry,
     is_matrix_layer,
     matrix_shape,
-    places_for,
     read_samples,
 )
 from nni_gconv.training import process_number, summed
@@ -34,8 +34,21 @@ _logger = logging.getLogger(__name__)
 
 #: Columns of a layer that are looked at together; wider ones are parted in blocks.
 MOST_COLUMNS = 8192
+#: Columns from which places of several batches are summed up together.
+_WIDE = 1024
 #: Bytes that the values of one forward may take at a time.
 _MEMORY = 2**30
+
+
+def places_seen(columns: int) -> int:
+    """Choose how many places of a layer are summed up: a choice needs fewer than a refit.
+
+    Examples
+    --------
+    >>> [places_seen(n) for n in (9, 576, 1024, 4608)]
+    [65536, 65536, 20980, 18432]
+    """
+    return max(4 * columns, min(65536, int(2.2e10) // columns**2))
 
 
 class _Sum:
@@ -52,10 +65,11 @@ class _Sum:
         blocks = blocks_of(columns) or 1
         self._blocks, width = blocks, columns // blocks
         self._groups = 1 if self.geometry is None else self.geometry.groups
-        self._places = places_for(width) / batches
+        self._places = places_seen(width) / batches
         self._square = torch.zeros(self._groups * blocks, width, width, dtype=torch.float64)
         self._means: list[Tensor] = []
         self._counts: list[int] = []
+        self._waiting: list[Tensor] = []
 
     @property
     def bytes(self) -> int:
@@ -66,16 +80,28 @@ class _Sum:
         """Add places of one batch."""
         read, said = values[0][self.node.args[0]], values[0][self.node].shape  # type: ignore[index]
         for _, found, _ in read_samples(read, said, self.geometry, self._places, generator):
-            count = found.shape[1]
-            columns = found.view(self._groups, count, self._blocks, -1).movedim(2, 1).flatten(0, 1)
-            mean = columns.mean(1, keepdim=True)
-            columns = columns - mean
-            self._square += gram(columns).cpu()
-            self._means.append((mean + columns.mean(1, keepdim=True))[:, 0].cpu().double())
-            self._counts.append(count)
+            self._waiting.append(found)
+            rows = sum(places.shape[1] for places in self._waiting)
+            if rows >= AT_A_TIME or self._square.shape[-1] < _WIDE:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Sum up what waits: a sum of wide columns is large itself, and is added to seldom."""
+        if not self._waiting:
+            return
+        found = torch.cat(self._waiting, 1) if len(self._waiting) > 1 else self._waiting[0]
+        self._waiting = []
+        count = found.shape[1]
+        columns = found.view(self._groups, count, self._blocks, -1).movedim(2, 1).flatten(0, 1)
+        mean = columns.mean(1, keepdim=True)
+        columns = columns - mean
+        self._square += gram(columns).cpu()
+        self._means.append((mean + columns.mean(1, keepdim=True))[:, 0].cpu().double())
+        self._counts.append(count)
 
     def covariance(self) -> Tensor:
         """Covariance of the columns, over all processes: (groups * blocks, width, width)."""
+        self._settle()
         counts = torch.tensor(self._counts, dtype=torch.float64)[:, None, None]
         none = self._square[None, :, 0][:0]  # a process may have seen nothing
         means = torch.cat([none, *[mean[None] for mean in self._means]])

@@ -133,11 +133,12 @@ class SecondOrderPruner(ChannelPruner):
 
         metrics: dict[str, dict[str, Tensor]] = {}
         with counting("coupled sets", len(self.sets), enabled=self._calibration.progress) as done:
+            # The widest mostly come last; begun first, none of them is waited for alone.
             orders = []
-            for found in compat.side_by_side(eliminated, self.sets):
+            for found in compat.side_by_side(eliminated, self.sets[::-1]):
                 orders.append(found)
                 done()
-        for coupled, (order, error) in zip(self.sets, orders, strict=True):
+        for coupled, (order, error) in zip(self.sets, orders[::-1], strict=True):
             scores = torch.empty(coupled.size, dtype=torch.float64)
             added = np.maximum.accumulate(np.diff(error, prepend=0.0))
             # Equal additions would be told apart by index; the order of elimination stands.

@@ -120,3 +120,23 @@ def test_two_processes_choose_as_one_does(tmp_path):
     for name, weight in first["weights"].items():
         assert torch.equal(second["weights"][name], weight)
         assert torch.equal(one["weights"][name], weight)
+
+
+def test_places_of_wide_layers_wait_for_those_of_further_batches(monkeypatch):
+    """A sum of many columns is added to once, not with every batch; it is the same sum."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, moments._WIDE), nn.Tanh(), nn.Linear(moments._WIDE, 2))
+    x = torch.randn(240, 8)
+    products = []
+
+    def counted(columns):
+        products.append(columns.shape[-1])
+        return gram(columns)
+
+    monkeypatch.setattr(moments, "gram", counted)
+    found = read_moments(net, Calibration(x, batch_size=40))
+    # Once in the six batches and once for the means, which narrow layers add with each batch.
+    assert products.count(moments._WIDE) == 2
+    assert products.count(8) == 7
+    read = net[1](net[0](x)).detach().double()
+    assert torch.allclose(found["2.weight"][0], read.T.cov(correction=0), atol=1e-5)
