@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         device_of,
         measuring,
         run,
+        samples_in,
         to_device,
         with_batch,
     )
@@ -60,6 +61,7 @@ __all__ = [
     "parse_budget",
     "profile",
     "run",
+    "samples_in",
     "to_device",
     "with_batch",
 ]
@@ -78,6 +80,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "device_of",
             "measuring",
             "run",
+            "samples_in",
             "to_device",
             "with_batch",
         ],

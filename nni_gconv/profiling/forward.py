@@ -51,6 +51,12 @@ def _plain(dummy_input: Any) -> Any:
     return dict(dummy_input) if isinstance(dummy_input, Mapping) else dummy_input
 
 
+def samples_in(inputs: DummyInput) -> int | None:
+    """Return the length of the first dimension of the first tensor that has one, None without."""
+    leaves = tree_leaves(_plain(inputs))
+    return next((x.shape[0] for x in leaves if isinstance(x, Tensor) and x.ndim), None)
+
+
 def batch_of(dummy_input: DummyInput) -> int:
     """Return the length of the first dimension of the first tensor that has one.
 
@@ -64,10 +70,10 @@ def batch_of(dummy_input: DummyInput) -> int:
         raise ConfigError(
             "dummy_input: holds no tensor; give a tensor, or a tuple or dict of arguments"
         )
-    batch = next((x.shape[0] for x in tensors if x.ndim), 1)
-    if batch < 1:
+    batch = samples_in(tensors)
+    if batch == 0:
         raise ConfigError("dummy_input: the batch is empty")
-    return batch
+    return batch or 1
 
 
 def with_batch(dummy_input: DummyInput, batch_size: int) -> Any:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from nni_gconv.errors import DataError
+from nni_gconv.profiling import samples_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ def recalibrate_bn(
                 for norm in norms:
                     norm.reset_running_stats()
             inputs = batch[0] if isinstance(batch, tuple | list) else batch
-            own = _size(inputs)
+            own = samples_in(inputs) or 1
             images += own
             for norm in norms:
                 norm.momentum = own / images
@@ -78,12 +78,6 @@ def recalibrate_bn(
     if not count:
         raise DataError("recalibrate_bn: there are no batches to take statistics from")
     return count
-
-
-def _size(inputs: Any) -> int:
-    """Count the images of a batch; one where no tensor says it."""
-    leaves = (x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim())
-    return max(1, len(next(leaves, ())))
 
 
 @contextmanager

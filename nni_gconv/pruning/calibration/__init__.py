@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from nni_gconv.pruning.calibration.gram import gram
     from nni_gconv.pruning.calibration.images import Calibration
     from nni_gconv.pruning.calibration.moments import (
-        does_not_run,
         layer_covariances,
         read_moments,
+        running,
         trace_images,
     )
     from nni_gconv.pruning.calibration.patches import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Geometry,
         SaidAt,
         is_matrix_layer,
+        joined,
         matrix_shape,
         places_for,
         read_samples,
@@ -34,14 +35,15 @@ __all__ = [
     "Calibration",
     "Geometry",
     "SaidAt",
-    "does_not_run",
     "gram",
     "is_matrix_layer",
+    "joined",
     "layer_covariances",
     "matrix_shape",
     "places_for",
     "read_moments",
     "read_samples",
+    "running",
     "trace_images",
     "weight_matrix",
     "weight_of",
@@ -52,12 +54,13 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "gram": ["gram"],
         "images": ["Calibration"],
-        "moments": ["does_not_run", "layer_covariances", "read_moments", "trace_images"],
+        "moments": ["layer_covariances", "read_moments", "running", "trace_images"],
         "patches": [
             "AT_A_TIME",
             "Geometry",
             "SaidAt",
             "is_matrix_layer",
+            "joined",
             "matrix_shape",
             "places_for",
             "read_samples",

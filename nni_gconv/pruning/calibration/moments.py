@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +26,9 @@ from nni_gconv.pruning.calibration.patches import (
     AT_A_TIME,
     Geometry,
     is_matrix_layer,
+    joined,
     matrix_shape,
+    places_for,
     read_samples,
 )
 from nni_gconv.training import process_number, summed
@@ -48,7 +51,7 @@ def places_seen(columns: int) -> int:
     >>> [places_seen(n) for n in (9, 576, 1024, 4608)]
     [65536, 65536, 20980, 18432]
     """
-    return max(4 * columns, min(65536, int(2.2e10) // columns**2))
+    return places_for(columns, each=4, products=2.2e10)
 
 
 class _Sum:
@@ -89,8 +92,7 @@ class _Sum:
         """Sum up what waits: a sum of wide columns is large itself, and is added to seldom."""
         if not self._waiting:
             return
-        found = torch.cat(self._waiting, 1) if len(self._waiting) > 1 else self._waiting[0]
-        self._waiting = []
+        found, self._waiting = joined(self._waiting, 1), []
         count = found.shape[1]
         columns = found.view(self._groups, count, self._blocks, -1).movedim(2, 1).flatten(0, 1)
         mean = columns.mean(1, keepdim=True)
@@ -320,24 +322,25 @@ def trace_images(model: nn.Module, images: Tensor) -> Graph:
         if not type_remedy(model, images):
             return graph
     except TraceError:
-        _run(model, images)
+        _try(model, images)
         raise
-    _run(model, images)  # tensors without numbers were taken that others may not be
+    _try(model, images)  # tensors without numbers were taken that others may not be
     return graph
 
 
-def _run(model: nn.Module, images: Tensor) -> None:
+def _try(model: nn.Module, images: Tensor) -> None:
+    with running(model, images), torch.no_grad(), evaluating(model):
+        model(images)
+
+
+@contextmanager
+def running(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Say in one line where a model does not run on calibration images."""
     try:
-        with torch.no_grad(), evaluating(model):
-            model(images)
+        yield
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise does_not_run(model, images, error) from error
-
-
-def does_not_run(model: nn.Module, images: Tensor, error: Exception) -> DataError:
-    """Say in one line that a model does not run on calibration images."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return DataError(
-        f"calibration: the model does not run on images of shape {tuple(images.shape[1:])}: {first}"
-        + type_remedy(model, images, "images are")
-    )
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            "calibration: the model does not run on images of shape "
+            f"{tuple(images.shape[1:])}: {first}" + type_remedy(model, images, "images are")
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,15 +20,17 @@ MATRIX_LAYERS = frozenset(
 AT_A_TIME = 4096
 
 
-def places_for(columns: int) -> int:
+def places_for(columns: int, each: int = 6, products: float = 1.5e11) -> int:
     """Choose how many places a layer is looked at: more where they are cheap.
+
+    So many that their moments take `products`, 65,536 at most, `each` a column at least.
 
     Examples
     --------
     >>> [places_for(n) for n in (9, 576, 4608)]
     [65536, 65536, 27648]
     """
-    return max(6 * columns, min(65536, int(1.5e11) // columns**2))
+    return max(each * columns, min(65536, int(products) // columns**2))
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,11 @@ class SaidAt:
     def every(self, step: int) -> SaidAt:
         """Leave so many places out behind each."""
         return replace(self, places=self.places[::step])
+
+
+def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Put tensors behind one another; a single one is not copied."""
+    return torch.cat(list(parts), dim) if len(parts) > 1 else parts[0]
 
 
 def is_matrix_layer(node: Node) -> bool:

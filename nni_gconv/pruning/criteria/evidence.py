@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, DataError
 from nni_gconv.modes import drawing_alike, evaluating
-from nni_gconv.pruning.calibration import Calibration, does_not_run
+from nni_gconv.pruning.calibration import Calibration, running
 
 #: ``loss(outputs, labels)``: the mean over images, or one number for each.
 Loss = Callable[[Any, Tensor], Tensor]
@@ -96,10 +96,8 @@ class Passes:
                 yield loss.sum(), len(images)
 
     def _run(self, images: Tensor) -> Any:
-        try:
+        with running(self._model, images):
             return self._model(images.to(self._device))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise does_not_run(self._model, images, error) from error
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:

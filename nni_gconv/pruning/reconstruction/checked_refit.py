@@ -28,7 +28,7 @@ _MEMORY = 2 * 2**30
 #: The same for one of several batches, beside what waits.
 _BATCH = 3 * 2**28
 #: The same of one network where only its outputs count: larger tensors are given back to the system
-#: one by one, and cleared anew for the next, which takes a third of a forward's time.
+#: one by one, and cleared anew for the next, which takes much of a forward's time.
 _LIGHT = 2**26
 
 

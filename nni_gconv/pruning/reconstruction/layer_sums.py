@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nni_gconv.graph import Values
-from nni_gconv.pruning.calibration import AT_A_TIME, places_for, read_samples
+from nni_gconv.pruning.calibration import AT_A_TIME, joined, places_for, read_samples
 from nni_gconv.pruning.reconstruction.layers import Layer
 from nni_gconv.pruning.reconstruction.least_squares import Fitted, Moments, Problem
 from nni_gconv.pruning.reconstruction.rectified import (
@@ -199,10 +199,10 @@ class _Half:
             return
         reads, saids, holds = zip(*self._waiting, strict=True)
         self._waiting = []
-        self.moments.add(torch.cat(reads, 1), torch.cat(saids))
+        self.moments.add(joined(reads, 1), joined(saids))
         if self.rectified is not None:
             held, wanted, before = zip(*holds, strict=True)
-            self.rectified.add(torch.cat(held, 1), torch.cat(wanted), torch.cat(before))
+            self.rectified.add(joined(held, 1), joined(wanted), joined(before))
 
     def widen(self, columns: Tensor, size: int) -> None:
         """Give columns new places among `size`."""
