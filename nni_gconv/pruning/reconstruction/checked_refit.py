@@ -238,6 +238,7 @@ class _Job:
                 ridges=RIDGES if ridge is None else (ridge,),
                 memory=_MEMORY,
                 seed=self.seed,
+                places=self.settings.places,
                 quick=quick,
                 progress=self.calibration.progress,
             )

@@ -24,9 +24,9 @@ from nni_gconv.pruning.reconstruction.layers import Layer
 from nni_gconv.pruning.reconstruction.least_squares import Fitted, Moments, Problem
 from nni_gconv.pruning.reconstruction.rectified import (
     RectifiedPlaces,
+    last_that_helps,
     places_held,
     rectified_steps,
-    steps_that_help,
 )
 
 #: Most moves of the targets of a layer in front of a ReLU.
@@ -47,15 +47,25 @@ class LayerSums:
         Weights that its mask leaves.
     batches : int
         How often :meth:`add` will be called.
+    each : int
+        Places for each column, at least.
     quick : bool
         A quarter of the places is looked at, and no ReLU behind the layer.
     """
 
     def __init__(
-        self, layer: Layer, weight: Tensor, alive: Tensor, batches: int, *, quick: bool = False
+        self,
+        layer: Layer,
+        weight: Tensor,
+        alive: Tensor,
+        batches: int,
+        *,
+        each: int = 6,
+        quick: bool = False,
     ) -> None:
         self.layer = layer
         self._weight, self._alive, self._batches, self._quick = weight, alive, batches, quick
+        self._each = each
         self._groups = 1 if layer.geometry is None else layer.geometry.groups
         self._taps = 1 if layer.geometry is None else math.prod(layer.geometry.kernel)
         if self._groups == 1 and bool(alive.any()):
@@ -79,7 +89,7 @@ class LayerSums:
                     half.rectified = RectifiedPlaces(slope[rows])
         self._see(read, axis)
         columns = len(self._channels) * self._taps
-        most = places_for(columns)
+        most = places_for(columns, self._each)
         places = max(most / 4, 2 * columns) if self._quick else most
         channels: Tensor | None = None
         if self._groups == 1 and len(self._channels) < read.shape[axis]:
@@ -157,12 +167,12 @@ class LayerSums:
         everything = problem.fitted(solve)
         if fit.rectified is None or check.rectified is None:
             return everything
-        # As many moves of the targets in front of the ReLU as serve best.
+        # As many moves of the targets in front of the ReLU as serve best; then one by all images.
         moved = islice(rectified_steps(found, half, chosen, fit.rectified), _STEPS)
-        errors = (check.rectified.error(t.weight, t.constant) for t in chain([found], moved))
-        number = steps_that_help(errors)
-        again = rectified_steps(everything, problem, solve, fit.rectified + check.rectified)
-        return [everything, *islice(again, number)][-1]
+        last = last_that_helps(chain([found], moved), check.rectified.error)
+        if last is found:
+            return everything
+        return next(rectified_steps(last, problem, solve, fit.rectified + check.rectified))
 
 
 @dataclass

@@ -13,13 +13,16 @@ is asked of few weights becomes less, so that they serve what is seen better.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from nni_gconv.pruning.reconstruction.least_squares import Fitted, Problem, Refit
+
+Step = TypeVar("Step")
 
 #: Bytes of places that are held for one layer.
 _MEMORY = 2**28
@@ -81,10 +84,10 @@ class RectifiedPlaces:
         """Number of places."""
         return sum(len(before) for _, _, before in self._parts)
 
-    def error(self, weight: Tensor, constant: Tensor) -> float:
+    def error(self, found: Fitted) -> float:
         """Return E |relu u - relu z|^2, the ReLU left out where z is positive."""
         total = 0.0
-        for _, value, before in self._values(weight, constant):
+        for _, value, before in self._values(found.weight, found.constant):
             missing = torch.where(before > 0, value - before, value.clamp_(min=0))
             total += float(missing.square_().sum())
         return total / max(len(self), 1)
@@ -148,17 +151,21 @@ def rectified_steps(
         yield now
 
 
-def steps_that_help(errors: Iterable[float]) -> int:
-    """Count how often an error falls before it no longer does; what comes then is not asked for.
+def last_that_helps(steps: Iterable[Step], error: Callable[[Step], float]) -> Step:
+    """Follow steps while an error falls, and give the last; what comes then is not asked for.
 
     Examples
     --------
-    >>> steps_that_help([3.0, 2.0, 1.0, 1.5, 0.5]), steps_that_help([math.inf, math.nan])
-    (2, 0)
+    >>> last_that_helps([3.0, 2.0, 1.0, 1.5, 0.5], error=float)
+    1.0
     """
-    steps, least = 0, math.inf
-    for number, error in enumerate(errors):
-        if number and not error < least:
+    ahead = iter(steps)
+    best = next(ahead)
+    least = error(best)
+    least = least if math.isfinite(least) else math.inf
+    for step in ahead:
+        found = error(step)
+        if not found < least:
             break
-        steps, least = number, error if math.isfinite(error) else math.inf
-    return steps
+        best, least = step, found
+    return best

@@ -25,6 +25,14 @@ class ReconstructSettings(Checked):
         "brings the outputs nearer to the dense network's, on images held out.",
     )
 
+    places: int = Field(
+        6,
+        ge=2,
+        description="Places of the images that a layer is looked at, at least so many for each "
+        "weight of one of its filters: more takes longer, and serves layers of thousands of "
+        "weights a filter; narrow ones are looked at more often anyway.",
+    )
+
     @classmethod
     def parse(cls, value: Any) -> ReconstructSettings | None:
         """Read ``true``, ``false``, null or a mapping."""

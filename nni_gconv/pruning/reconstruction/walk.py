@@ -54,6 +54,8 @@ class Walk:
     rounds : int
         In so many parts of all layers at least those are refitted that do not fit.
     seed : int
+    places : int
+        See :class:`~nni_gconv.pruning.ReconstructSettings`.
     quick : bool
         A look at what comes of it: by a quarter of the places, ReLUs left out of account.
     progress : bool
@@ -66,6 +68,7 @@ class Walk:
     memory: int = 2**31
     rounds: int = 8
     seed: int = 0
+    places: int = 6
     quick: bool = False
     progress: bool = False
     left: dict[str, str] = field(default_factory=dict, init=False)
@@ -111,7 +114,12 @@ class Walk:
         alive = None if mask is None else weight_matrix(mask, layer.geometry).cpu()
         whole = torch.ones_like(weight, dtype=torch.bool)
         return LayerSums(
-            layer, weight, whole if alive is None else alive, len(self.batches), quick=self.quick
+            layer,
+            weight,
+            whole if alive is None else alive,
+            len(self.batches),
+            each=self.places,
+            quick=self.quick,
         )
 
     def _rounds(self) -> Iterator[tuple[list[Layer], bool]]:

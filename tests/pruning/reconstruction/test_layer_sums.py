@@ -1,10 +1,16 @@
 """Sums of what is alive: the same refit as with everything, whenever a channel wakes up."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from nni_gconv import reconstruct
+from nni_gconv.errors import ConfigError
 from nni_gconv.graph import Replay, state_of, trace
+from nni_gconv.pruning import ReconstructSettings
+from nni_gconv.pruning.reconstruction import layer_sums
 from nni_gconv.pruning.reconstruction.layer_sums import LayerSums
 from nni_gconv.pruning.reconstruction.layers import find_layers
 from nni_gconv.pruning.reconstruction.least_squares import Moments, refit
@@ -128,3 +134,33 @@ def test_a_layer_that_reads_nothing_but_zeros_is_left_alone():
     assert torch.equal(found["2.weight"], dense["2.weight"])
     said = model(x).mean((0, 2, 3))
     assert torch.allclose(found["2.bias"], said, atol=1e-5)  # right on average
+
+
+def test_so_many_places_as_are_asked_for_each_column(monkeypatch):
+    """The rule for narrow layers is left out: 32 and 64 places for each of a batch's 36 columns."""
+    model = net()
+    x, given = torch.randn(64, 3, 8, 8), []
+    given_masks = {"0": {"weight": torch.ones(6, 3, 3, 3), "bias": torch.ones(6)}}
+    given_masks["0"]["weight"][[1, 4]] = given_masks["0"]["bias"][[1, 4]] = 0
+    monkeypatch.setattr(layer_sums, "places_for", lambda columns, each: each * columns)
+    add = Moments.add
+
+    def counted(self, read, said):
+        if read.shape[2] == 36:
+            given.append(len(said))
+        add(self, read, said)
+
+    monkeypatch.setattr(Moments, "add", counted)
+    seen = {}
+    for places in (32, 64):
+        given.clear()
+        settings = ReconstructSettings(places=places)
+        reconstruct(copy.deepcopy(model), given_masks, x, settings=settings)
+        seen[places] = sum(given)
+    # A quick fit by a quarter of them, of half of the images; then all.
+    assert seen == {n: 36 * n * 5 // 4 for n in (32, 64)}
+
+
+def test_fewer_than_two_places_for_each_column_are_refused():
+    with pytest.raises(ConfigError, match=r"\.places: 1 is not allowed \(a whole number from 2\)"):
+        ReconstructSettings.parse({"places": 1})

@@ -13,8 +13,8 @@ from nni_gconv.pruning.reconstruction.layers import find_layers
 from nni_gconv.pruning.reconstruction.least_squares import Fitted, Moments, Problem, refit
 from nni_gconv.pruning.reconstruction.rectified import (
     RectifiedPlaces,
+    last_that_helps,
     rectified_steps,
-    steps_that_help,
 )
 
 
@@ -67,8 +67,8 @@ def test_the_error_is_that_of_the_places(groups):
     read, said, before, slope, _, masked, _, held = problem(groups)
     constant = torch.randn(4).double()
     expected = behind(read, said, before, slope, masked, constant).sum()
-    assert held.error(masked, constant) == pytest.approx(float(expected))
-    assert (held + held).error(masked, constant) == pytest.approx(float(expected))
+    assert held.error(Fitted(masked, constant)) == pytest.approx(float(expected))
+    assert (held + held).error(Fitted(masked, constant)) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -178,14 +178,16 @@ def test_what_comes_before_a_relu_is_what_the_dense_network_has_there():
 def test_steps_end_where_the_error_does_not_fall_and_the_rest_is_not_asked_for():
     asked = []
 
-    def errors(*values):
+    def steps(*values):
         for value in values:
             asked.append(value)
             yield value
 
-    assert steps_that_help(errors(3.0, 2.0, 2.0, 1.0)) == 1
-    assert asked == [3.0, 2.0, 2.0]
-    assert steps_that_help([2.0, float("nan"), 1.0]) == 0
-    assert steps_that_help([float("inf"), 1.0, float("nan")]) == 1
-    assert steps_that_help([float("inf"), float("nan")]) == 0
-    assert steps_that_help([3.0, 2.0, 1.0]) == 2
+    inf, nan = float("inf"), float("nan")
+    assert last_that_helps(steps(3.0, 2.5, 2.5, 1.0), float) == 2.5
+    assert asked == [3.0, 2.5, 2.5]
+    assert last_that_helps([2.0, nan, 1.0], float) == 2.0
+    assert last_that_helps([inf, 1.0, nan], float) == 1.0
+    assert last_that_helps([inf, nan], float) == inf
+    assert last_that_helps([nan, 1.0, 2.0], float) == 1.0
+    assert last_that_helps([3.0, 2.0, 1.0], float) == 1.0
