@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,43 @@ def accuracies(
         if num_classes > 5:
             found[part][f"top5{suffix}"] = metrics.top5
     return found
+
+
+def seen_before(val: float, test: float, counts: tuple[int, int]) -> str | None:
+    """Tell when the dense network seems to have been trained on the validation images.
+
+    That is where its accuracy on them lies above that on the test images by more than five standard
+    errors. Networks near to it then look better than they are, and a choice by validation images
+    leans to them.
+
+    Parameters
+    ----------
+    val, test : float
+        Accuracies of the dense network, fractions of 1.
+    counts : (int, int)
+        Validation and test images.
+
+    Returns
+    -------
+    str or None
+        One line for the user.
+
+    Examples
+    --------
+    >>> print(seen_before(0.999, 0.936, (5000, 10000)))  # doctest: +ELLIPSIS
+    weights: accuracy 0.9990 on validation images, 0.9360 on test images: ...
+    >>> seen_before(0.999, 0.936, (50, 100)) is None
+    True
+    """
+    both = (val * counts[0] + test * counts[1]) / sum(counts)
+    error = math.sqrt(both * (1 - both) * (1 / counts[0] + 1 / counts[1]))
+    if val - test <= 5 * error:
+        return None
+    return (
+        f"weights: accuracy {val:.4f} on validation images, {test:.4f} on test images: their "
+        "training has probably seen the former, which then flatter networks near to them; "
+        "compare networks by the test accuracy"
+    )
 
 
 def measure_models(

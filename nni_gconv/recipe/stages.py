@@ -30,7 +30,6 @@ from nni_gconv.training import (
     FitResult,
     MetricLog,
     TrainSettings,
-    evaluate,
     fit,
     make_evaluator,
     seed_everything,
@@ -90,13 +89,6 @@ class Trial(Workbench):
         elif self.recipe.model.weights is not None and not self.folder.stages:
             self._say_dense()
         self.dense = copy.deepcopy(self.model)
-
-    def _say_dense(self) -> None:
-        """Say what the given weights are worth before any work."""
-        found = evaluate(
-            self.model, self.loaders.val, device=self.device, distributed=self.distributed
-        )
-        self.folder.shown.say(f"{'weights':<11} val accuracy {found.accuracy:.4f}")
 
     def prune(self) -> None:
         """Make masks, with or without training."""
@@ -178,6 +170,8 @@ class Trial(Workbench):
                 [s["accuracy"] for s in self.folder.stages.values() if "accuracy" in s],
             ),
         )
+        if recipe.model.weights is not None and recipe.train is None:
+            self._say_whether_seen(facts["metrics"], facts["test"])
         return TrialResult(
             name=recipe.name or self.folder.path.name,
             method=recipe.prune.method if recipe.prune is not None else "dense",

@@ -20,7 +20,7 @@ from nni_gconv.profiling import Profile, profile
 from nni_gconv.pruning import TrainedPruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.latency import TimingCache
-from nni_gconv.recipe.measure import Accuracies, accuracies
+from nni_gconv.recipe.measure import Accuracies, accuracies, seen_before
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.state_files import load_maps, save_maps
@@ -30,6 +30,7 @@ from nni_gconv.training import (
     MetricLog,
     TrainSettings,
     common_maps,
+    evaluate,
     seed_everything,
 )
 from nni_gconv.training.data import load_data, make_loaders
@@ -69,6 +70,7 @@ class Workbench:
         if not self.quiet:
             say(f"{folder.path.name}: {bundle.description}")
         self.num_classes, self.input_shape = bundle.num_classes, bundle.input_shape
+        self._image_counts = len(bundle.val), len(bundle.test)
         self.loaders = make_loaders(
             bundle,
             recipe.data,
@@ -176,6 +178,20 @@ class Workbench:
     def _accuracies(self, which: str) -> Accuracies:
         given = self.loaders, self.device, self.distributed, self.num_classes
         return accuracies(which, self.model, *given)
+
+    def _say_dense(self) -> None:
+        """Say what the given weights are worth before any work."""
+        found = evaluate(
+            self.model, self.loaders.val, device=self.device, distributed=self.distributed
+        )
+        self.folder.shown.say(f"{'weights':<11} val accuracy {found.accuracy:.4f}")
+
+    def _say_whether_seen(self, val: dict[str, float], test: dict[str, float]) -> None:
+        """Warn where the given weights' training seems to have seen the validation images."""
+        found = val["accuracy_dense"], test["accuracy_dense"]
+        line = seen_before(*found, self._image_counts)
+        if line is not None:
+            self._say(line)
 
     def _say(self, what: str) -> None:
         if not self.quiet:

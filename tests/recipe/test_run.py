@@ -440,6 +440,24 @@ def test_a_network_that_gets_worse_is_told(done, tmp_path, capsys, rate):
     assert (told in capsys.readouterr().err) == worse == (rate > 1)
 
 
+def test_validation_images_that_given_weights_have_seen_are_told(tmp_path, capsys):
+    """Fifty classes of two noisy images each are learned by heart."""
+    data = {"name": "synthetic", "num_classes": 50, "train_size": 100, "test_size": 200}
+    train = {"epochs": 60, "optimizer": {"lr": 0.05}}
+    shared = {"data": {**data, "image_size": 8, "val_fraction": 0.01}, "finetune": None}
+    shared["model"] = {"name": "resnet8", "options": {"width": 0.5}}
+    run_recipe(tiny(**shared, train=train), output=tmp_path / "own")
+    assert "images: their training" not in capsys.readouterr().err
+    weights = str(tmp_path / "own" / "dense.safetensors")
+    shared["data"]["val_fraction"] = 0.5  # of what was nearly all trained on
+    shared["model"]["weights"] = weights
+    result = run_recipe(tiny(**shared, train=None), output=tmp_path / "given")
+    val, test = result.metrics["accuracy_dense"], result.test["accuracy_dense"]
+    told = f"weights: accuracy {val:.4f} on validation images, {test:.4f} on test images: their"
+    assert told in capsys.readouterr().err
+    assert val > 0.9 > 0.6 > test
+
+
 @pytest.mark.slow
 def test_a_small_model_is_pruned_further(tmp_path):
     first = run(tiny(finetune=None), tmp_path / "channels")
