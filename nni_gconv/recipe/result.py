@@ -25,6 +25,9 @@ class TrialResult:
         interval, ``latency_ratio_low`` and ``latency_ratio_high``; ratios are small over dense.
     test : dict of str to float
         The same accuracies on the test images, which served for no choice.
+    validation_seen : bool
+        Whether given weights have probably been trained on the validation images: then these
+        flatter networks near to them.
     stages : dict of str to dict
         Seconds and facts of each stage.
     output : Path
@@ -44,6 +47,7 @@ class TrialResult:
     versions: dict[str, str]
     trial: str | None
     output: Path = field(compare=False)
+    validation_seen: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""

@@ -170,8 +170,6 @@ class Trial(Workbench):
                 [s["accuracy"] for s in self.folder.stages.values() if "accuracy" in s],
             ),
         )
-        if recipe.model.weights is not None and recipe.train is None:
-            self._say_whether_seen(facts["metrics"], facts["test"])
         return TrialResult(
             name=recipe.name or self.folder.path.name,
             method=recipe.prune.method if recipe.prune is not None else "dense",
@@ -180,6 +178,7 @@ class Trial(Workbench):
             dense=facts["dense"],
             test=facts["test"],
             latency=facts["latency"],
+            validation_seen=self._validation_seen(facts["metrics"], facts["test"]),
             stages={
                 name: {k: v for k, v in stage.items() if k not in facts or k == "seconds"}
                 for name, stage in self.folder.stages.items()

@@ -186,12 +186,19 @@ class Workbench:
         )
         self.folder.shown.say(f"{'weights':<11} val accuracy {found.accuracy:.4f}")
 
-    def _say_whether_seen(self, val: dict[str, float], test: dict[str, float]) -> None:
-        """Warn where the given weights' training seems to have seen the validation images."""
+    def _validation_seen(self, val: dict[str, float], test: dict[str, float]) -> bool:
+        """Tell, and say, whether given weights seem to have been trained on validation images."""
+        if self.recipe.train is not None or not self.recipe.dense_is_trained:
+            return False
         found = val["accuracy_dense"], test["accuracy_dense"]
-        line = seen_before(*found, self._image_counts)
-        if line is not None:
-            self._say(line)
+        seen = seen_before(*found, self._image_counts)
+        if seen:
+            self._say(
+                "weights: accuracy {:.4f} on validation images, {:.4f} on test images: their "
+                "training has probably seen the former, which then flatter networks near to them; "
+                "compare networks by the test accuracy".format(*found)
+            )
+        return seen
 
     def _say(self, what: str) -> None:
         if not self.quiet:

@@ -62,6 +62,8 @@ class TrialRow:
         Last line of a failed trial's log, or why its result cannot be read.
     metric : float or None
         What NNI calls the default metric, of a trial that is none of ours.
+    validation_seen : bool
+        Whether given weights have probably been trained on the validation images.
     progress : str or None
         How far a trial without a result has come: stage, epoch and validation accuracy.
     """
@@ -97,6 +99,7 @@ class TrialRow:
     error: str | None = None
     metric: float | None = None
     progress: str | None = None
+    validation_seen: bool = False
 
     @property
     def delta(self) -> float | None:
@@ -134,6 +137,7 @@ class _Result(BaseModel):
     budget: dict[str, Any] | None = None
     metrics: dict[str, float | None] = Field(default_factory=dict)
     test: dict[str, float | None] | None = None
+    validation_seen: bool = False
     stages: dict[str, _Stage] = Field(default_factory=dict)
 
 
@@ -281,6 +285,7 @@ def _make_row(
         error=error,
         metric=metrics.get("default") if metrics.get("accuracy") is None else None,
         progress=progress_of(folder) if result is None and folder is not None else None,
+        validation_seen=result is not None and result.validation_seen,
         **{name: metrics.get(name) for name in numbers},
     )
 

@@ -154,6 +154,11 @@ _LEGEND = (
     "small over dense{interval}; *: Pareto front of accuracy and MACs"
 )
 
+_SEEN = (
+    "the dense network's training has probably seen the validation images: compare by the test "
+    "accuracy (trials.csv, --json)"
+)
+
 
 def legend(rows: Sequence[TrialRow]) -> str:
     """Say what the columns mean, and what the dense network's accuracy is.
@@ -172,8 +177,9 @@ def legend(rows: Sequence[TrialRow]) -> str:
     metric = "metric: what a trial reported to NNI as its default"
     if _foreign(rows) and all(row.accuracy is None for row in rows):
         return metric
-    text = _LEGEND.format(dense=shown, cut=cut, interval=interval)
-    return f"{text}; {metric}" if _foreign(rows) else text
+    parts = [_LEGEND.format(dense=shown, cut=cut, interval=interval)]
+    parts += [metric] * _foreign(rows) + [_SEEN] * any(row.validation_seen for row in rows)
+    return "; ".join(parts)
 
 
 def _foreign(rows: Sequence[TrialRow]) -> bool:

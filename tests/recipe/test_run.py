@@ -20,7 +20,7 @@ from nni_gconv.artefact import load_compact, read_plan
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.profiling import count
 from nni_gconv.recipe import TrialResult, run_recipe
-from nni_gconv.report import collect
+from nni_gconv.report import collect, plain_table
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.metrics import evaluate
 from nni_gconv.training.zoo import create_model
@@ -446,7 +446,8 @@ def test_validation_images_that_given_weights_have_seen_are_told(tmp_path, capsy
     train = {"epochs": 60, "optimizer": {"lr": 0.05}}
     shared = {"data": {**data, "image_size": 8, "val_fraction": 0.01}, "finetune": None}
     shared["model"] = {"name": "resnet8", "options": {"width": 0.5}}
-    run_recipe(tiny(**shared, train=train), output=tmp_path / "own")
+    own = run_recipe(tiny(**shared, train=train), output=tmp_path / "own")
+    assert not own.validation_seen
     assert "images: their training" not in capsys.readouterr().err
     weights = str(tmp_path / "own" / "dense.safetensors")
     shared["data"]["val_fraction"] = 0.5  # of what was nearly all trained on
@@ -456,6 +457,11 @@ def test_validation_images_that_given_weights_have_seen_are_told(tmp_path, capsy
     told = f"weights: accuracy {val:.4f} on validation images, {test:.4f} on test images: their"
     assert told in capsys.readouterr().err
     assert val > 0.9 > 0.6 > test
+    assert result.validation_seen
+    rows = collect([tmp_path / "own", tmp_path / "given"])
+    told = "has probably seen the validation images: compare by the test accuracy"
+    assert told in plain_table(rows)
+    assert told not in plain_table(rows[:1])
 
 
 @pytest.mark.slow
