@@ -104,6 +104,7 @@ def trial_sensitivity(
             progress=progress,
         )
         files = found.save(folder / criterion)
+        trial.validation_seen(found.dense.accuracy)
         _report(found, tolerance)
         return found, files
 

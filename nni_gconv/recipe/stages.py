@@ -178,7 +178,9 @@ class Trial(Workbench):
             dense=facts["dense"],
             test=facts["test"],
             latency=facts["latency"],
-            validation_seen=self._validation_seen(facts["metrics"], facts["test"]),
+            validation_seen=self.validation_seen(
+                facts["metrics"].get("accuracy_dense"), facts["test"].get("accuracy_dense")
+            ),
             stages={
                 name: {k: v for k, v in stage.items() if k not in facts or k == "seconds"}
                 for name, stage in self.folder.stages.items()

@@ -186,17 +186,27 @@ class Workbench:
         )
         self.folder.shown.say(f"{'weights':<11} val accuracy {found.accuracy:.4f}")
 
-    def _validation_seen(self, val: dict[str, float], test: dict[str, float]) -> bool:
-        """Tell, and say, whether given weights seem to have been trained on validation images."""
+    def validation_seen(self, val: float, test: float | None = None) -> bool:
+        """Tell, and say, whether given weights seem to have been trained on validation images.
+
+        Parameters
+        ----------
+        val, test : float
+            Accuracies of the dense network; it is tested now where the latter is not known.
+        """
         if self.recipe.train is not None or not self.recipe.dense_is_trained:
             return False
-        found = val["accuracy_dense"], test["accuracy_dense"]
-        seen = seen_before(*found, self._image_counts)
+        if test is None:
+            found = evaluate(
+                self.dense, self.loaders.test, device=self.device, distributed=self.distributed
+            )
+            test = found.accuracy
+        seen = seen_before(val, test, self._image_counts)
         if seen:
             self._say(
-                "weights: accuracy {:.4f} on validation images, {:.4f} on test images: their "
-                "training has probably seen the former, which then flatter networks near to them; "
-                "compare networks by the test accuracy".format(*found)
+                f"weights: accuracy {val:.4f} on validation images, {test:.4f} on test images: "
+                "their training has probably seen the former, which then flatter networks near to "
+                "them; compare by the test accuracy, or validate on images that no training saw"
             )
         return seen
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_recipes import tiny
 from torch import nn
 
+from nni_gconv.analysis import trial_sensitivity
 from nni_gconv.artefact import load_compact, read_plan
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.profiling import count
@@ -457,6 +458,11 @@ def test_validation_images_that_given_weights_have_seen_are_told(tmp_path, capsy
     told = f"weights: accuracy {val:.4f} on validation images, {test:.4f} on test images: their"
     assert told in capsys.readouterr().err
     assert val > 0.9 > 0.6 > test
+    found, _ = trial_sensitivity(
+        tiny(**shared, train=None), output=tmp_path / "curves", ratios=[0.0, 0.5]
+    )
+    assert told in capsys.readouterr().err
+    assert found.dense.accuracy == val
     assert result.validation_seen
     rows = collect([tmp_path / "own", tmp_path / "given"])
     told = "has probably seen the validation images: compare by the test accuracy"
