@@ -20,7 +20,7 @@ from nni_gconv.profiling import Profile, profile
 from nni_gconv.pruning import TrainedPruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.latency import TimingCache
-from nni_gconv.recipe.measure import Accuracies, accuracies, seen_before
+from nni_gconv.recipe.measure import Accuracies, accuracies, no_better_than_chance, seen_before
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.state_files import load_maps, save_maps
@@ -185,6 +185,12 @@ class Workbench:
             self.model, self.loaders.val, device=self.device, distributed=self.distributed
         )
         self.folder.shown.say(f"{'weights':<11} val accuracy {found.accuracy:.4f}")
+        if no_better_than_chance(found, self.num_classes):
+            self._say(
+                f"weights: on {found.count} validation images no better than chance: other "
+                "classes, another order of them, another scale of pixels (data.normalize), or a "
+                "head that nothing has trained? Mend that, or add a train section"
+            )
 
     def validation_seen(self, val: float, test: float | None = None) -> bool:
         """Tell, and say, whether given weights seem to have been trained on validation images.

@@ -12,7 +12,7 @@ import torch
 import yaml
 from filelock import FileLock
 from processes import run as run_script
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_recipes import tiny
 from torch import nn
 
@@ -441,6 +441,27 @@ def test_a_network_that_gets_worse_is_told(done, tmp_path, capsys, rate):
     assert (told in capsys.readouterr().err) == worse == (rate > 1)
 
 
+@pytest.mark.slow
+def test_weights_that_are_no_better_than_chance_are_told(tmp_path, capsys):
+    """Untrained ones, and trained ones whose classes stand in another order."""
+    told = "validation images no better than chance: other classes, another order of them,"
+    shared = {"data": {"name": "digits"}, "finetune": None}
+    train = {"epochs": 5, "optimizer": {"lr": 0.1}}
+    run_recipe(tiny(**shared, train=train), output=tmp_path / "own")
+    trained = load_file(tmp_path / "own" / "dense.safetensors")
+    head = next(name for name in reversed(trained) if name.endswith("weight"))
+    bias = head.replace("weight", "bias")
+    turned = {**trained, head: trained[head].roll(1, 0), bias: trained[bias].roll(1, 0)}
+    fresh = {name: tensor.contiguous() for name, tensor in dense().state_dict().items()}
+    for number, (state, expected) in enumerate([(trained, 0), (turned, 1), (fresh, 1)]):
+        file = tmp_path / f"{number}.safetensors"
+        save_file(state, file)
+        model = {**tiny()["model"], "weights": str(file)}
+        run_recipe(tiny(**shared, train=None, model=model), output=tmp_path / str(number))
+        assert capsys.readouterr().err.count(told) == expected, number
+
+
+@pytest.mark.slow
 def test_validation_images_that_given_weights_have_seen_are_told(tmp_path, capsys):
     """Fifty classes of two noisy images each are learned by heart."""
     data = {"name": "synthetic", "num_classes": 50, "train_size": 100, "test_size": 200}
