@@ -142,7 +142,8 @@ class Draft:
               epochs: 10
               optimizer: {{name: SGD, lr: 0.01, momentum: 0.9, weight_decay: 5.0e-4}}
               schedule: {{name: cosine}}
-              distill: {{temperature: 4, weight: 0.7}}   # the dense network teaches it
+              distill: {{temperature: 4, weight: 0.7}}   # the dense network teaches it; for
+                                        # few epochs features: 100 as well, its feature maps
 
             export: {{formats: [safetensors]}}       # also onnx, pt2
             report: {{latency: {{batch_sizes: [1], threads: 1}}}}
