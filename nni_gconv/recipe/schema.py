@@ -156,9 +156,17 @@ class Recipe(BaseModel):
 
     @property
     def dense_is_trained(self) -> bool:
-        """Whether the dense network has learned anything: else its accuracy is no measure."""
-        learns = self.train is not None and self.train.epochs > 0
-        return learns or self.model.weights is not None
+        """Whether the dense network has learned its classes: else its accuracy is no measure."""
+        return self._learns or (self.model.weights is not None and not self.model.new_head)
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether what is pruned has learned anything, be it for other classes."""
+        return self._learns or self.model.weights is not None
+
+    @property
+    def _learns(self) -> bool:
+        return self.train is not None and self.train.epochs > 0
 
     @property
     def learns_from_maps(self) -> bool:
@@ -175,10 +183,10 @@ class Recipe(BaseModel):
         for name, stage in (("sparsify", self.sparsify), ("finetune", self.finetune)):
             taught = stage is not None and stage.distill is not None
             if taught and not self.dense_is_trained:
-                raise ValueError(
-                    f"{name}.distill: the dense network is not trained: give model.weights or a "
-                    "train section"
-                )
+                remedy = "give model.weights or a train section"
+                if self.model.new_head:
+                    remedy = "add a train section for its new head"
+                raise ValueError(f"{name}.distill: the dense network is not trained: {remedy}")
         if self.sparsify is not None and self.sparsify.distill and self.sparsify.distill.features:
             raise ValueError("sparsify.distill.features: feature maps teach in finetune alone")
         if self.learns_from_maps and self.prune is None:

@@ -86,7 +86,7 @@ class Trial(Workbench):
                 if done and (shared / "train.json").is_file():
                     read_shared(shared / "train.json")
             load_state(self.model, (shared or self.folder.path) / DENSE, self.device)
-        elif self.recipe.model.weights is not None and not self.folder.stages:
+        elif self.recipe.dense_is_trained and not self.folder.stages:
             self._say_dense()
         self.dense = copy.deepcopy(self.model)
 
@@ -292,7 +292,7 @@ class Trial(Workbench):
             pruner = self._make_pruner()
         else:
             pruner.wrap_again()
-        pruner.begins_trained = self.recipe.dense_is_trained
+        pruner.begins_trained = self.recipe.begins_trained
         accuracy: Accuracies = {}
         pruner.when_masked = lambda: accuracy.update(self._accuracies("masked"))
         _, masks = pruner.compress(max_epochs=None if sparsify is None else sparsify.epochs)

@@ -638,8 +638,12 @@ def test_keys_of_nni_2_run_with_a_note(tmp_path, caplog):
     assert any("sparsity of NNI 2 is read as sparse_ratio" in line for line in caplog.messages)
 
 
-def test_a_dense_network_that_nothing_has_trained_is_no_measure(tmp_path):
+@pytest.mark.parametrize("new_head", [False, True])
+def test_a_dense_network_that_nothing_has_trained_is_no_measure(done, tmp_path, new_head):
     recipe = tiny(train=None, sparsify={"epochs": 1}, finetune=None)
+    if new_head:  # its logits say nothing, whatever the layers before it have learned
+        file = str(done[1] / "dense.safetensors")
+        recipe["model"] = {**recipe["model"], "weights": {"file": file, "head": "new"}}
     result = run(recipe, tmp_path)
     for numbers in (result.metrics, result.test):
         assert "accuracy" in numbers

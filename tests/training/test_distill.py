@@ -202,11 +202,22 @@ def test_a_pruner_trains_with_a_teacher_and_resumes(tmp_path):
         ({"train": {"distill": {}}}, "train.distill: the dense network has no teacher"),
         ({"finetune": {"distill": {}, "from_scratch": True}}, "finetune.distill: the dense netw"),
         ({"sparsify": {"distill": {}}}, "sparsify.distill: the dense network is not trained"),
+        (
+            {
+                "model": {"name": "resnet8", "weights": {"file": "x.pt", "head": "new"}},
+                "finetune": {"distill": {}},
+            },
+            "finetune.distill: the dense network is not trained: add a train section for its new h",
+        ),
     ],
 )
 def test_a_recipe_has_a_teacher_to_learn_from(changes, said):
     with pytest.raises(ValidationError, match=said):
         Recipe(
-            model={"name": "resnet8"}, data={"name": "digits"},
-            prune={"method": "slimming", "budget": {"macs": 0.5}}, **changes,
-        )  # fmt: skip
+            **{
+                "model": {"name": "resnet8"},
+                "data": {"name": "digits"},
+                "prune": {"method": "slimming", "budget": {"macs": 0.5}},
+                **changes,
+            }
+        )

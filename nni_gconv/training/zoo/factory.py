@@ -84,6 +84,11 @@ class ModelSettings(BaseModel):
         return create_model(self.name, weights=weights, **arguments)
 
     @property
+    def new_head(self) -> bool:
+        """Whether the last layer begins anew."""
+        return isinstance(self.weights, WeightsFile) and self.weights.head == "new"
+
+    @property
     def weights_file(self) -> str | None:
         """The file, or the name, of either form of `weights`."""
         return self.weights.file if isinstance(self.weights, WeightsFile) else self.weights
