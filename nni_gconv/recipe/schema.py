@@ -157,16 +157,13 @@ class Recipe(BaseModel):
     @property
     def dense_is_trained(self) -> bool:
         """Whether the dense network has learned its classes: else its accuracy is no measure."""
-        return self._learns or (self.model.weights is not None and not self.model.new_head)
+        learns = self.train is not None and self.train.epochs > 0
+        return learns or (self.model.weights is not None and not self.model.new_head)
 
     @property
     def begins_trained(self) -> bool:
         """Whether what is pruned has learned anything, be it for other classes."""
-        return self._learns or self.model.weights is not None
-
-    @property
-    def _learns(self) -> bool:
-        return self.train is not None and self.train.epochs > 0
+        return self.dense_is_trained or self.model.weights is not None
 
     @property
     def learns_from_maps(self) -> bool:

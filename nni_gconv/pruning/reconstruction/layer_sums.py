@@ -28,6 +28,7 @@ from nni_gconv.pruning.reconstruction.rectified import (
     places_held,
     rectified_steps,
 )
+from nni_gconv.pruning.reconstruction.settings import PLACES
 
 #: Most moves of the targets of a layer in front of a ReLU.
 _STEPS = 6
@@ -60,7 +61,7 @@ class LayerSums:
         alive: Tensor,
         batches: int,
         *,
-        each: int = 6,
+        each: int = PLACES,
         quick: bool = False,
     ) -> None:
         self.layer = layer

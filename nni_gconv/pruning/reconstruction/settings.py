@@ -9,6 +9,9 @@ from pydantic import Field
 from nni_gconv.checked import Checked, checked
 from nni_gconv.errors import ConfigError
 
+#: Places for each weight of a filter, at least.
+PLACES = 6
+
 
 class ReconstructSettings(Checked):
     """How the weights that are left are fitted to the dense network's outputs."""
@@ -24,9 +27,8 @@ class ReconstructSettings(Checked):
         description="Whether batch norm statistics are estimated anew at the end; auto: if that "
         "brings the outputs nearer to the dense network's, on images held out.",
     )
-
     places: int = Field(
-        6,
+        PLACES,
         ge=2,
         description="Places of the images that a layer is looked at, at least so many for each "
         "weight of one of its filters: more takes longer, and serves layers of thousands of "

@@ -21,6 +21,7 @@ from nni_gconv.graph import Graph, Replay, Values
 from nni_gconv.pruning.calibration import weight_matrix, weight_of
 from nni_gconv.pruning.reconstruction.layer_sums import LayerSums
 from nni_gconv.pruning.reconstruction.layers import Layer, find_layers
+from nni_gconv.pruning.reconstruction.settings import PLACES
 
 #: Tensors of one network by dotted name.
 State = dict[str, Tensor]
@@ -68,7 +69,7 @@ class Walk:
     memory: int = 2**31
     rounds: int = 8
     seed: int = 0
-    places: int = 6
+    places: int = PLACES
     quick: bool = False
     progress: bool = False
     left: dict[str, str] = field(default_factory=dict, init=False)
