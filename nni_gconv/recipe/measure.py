@@ -13,7 +13,6 @@ from nni_gconv.profiling import Profile
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.training import Distributed, evaluate
 from nni_gconv.training.data import Loaders
-from nni_gconv.training.metrics import Metrics
 
 #: Accuracies of a split: ``{"val": {"accuracy_masked": 0.5, "top5_masked": 0.9}, "test": {...}}``.
 Accuracies = dict[str, dict[str, float]]
@@ -78,18 +77,18 @@ def seen_before(val: float, test: float, counts: tuple[int, int]) -> bool:
     return val - test > 5 * error
 
 
-def no_better_than_chance(found: Metrics, classes: int) -> bool:
-    """Tell whether an accuracy lies within three standard errors of one in `classes`, or below.
+def no_better_than_chance(accuracy: float, count: int, classes: int) -> bool:
+    """Tell whether an accuracy on `count` images is that of guessing one of `classes`.
+
+    That is where it lies within three standard errors of it, or below.
 
     Examples
     --------
-    >>> no_better_than_chance(Metrics(loss=2.3, accuracy=0.12, top5=0.5, count=500), 10)
-    True
-    >>> no_better_than_chance(Metrics(loss=2.0, accuracy=0.20, top5=0.6, count=500), 10)
-    False
+    >>> no_better_than_chance(0.12, 500, 10), no_better_than_chance(0.20, 500, 10)
+    (True, False)
     """
     chance = 1 / classes
-    return found.accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / found.count)
+    return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
 
 
 def measure_models(

@@ -185,7 +185,7 @@ class Workbench:
             self.model, self.loaders.val, device=self.device, distributed=self.distributed
         )
         self.folder.shown.say(f"{'weights':<11} val accuracy {found.accuracy:.4f}")
-        if no_better_than_chance(found, self.num_classes):
+        if no_better_than_chance(found.accuracy, found.count, self.num_classes):
             self._say(
                 f"weights: on {found.count} validation images no better than chance: other "
                 "classes, another order of them, another scale of pixels (data.normalize), or a "
