@@ -129,9 +129,7 @@ def sample_places(shape: tuple[int, ...], most: int, generator: torch.Generator)
     return torch.stack(torch.unravel_index(flat, shape), 1)
 
 
-def read_at(
-    x: Tensor, geometry: Geometry, places: Tensor, channels: Tensor | None = None
-) -> Tensor:
+def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
     """Gather what a convolution reads for outputs at these places.
 
     Parameters
@@ -139,8 +137,6 @@ def read_at(
     x : Tensor, shape (samples, channels, *spatial)
     geometry : Geometry
     places : Tensor of int64, shape (n, 1 + spatial)
-    channels : Tensor of int64, optional
-        Of a convolution of one group: these alone.
 
     Returns
     -------
@@ -150,23 +146,26 @@ def read_at(
     if geometry.transposed:
         x, geometry = _spread(x, geometry)
     rank = len(geometry.kernel)
-    index, inside = [places[:, 0].view(-1, *[1] * rank)], torch.ones(1, dtype=torch.bool)
+    pixels = places[:, 0].view(-1, *[1] * rank)
+    inside = torch.ones(1, dtype=torch.bool)
     for d, size in enumerate(x.shape[2:]):
         taps = torch.arange(geometry.kernel[d]) * geometry.dilation[d]
         taps = taps.flip(0) if geometry.transposed else taps
-        pixel = places[:, 1 + d, None] * geometry.stride[d] + taps - geometry.padding[d]
+        at = places[:, 1 + d, None] * geometry.stride[d] + taps - geometry.padding[d]
         view = [len(places)] + [1] * rank
         view[1 + d] = -1
-        index.append(pixel.clamp(0, size - 1).view(view))
-        inside = inside & (pixel.ge(0) & pixel.lt(size)).view(view)
-    # One index for each dimension but the channels, which come last.
-    at = tuple(i.to(x.device) for i in index)
-    if channels is not None:
-        at = (*(i[..., None] for i in at), channels.to(x.device))
-    read = x.movedim(1, -1)[at]
-    if not bool(inside.all()):  # padding; a padded copy of x would be far larger
-        read = read.masked_fill_(~inside.to(x.device)[..., None], 0)
-    groups = read.reshape(len(places), -1, geometry.groups, read.shape[-1] // geometry.groups)
+        pixels = pixels * size + at.clamp(0, size - 1).view(view)
+        inside = inside & (at.ge(0) & at.lt(size)).view(view)
+    by_pixel = x.movedim(1, -1)
+    if by_pixel.is_contiguous():
+        read = by_pixel.flatten(0, -2).index_select(0, pixels.flatten().to(x.device))
+    else:
+        read = by_pixel[torch.unravel_index(pixels.to(x.device), by_pixel.shape[:-1])].flatten(
+            0, -2
+        )
+    outside = (~inside).expand(pixels.shape).flatten().nonzero()[:, 0]
+    read.index_fill_(0, outside.to(x.device), 0)  # padding; a padded copy of x would be far larger
+    groups = read.view(len(places), -1, geometry.groups, read.shape[-1] // geometry.groups)
     return groups.permute(2, 0, 3, 1).reshape(geometry.groups, len(places), -1)
 
 
@@ -203,10 +202,6 @@ class SaidAt:
     def __call__(self, y: Tensor) -> Tensor:
         """Gather."""
         return (y if self.last else y.movedim(1, -1))[tuple(self.places.to(y.device).unbind(1))]
-
-    def every(self, step: int) -> SaidAt:
-        """Leave so many places out behind each."""
-        return replace(self, places=self.places[::step])
 
 
 def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -256,13 +251,22 @@ def read_samples(
     """
     shape = said[:-1] if geometry is None else (said[0], *said[2:])
     places = sample_places(shape, math.ceil(most / shape[0]), generator)
+    taps = 1 if geometry is None else math.prod(geometry.kernel)
+    if geometry is not None and _mostly_read(read, geometry, len(places) * taps):
+        if channels is not None:
+            read, channels = read.index_select(1, channels.to(read.device)), None
+        read = read.movedim(1, -1).contiguous().movedim(-1, 1)  # once; rows are quick to gather
     for part in range(parts):
         own = places[places[:, 0] % parts == part]
         for some in own.split(AT_A_TIME) if len(own) else ():  # of one image a part has none
             at = SaidAt(some, last=geometry is None)
-            if geometry is not None:
-                found = read_at(read, geometry, some, channels)
-            else:
-                found = at(read)[None]
-                found = found if channels is None else found[..., channels.to(read.device)]
+            found = at(read)[None] if geometry is None else read_at(read, geometry, some)
+            if channels is not None:
+                by_channel = found.unflatten(-1, (-1, taps))
+                found = by_channel.index_select(2, channels.to(found.device)).flatten(2)
             yield part, found, at
+
+
+def _mostly_read(x: Tensor, geometry: Geometry, pixels: int) -> bool:
+    """Tell whether copying all pixels takes less than gathering this many where they stand."""
+    return geometry.transposed or math.prod((len(x), *x.shape[2:])) <= 2 * pixels

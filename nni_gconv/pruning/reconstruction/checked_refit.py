@@ -230,12 +230,14 @@ class _Job:
 
     def _fitted(self, images: Tensor, *, quick: bool = False) -> State:
         batches = self._batches(images)
-        ridge = self.settings.ridge
+        asked = self.settings.ridge
+        # Whether to fit at all can be told by one.
+        ridges = RIDGES[1:2] if quick else RIDGES
         with evaluating(self.model):
             walk = Walk(
                 trace(self.model, batches[0]),
                 batches,
-                ridges=RIDGES if ridge is None else (ridge,),
+                ridges=ridges if asked is None else (asked,),
                 memory=_MEMORY,
                 seed=self.seed,
                 places=self.settings.places,

@@ -32,8 +32,9 @@ from nni_gconv.pruning.reconstruction.settings import PLACES
 
 #: Most moves of the targets of a layer in front of a ReLU.
 _STEPS = 6
-#: Bytes of places that wait for those of further batches.
-_WAITING = 2**25
+#: Bytes of places that wait for those of further batches: together they stay below what is given
+#: back to the system at once, and cleared anew for the next.
+_WAITING = 3 * 2**23
 
 
 class LayerSums:
@@ -92,21 +93,16 @@ class LayerSums:
         columns = len(self._channels) * self._taps
         most = places_for(columns, self._each)
         places = max(most / 4, 2 * columns) if self._quick else most
-        channels: Tensor | None = None
-        if self._groups == 1 and len(self._channels) < read.shape[axis]:
-            # Before or with the gathering, whichever copies less.
-            if read.numel() < columns * places / self._batches:
-                read = read.index_select(axis, self._channels.to(read.device))
-            else:
-                channels = self._channels
-        every = math.ceil(most / places_held(columns, width))
+        some = self._groups == 1 and len(self._channels) < read.shape[axis]
+        channels = self._channels if some else None
+        every = None if slope is None else math.ceil(most / places_held(columns, width))
         for part, found, at in read_samples(
             read, shape, layer.geometry, places / self._batches, generator, 2, channels
         ):
-            wanted, held = layer.wanted(values, at)[:, rows], None
-            if slope is not None:
-                before = layer.before_relu(values, at.every(every))[:, rows]
-                held = found[:, ::every], wanted[::every], before
+            wanted, before = layer.wanted(values, at, every)
+            wanted, held = wanted[:, rows], None
+            if before is not None:
+                held = found[:, ::every], wanted[::every], before[:, rows]
             self._halves[part].add(found, wanted, held)
 
     def _see(self, read: Tensor, axis: int) -> None:

@@ -80,7 +80,9 @@ class Layer:
         """Number of outputs."""
         return matrix_shape(self.node)[0]
 
-    def wanted(self, values: tuple[Values, Values], at: SaidAt) -> Tensor:
+    def wanted(
+        self, values: tuple[Values, Values], at: SaidAt, every: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """What the layer should say: what the dense one does, and what its sum partner lacks.
 
         Parameters
@@ -89,17 +91,27 @@ class Layer:
             Of the dense and of the pruned network.
         at : SaidAt
             Gathers at some places what is shaped like the layer's output: (n, filters).
+        every : int, optional
+            At each so many of them it is asked too what the ReLU behind gets.
 
         Returns
         -------
-        Tensor, shape (n, filters)
+        wanted : Tensor, shape (n, filters)
+        before : Tensor or None
+            What the ReLU gets in the dense network.
         """
         dense, pruned = values
-        said = at(dense[self.node])
-        if self.sum is None or self.sum not in pruned:
-            return said
-        lacks = at(dense[self.sum]) - at(pruned[self.sum])
-        return said + (lacks if self.norm is None else lacks * _inverse(self.norm.slope(dense)))
+        wanted = said = at(dense[self.node])
+        other = None if self.sum is None or self.sum not in pruned else at(dense[self.sum])
+        if other is not None:
+            lacks = other - at(pruned[cast("Node", self.sum)])
+            if self.norm is not None:
+                lacks *= _inverse(self.norm.slope(dense))
+            wanted = said + lacks
+        if every is None:
+            return wanted, None
+        before = said[::every] if self.norm is None else self.norm(said[::every], dense)
+        return wanted, before if other is None else before + other[::every]
 
     def slope(self, values: tuple[Values, Values]) -> Tensor | None:
         """How what the ReLU behind gets grows with what the layer says.
@@ -118,14 +130,6 @@ class Layer:
             return torch.ones(self.filters).to(dense[self.node])
         slope = self.norm.slope(dense)
         return torch.where(_is_small(slope), 0.0, slope)
-
-    def before_relu(self, values: tuple[Values, Values], at: SaidAt) -> Tensor:
-        """What the ReLU behind gets in the dense network; parameters as for :meth:`wanted`."""
-        dense, _ = values
-        before = at(dense[self.node])
-        if self.norm is not None:
-            before = self.norm(before, dense)
-        return before if self.sum is None else before + at(dense[self.sum])
 
 
 def _is_small(slope: Tensor) -> Tensor:

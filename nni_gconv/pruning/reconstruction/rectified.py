@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -38,9 +38,9 @@ def places_held(columns: int, filters: int) -> int:
     Examples
     --------
     >>> [places_held(144, 16), places_held(2304, 512)]
-    [381300, 1820]
+    [349525, 1820]
     """
-    return int(min(_MEMORY / (4 * (columns + 2 * filters)), _WORK / (columns * filters)))
+    return int(min(_MEMORY / (4 * (columns + 3 * filters)), _WORK / (columns * filters)))
 
 
 @dataclass
@@ -57,14 +57,15 @@ class RectifiedPlaces:
     """
 
     slope: Tensor
-    _parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    _parts: list[_Part] = field(default_factory=list)
 
     def add(self, read: Tensor, said: Tensor, before: Tensor) -> None:
         """Hold places: (groups, n, columns), (n, filters) and (n, filters)."""
-        part = read.clone(), before - self.slope * said, before.clone()
-        if self._parts and len(self._parts[-1][2]) + len(before) <= _TOGETHER:
-            (a, b, c), (x, y, z) = self._parts.pop(), part
-            part = torch.cat([a, x], 1), torch.cat([b, y]), torch.cat([c, z])
+        # What is not free as a number: choosing by truth takes ten times as long as a product.
+        free = (before <= 0).to(before)
+        part = _Part(read.clone(), before - self.slope * said, before.clone(), free)
+        if self._parts and len(self._parts[-1].before) + len(before) <= _TOGETHER:
+            part = self._parts.pop() + part
         self._parts.append(part)
 
     def __add__(self, other: RectifiedPlaces) -> RectifiedPlaces:
@@ -74,21 +75,22 @@ class RectifiedPlaces:
     def widened(self, columns: Tensor, size: int) -> RectifiedPlaces:
         """Give columns new places among `size`, of which the others have read nothing but zeros."""
         wide = RectifiedPlaces(self.slope)
-        for read, silent, before in self._parts:
-            more = read.new_zeros(*read.shape[:2], size)
-            more[..., columns.to(read.device)] = read
-            wide._parts.append((more, silent, before))
+        for part in self._parts:
+            more = part.read.new_zeros(*part.read.shape[:2], size)
+            more[..., columns.to(part.read.device)] = part.read
+            wide._parts.append(replace(part, read=more))
         return wide
 
     def __len__(self) -> int:
         """Number of places."""
-        return sum(len(before) for _, _, before in self._parts)
+        return sum(len(part.before) for part in self._parts)
 
     def error(self, found: Fitted) -> float:
         """Return E |relu u - relu z|^2, the ReLU left out where z is positive."""
         total = 0.0
-        for _, value, before in self._values(found.weight, found.constant):
-            missing = torch.where(before > 0, value - before, value.clamp_(min=0))
+        for part, value in self._values(found.weight, found.constant):
+            missing = value - part.before
+            missing -= part.moves(value)
             total += float(missing.square_().sum())
         return total / max(len(self), 1)
 
@@ -102,26 +104,62 @@ class RectifiedPlaces:
         """
         cross: Tensor | float = 0.0
         mean: Tensor | float = 0.0
-        for read, value, before in self._values(weight, constant):
+        for part, value in self._values(weight, constant):
             # Of the value before the ReLU; the layer's own follow by its slope, which is a factor.
-            move = value.clamp_(max=0).sub_(before).mul_(before <= 0)
-            by_group = move.view(len(move), len(read), -1).permute(1, 2, 0)
-            cross = cross + (by_group @ read).flatten(0, 1).cpu().double()
+            move = part.moves(value)
+            by_group = move.view(len(move), len(part.read), -1).permute(1, 2, 0)
+            cross = cross + (by_group @ part.read).flatten(0, 1).cpu().double()
             mean = mean + move.sum(0).cpu().double()
         share = torch.where(self.slope == 0, 0.0, 1 / self.slope).cpu().double() / len(self)
         return cross * share[:, None], mean * share  # type: ignore[return-value]
 
-    def _values(self, weight: Tensor, constant: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give what is read, what the pruned network has before the ReLU, (n, filters), and z."""
+    def _values(self, weight: Tensor, constant: Tensor) -> Iterator[tuple[_Part, Tensor]]:
+        """Give places, and what the pruned network has there before the ReLU: (n, filters)."""
         slope = self.slope.to(weight)
         scaled, shift = weight * slope[:, None], constant * slope
-        for read, silent, before in self._parts:
+        for part in self._parts:
+            read = part.read
             by_group = scaled.to(read).view(len(read), -1, scaled.shape[1])
             if len(read) == 1:
-                value = torch.addmm(silent, read[0], by_group[0].mT)
+                value = torch.addmm(part.silent, read[0], by_group[0].mT)
             else:
-                value = (read @ by_group.mT).permute(1, 0, 2).flatten(1) + silent
-            yield read, value.add_(shift.to(read)), before
+                value = (read @ by_group.mT).permute(1, 0, 2).flatten(1) + part.silent
+            yield part, value.add_(shift.to(read))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Places that stand together.
+
+    Attributes
+    ----------
+    read : Tensor, shape (groups, n, columns)
+    silent : Tensor, shape (n, filters)
+        What the ReLU gets where the layer says nothing.
+    before : Tensor, shape (n, filters)
+        What it gets in the dense network: z.
+    free : Tensor, shape (n, filters)
+        1 where any value that is not positive is as good as z, else 0.
+    """
+
+    read: Tensor
+    silent: Tensor
+    before: Tensor
+    free: Tensor
+
+    def __add__(self, other: _Part) -> _Part:
+        """Put the places of both together."""
+        return _Part(
+            torch.cat([self.read, other.read], 1),
+            *(
+                torch.cat([getattr(self, name), getattr(other, name)])
+                for name in ("silent", "before", "free")
+            ),
+        )
+
+    def moves(self, value: Tensor) -> Tensor:
+        """Say how far the targets move from z, where the pruned network has `value`: over it."""
+        return value.clamp_(max=0).sub_(self.before).mul_(self.free)
 
 
 def rectified_steps(
