@@ -75,8 +75,8 @@ def trial_sensitivity(
     check_points(ratios, tolerance, stop_below)
     chosen = {**(overrides or {}), **compat.next_parameters()}
     recipe = load_recipe(source, chosen)
-    if recipe.train is None and recipe.model.weights is None:
-        raise ConfigError("nothing to measure: give model.weights or a train section")
+    if not recipe.dense_is_trained:
+        raise ConfigError(f"nothing to measure: {recipe.how_to_train}")
     content = recipe.model_dump(mode="json", include=set(_DENSE))
     folder = Path(output).expanduser() if output else choose_output(recipe, None) / "sensitivity"
     dense, alone = Recipe.model_validate(content), Distributed()

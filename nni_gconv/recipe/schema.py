@@ -161,6 +161,13 @@ class Recipe(BaseModel):
         return learns or (self.model.weights is not None and not self.model.new_head)
 
     @property
+    def how_to_train(self) -> str:
+        """What a dense network lacks that has not learned its classes."""
+        if self.model.new_head:
+            return "add a train section for its new head"
+        return "give model.weights or a train section"
+
+    @property
     def begins_trained(self) -> bool:
         """Whether what is pruned has learned anything, be it for other classes."""
         return self.dense_is_trained or self.model.weights is not None
@@ -180,10 +187,9 @@ class Recipe(BaseModel):
         for name, stage in (("sparsify", self.sparsify), ("finetune", self.finetune)):
             taught = stage is not None and stage.distill is not None
             if taught and not self.dense_is_trained:
-                remedy = "give model.weights or a train section"
-                if self.model.new_head:
-                    remedy = "add a train section for its new head"
-                raise ValueError(f"{name}.distill: the dense network is not trained: {remedy}")
+                raise ValueError(
+                    f"{name}.distill: the dense network is not trained: {self.how_to_train}"
+                )
         if self.sparsify is not None and self.sparsify.distill and self.sparsify.distill.features:
             raise ValueError("sparsify.distill.features: feature maps teach in finetune alone")
         if self.learns_from_maps and self.prune is None:

@@ -108,6 +108,10 @@ def test_a_model_with_weights_and_data(capsys, tmp_path):
         (["tny.yml"], "nearest: tiny.yml"),
         (["resnet8"], "resnet8: on which images?"),
         (["resnet8", "-o", "data.name=digits"], "give model.weights or a train section"),
+        (
+            ["tiny.yml", "-o", "train=null", "-o", "model.weights={file: x.pt, head: new}"],
+            "nothing to measure: add a train section for its new head",
+        ),
         (["resnet8", "-o", "data.name=digit", "-o", "train.epochs=1"], "digit"),
     ],
 )

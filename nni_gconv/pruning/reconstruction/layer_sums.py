@@ -112,11 +112,9 @@ class LayerSums:
             left = self._alive.any(0).view(every, self._taps).any(1)
             shown = torch.zeros_like(left)
             shown[self._channels] = True
-            # Nearly all show something in the first sample; the others alone are looked for.
-            for samples in (read[:1], read[1:]):
-                asked = (left & ~shown).nonzero()[:, 0]
-                found = samples.index_select(axis, asked.to(read.device)) != 0
-                shown[asked] = found.movedim(axis, 0).flatten(1).any(1).cpu()
+            for samples in (read[:1], read[1:]):  # nearly all show something in the first
+                if len(samples) and not torch.equal(shown, left):
+                    shown |= left & _shows(samples, axis).cpu()
             if not bool(shown.any()):
                 shown[0] = True
             channels = shown.nonzero()[:, 0]
@@ -170,6 +168,15 @@ class LayerSums:
         if last is found:
             return everything
         return next(rectified_steps(last, problem, solve, fit.rectified + check.rectified))
+
+
+def _shows(x: Tensor, axis: int) -> Tensor:
+    """Tell which channels differ from zero anywhere."""
+    flat = x.flatten(0, -2) if axis == -1 else x.flatten(2)
+    inner = 0 if axis == -1 else 2
+    # Extremes are found without a copy, as truths are not.
+    show = (flat.amax(inner) != 0) | (flat.amin(inner) != 0)
+    return show if axis == -1 else show.any(0)
 
 
 @dataclass
