@@ -52,7 +52,7 @@ class LayerSums:
     each : int
         Places for each column, at least.
     quick : bool
-        A quarter of the places is looked at, and no ReLU behind the layer.
+        An eighth of the places is looked at, and no ReLU behind the layer.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LayerSums:
         self._see(read, axis)
         columns = len(self._channels) * self._taps
         most = places_for(columns, self._each)
-        places = max(most / 4, 2 * columns) if self._quick else most
+        places = max(most / 8, 2 * columns) if self._quick else most
         some = self._groups == 1 and len(self._channels) < read.shape[axis]
         channels = self._channels if some else None
         every = None if slope is None else math.ceil(most / places_held(columns, width))

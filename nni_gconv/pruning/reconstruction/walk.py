@@ -58,7 +58,7 @@ class Walk:
     places : int
         See :class:`~nni_gconv.pruning.ReconstructSettings`.
     quick : bool
-        A look at what comes of it: by a quarter of the places, ReLUs left out of account.
+        A look at what comes of it: by an eighth of the places, ReLUs left out of account.
     progress : bool
         Whether a bar counts the layers on a terminal.
     """

@@ -157,8 +157,9 @@ def test_so_many_places_as_are_asked_for_each_column(monkeypatch):
         settings = ReconstructSettings(places=places)
         reconstruct(copy.deepcopy(model), given_masks, x, settings=settings)
         seen[places] = sum(given)
-    # A quick fit by a quarter of them, of half of the images; then all.
-    assert seen == {n: 36 * n * 5 // 4 for n in (32, 64)}
+    # A quick fit by an eighth of them, rounded up in each of half of the images; then all.
+    for n, found in seen.items():
+        assert 36 * n * 9 // 8 <= found < 36 * n * 9 // 8 + 32
 
 
 def test_fewer_than_two_places_for_each_column_are_refused():
