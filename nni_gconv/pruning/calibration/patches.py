@@ -268,5 +268,8 @@ def read_samples(
 
 
 def _mostly_read(x: Tensor, geometry: Geometry, pixels: int) -> bool:
-    """Tell whether copying all pixels takes less than gathering this many where they stand."""
+    """Tell whether copying all pixels takes less than gathering this many where they stand.
+
+    What a transposed convolution reads is copied in any case.
+    """
     return geometry.transposed or math.prod((len(x), *x.shape[2:])) <= 2 * pixels

@@ -61,7 +61,7 @@ class RectifiedPlaces:
 
     def add(self, read: Tensor, said: Tensor, before: Tensor) -> None:
         """Hold places: (groups, n, columns), (n, filters) and (n, filters)."""
-        # What is not free as a number: choosing by truth takes ten times as long as a product.
+        # A number, not a truth: to choose by truths takes ten times as long as a product.
         free = (before <= 0).to(before)
         part = _Part(read.clone(), before - self.slope * said, before.clone(), free)
         if self._parts and len(self._parts[-1].before) + len(before) <= _TOGETHER:
@@ -151,10 +151,9 @@ class _Part:
         """Put the places of both together."""
         return _Part(
             torch.cat([self.read, other.read], 1),
-            *(
-                torch.cat([getattr(self, name), getattr(other, name)])
-                for name in ("silent", "before", "free")
-            ),
+            torch.cat([self.silent, other.silent]),
+            torch.cat([self.before, other.before]),
+            torch.cat([self.free, other.free]),
         )
 
     def moves(self, value: Tensor) -> Tensor:
