@@ -96,7 +96,7 @@ class _Sum:
         count = found.shape[1]
         columns = found.view(self._groups, count, self._blocks, -1).movedim(2, 1).flatten(0, 1)
         mean = columns.mean(1, keepdim=True)
-        columns = columns.sub_(mean)  # what was gathered is nobody else's
+        columns.sub_(mean)  # what was gathered is nobody else's
         self._square += gram(columns).cpu()
         self._means.append((mean + columns.mean(1, keepdim=True))[:, 0].cpu().double())
         self._counts.append(count)

@@ -160,9 +160,8 @@ def read_at(x: Tensor, geometry: Geometry, places: Tensor) -> Tensor:
     if by_pixel.is_contiguous():
         read = by_pixel.flatten(0, -2).index_select(0, pixels.flatten().to(x.device))
     else:
-        read = by_pixel[torch.unravel_index(pixels.to(x.device), by_pixel.shape[:-1])].flatten(
-            0, -2
-        )
+        index = torch.unravel_index(pixels.to(x.device), by_pixel.shape[:-1])
+        read = by_pixel[index].flatten(0, -2)
     outside = (~inside).expand(pixels.shape).flatten().nonzero()[:, 0]
     read.index_fill_(0, outside.to(x.device), 0)  # padding; a padded copy of x would be far larger
     groups = read.view(len(places), -1, geometry.groups, read.shape[-1] // geometry.groups)

@@ -172,11 +172,9 @@ class LayerSums:
 
 def _shows(x: Tensor, axis: int) -> Tensor:
     """Tell which channels differ from zero anywhere."""
-    flat = x.flatten(0, -2) if axis == -1 else x.flatten(2)
-    inner = 0 if axis == -1 else 2
+    others = [dim for dim in range(x.dim()) if dim != axis % x.dim()]
     # Extremes are found without a copy, as truths are not.
-    show = (flat.amax(inner) != 0) | (flat.amin(inner) != 0)
-    return show if axis == -1 else show.any(0)
+    return (x.amax(others) != 0) | (x.amin(others) != 0)
 
 
 @dataclass

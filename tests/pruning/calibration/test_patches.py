@@ -59,6 +59,14 @@ def test_patches_times_weights_are_the_outputs(kind, options, kernel):
     assert torch.allclose(said, SaidAt(places)(y), atol=1e-5)
     by_pixel = x.movedim(1, -1).contiguous().movedim(-1, 1)
     assert torch.equal(read_at(by_pixel, geometry, places), read)
+    if geometry.groups == 1:
+        some = torch.tensor([0, 3])
+        columns = torch.arange(read.shape[2]).view(4, -1)[some].flatten()
+        ((_, every, _),), ((_, part, _),) = (
+            read_samples(x, y.shape, geometry, 15, torch.Generator().manual_seed(0), 1, channels)
+            for channels in (None, some)
+        )
+        assert torch.equal(part, every[..., columns])
 
 
 @pytest.mark.parametrize("most", [20, 5])  # most pixels are read, or few
