@@ -44,9 +44,9 @@ DOCS = HERE.parent / "docs"
 #: Network -> shares of the MACs, group counts.
 POINTS: dict[str, tuple[tuple[float, ...], tuple[int, ...]]] = {
     "resnet20b": ((0.9, 0.7, 0.5, 0.4, 0.3), (2, 4, 8)),
-    "resnet56b": ((0.5,), (2, 4)),
-    "resnet20": ((0.5,), ()),
-    "resnet56": ((0.5,), ()),
+    "resnet56b": ((0.9, 0.7, 0.5, 0.4, 0.3), (2, 4)),
+    "resnet20": ((0.9, 0.7, 0.5, 0.4, 0.3), ()),
+    "resnet56": ((0.9, 0.7, 0.5, 0.4, 0.3), ()),
 }
 CONVS = [{"op_types": ["Conv2d"]}]
 #: Name -> method, options. All layers; "global" ranks them together, else all lose equal shares.

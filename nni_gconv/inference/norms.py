@@ -148,6 +148,16 @@ def _folds(layer: nn.Module, norm: nn.Module, rows: bool) -> bool:
 
 
 def _fuse(layer: Any, norm: Any) -> nn.Module:
+    """Fold one norm into one layer.
+
+    A norm's scale near zero makes weights below the smallest normal number of float32. They add
+    nothing to float32 outputs, but with some hundred of them a network takes twice as long.
+    """
     if isinstance(layer, nn.Linear):
-        return fuse_linear_bn_eval(layer, norm)
-    return fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, _TRANSPOSED))
+        fused = fuse_linear_bn_eval(layer, norm)
+    else:
+        fused = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, _TRANSPOSED))
+    weight = fused.weight.data
+    if weight.dtype is torch.float32:
+        weight[weight.abs() < torch.finfo(torch.float32).tiny] = 0
+    return fused

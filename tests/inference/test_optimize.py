@@ -167,6 +167,32 @@ def test_norms_go_through_permutations():
     assert torch.allclose(folded(x), block(x), atol=1e-12)
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(3, 4, 1)])
+def test_scales_near_zero_leave_no_weights_that_processors_are_slow_at(layer):
+    x, norm = torch.randn(2, 3, 5, 5), nn.BatchNorm2d(4).eval()
+    with torch.no_grad():
+        norm.weight[1] = 1e-38
+        norm.bias[1] = 0.5
+        denormal = torch.nn.utils.fusion.fuse_conv_bn_eval(
+            layer.eval(), norm, transpose=isinstance(layer, nn.ConvTranspose2d)
+        )
+        small = (denormal.weight != 0) & (denormal.weight.abs() < torch.finfo(torch.float32).tiny)
+        assert small.any()
+        fused = fold_batch_norms(nn.Sequential(layer, norm), x)[0]
+        assert torch.equal(fused.weight, denormal.weight.masked_fill(small, 0))
+        assert torch.equal(fused(x), denormal(x))
+
+
+def test_small_weights_of_other_types_stay():
+    """Half precision holds numbers that float32 has as normal ones, float64 smaller ones."""
+    for dtype, scale in ((torch.float16, 1e-5), (torch.float64, 1e-40)):
+        net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).to(dtype).eval()
+        nn.init.constant_(net[0].weight, 1.0)
+        nn.init.constant_(net[1].weight, scale)
+        folded = fold_batch_norms(net, torch.zeros(1, 3, 5, 5, dtype=dtype))
+        assert folded[0].weight.all()
+
+
 def test_cheapest_path_against_all_paths():
     draw = random.Random(1)
     for _ in range(50):

@@ -66,6 +66,20 @@ def test_arguments_by_name_and_several_outputs():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_denormal_numbers_count_as_zero_and_only_there(threads):
+    """Else a network whose norms have scales near zero takes three times as long."""
+    pytest.importorskip("onnxruntime")
+    model, x = nn.Conv2d(64, 64, 1, bias=False).eval(), torch.ones(4, 64, 32, 32)
+    nn.init.constant_(model.weight, 1e-40)
+    made = on_backend(model, x, "onnxruntime", threads=threads)
+    with torch.no_grad():
+        assert model(x).all()
+        assert not made(x).any()
+        assert model(x).all()
+
+
+@pytest.mark.slow
 def test_networks_are_compared_and_profiled_on_a_backend():
     pytest.importorskip("onnxruntime")
     models, x = {"a": net(), "b": net()}, torch.zeros(1, 2, 6, 6)
