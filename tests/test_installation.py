@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nni_gconv.installation import machine
 from nni_gconv.installation.machine import managers
 from nni_gconv.installation.software import compare_gpu
 
@@ -108,6 +109,19 @@ def test_this_installation_is_sound(tmp_path):
     assert {one["state"] for one in found.values()} <= {"ok", "note", "warning"}
     assert found["node"]["text"].startswith("NNI's own v")
     assert found["torch"]["text"].endswith("load together")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="needs two cores")
+def test_fewer_processors_than_the_machine_has_are_told(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # counts as a container's limit does
+    assert list(machine._processors()) == []  # the environment of tests says how many threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    (found,) = machine._processors()
+    assert found.state == "warning"
+    assert found.text.startswith("1 of ")
+    assert "OMP_NUM_THREADS=1" in found.remedy
+    monkeypatch.delenv("LOKY_MAX_CPU_COUNT")
+    assert list(machine._processors()) == []
 
 
 @pytest.mark.parametrize(

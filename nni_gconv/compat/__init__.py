@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         read_config,
         read_database,
         read_tried,
+        trials_at_a_time,
     )
     from nni_gconv.compat.nni_manager import (
         EXPERIMENT_MARK,
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
         save_exported_program,
         side_by_side,
         type_remedy,
+        usable_cores,
     )
 
 __all__ = [
@@ -175,8 +177,10 @@ __all__ = [
     "take_over_weights",
     "trained_weight",
     "trial_folder",
+    "trials_at_a_time",
     "type_remedy",
     "unwrapped_state",
+    "usable_cores",
     "write_launch_files",
     "write_resume_file",
 ]
@@ -206,6 +210,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "read_config",
             "read_database",
             "read_tried",
+            "trials_at_a_time",
         ],
         "nni_manager": [
             "EXPERIMENT_MARK",
@@ -266,6 +271,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
             "save_exported_program",
             "side_by_side",
             "type_remedy",
+            "usable_cores",
         ],
     },
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nni_gconv.compat.nni_trial import flat_parameters
+from nni_gconv.compat.nni_trial import flat_parameters, manager_database, trial_folder
 from nni_gconv.errors import ConfigError
 
 _END_EVENTS = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
@@ -182,6 +182,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: the experiment's configuration is damaged")
     return config
+
+
+def trials_at_a_time() -> int:
+    """Return how many trials share this machine, as far as that is known; 1 where it is not.
+
+    It is where NNI's manager runs here, and all trials do: its database has `trialConcurrency`.
+    """
+    folder = trial_folder()
+    if folder is None or not (database := manager_database(folder)).is_file():
+        return 1
+    with contextlib.suppress(ConfigError):
+        config = read_config(database.parents[1])
+        service, count = config.get("trainingService"), config.get("trialConcurrency")
+        if isinstance(service, dict) and service.get("platform") == "local":
+            return max(1, count) if isinstance(count, int) else 1
+    return 1
 
 
 def read_tried(folder: Path) -> list[dict[str, Any]]:

@@ -117,7 +117,7 @@ def report_intermediate(metrics: dict[str, float]) -> None:
         next_parameters()  # NNI asserts that a trial asked for its parameters first
         nni.report_intermediate_result(rounded(metrics))
         folder = trial_folder()
-        if folder is not None and not _database(folder).is_file():
+        if folder is not None and not manager_database(folder).is_file():
             told = {"trial": os.environ.get("NNI_TRIAL_JOB_ID"), "told": _sequence()}
             write_json(folder / _TOLD, told)
 
@@ -153,7 +153,7 @@ def _sequence() -> int:
     return int(nni.trial._intermediate_seq)
 
 
-def _database(folder: Path) -> Path:
+def manager_database(folder: Path) -> Path:
     """Return where the manager's database is if it runs on this machine."""
     above = folder.absolute().parents
     return above[min(3, len(above) - 1)] / "db" / "nni.sqlite"
@@ -161,7 +161,7 @@ def _database(folder: Path) -> Path:
 
 def _told(folder: Path) -> int:
     trial = os.environ.get("NNI_TRIAL_JOB_ID")
-    file = _database(folder)
+    file = manager_database(folder)
     if file.is_file():
         with contextlib.suppress(sqlite3.Error):
             uri = f"{file.as_uri()}?mode=ro"

@@ -247,3 +247,16 @@ def load_exported_program(path: Path) -> Any:
 
     with path.open("rb") as file:
         return torch.export.load(file).module()
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may compute on, less what a container's limit takes away.
+
+    Torch starts a thread for each core that the machine has; more than may run wait for each
+    other.
+    """
+    from joblib import cpu_count
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where cores cannot be told from their threads
+        return int(cpu_count(only_physical_cores=True))

@@ -110,6 +110,19 @@ def _shared_memory() -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _processors() -> Iterator[Finding]:
+    from joblib import cpu_count
+
+    usable, all_cores = cpu_count(), len(os.sched_getaffinity(0))
+    if usable < all_cores and "OMP_NUM_THREADS" not in os.environ:
+        yield Finding(
+            "processors", "warning",
+            f"{usable} of {all_cores}, as this container's limit allows; torch starts a thread for "
+            "each of all, and they wait for each other",
+            f"export OMP_NUM_THREADS={usable}, or threads: {usable} in a recipe",
+        )  # fmt: skip
+
+
 def managers() -> Iterator[Finding]:
     """Warn of `nnictl create`, and of managers of it that run just now."""
     ports = set()
@@ -136,4 +149,4 @@ def _open_ports() -> Iterator[int]:
                         yield one.laddr.port
 
 
-MACHINE = (_folders, _ports, managers, _proxy, _shared_memory)
+MACHINE = (_folders, _ports, managers, _proxy, _shared_memory, _processors)

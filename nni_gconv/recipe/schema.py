@@ -99,7 +99,10 @@ class Recipe(BaseModel):
         1, ge=1, description="GPUs a trial takes under NNI; with more than one, torchrun starts it."
     )
     threads: int | None = Field(
-        None, ge=1, le=256, description="CPU threads; null leaves torch's choice."
+        None,
+        ge=1,
+        le=256,
+        description="CPU threads; null: torch's choice, at most the trial's share of the cores.",
     )
     model: ModelSettings
     data: DataSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,10 @@ class Workbench:
 
     def __enter__(self) -> Self:
         self._threads = torch.get_num_threads()
-        if self.recipe.threads is not None:
-            torch.set_num_threads(self.recipe.threads)
+        threads = _threads(self.recipe, self._threads)
+        if threads < self._threads and self.recipe.threads is None and not self.quiet:
+            say(f"threads: {threads}, this trial's share of the cores (torch: {self._threads})")
+        torch.set_num_threads(threads)
         if self.distributed.is_main:
             self.log = MetricLog(self.folder.path, trackers=self._trackers())
         return self
@@ -285,3 +288,14 @@ def check_runs(
 
 def _shown(shape: Sequence[int]) -> str:
     return "×".join(str(s) for s in shape)
+
+
+def _threads(recipe: Recipe, chosen: int) -> int:
+    """Choose CPU threads: the recipe's, torch's if the user told it, else this trial's share.
+
+    Torch counts the cores of the machine. Where trials run together, or a container leaves fewer,
+    so many threads wait for each other and take many times as long.
+    """
+    if recipe.threads is not None or "OMP_NUM_THREADS" in os.environ:
+        return recipe.threads or chosen
+    return min(chosen, max(1, compat.usable_cores() // compat.trials_at_a_time()))

@@ -35,6 +35,10 @@ def main() -> None:
     x = nni.get_next_parameter()["x"]
     output = Path(os.environ["NNI_OUTPUT_DIR"])
     (output / "given.json").write_text(json.dumps({"x": x}))
+    with contextlib.suppress(ImportError):  # as above
+        from nni_gconv.compat import trials_at_a_time
+
+        (output / "at_a_time.json").write_text(json.dumps(trials_at_a_time()))
     if x == "link":
         from nni_gconv.compat import link_tensorboard
 

@@ -60,6 +60,12 @@ def test_a_trial_gets_the_parameters_that_nni_shows_for_it(done):
         assert row["parameters"] == given
 
 
+def test_a_trial_knows_how_many_share_the_machine(done):
+    _, finished = done
+    folders = [Path(row["folder"]) for row in json.loads(finished.out)]
+    assert [json.loads((folder / "at_a_time.json").read_text()) for folder in folders] == [2] * 3
+
+
 def test_the_manager_is_on_loopback_only(done):
     _, finished = done
     seen = [

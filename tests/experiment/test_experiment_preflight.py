@@ -14,7 +14,7 @@ from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 from nni_gconv.compat import flat_parameters
 from nni_gconv.errors import ConfigError
 from nni_gconv.experiment import experiment_file, experiment_names, preflight, resume
-from nni_gconv.experiment.checks import as_json
+from nni_gconv.experiment.checks import as_json, threads
 
 from .conftest import BASE
 
@@ -294,6 +294,33 @@ def test_trials_at_a_time_are_compared_with_the_gpus(write, four_gpus, recipe, c
     assert len(plan.notes) == (words is not None)
     if words is not None:
         assert words in plan.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "trials", "told"),
+    [
+        ({"threads": 4}, "", 2, False),
+        ({"threads": 8}, "", 2, True),
+        ({"threads": 8}, "", 1, False),
+        ({"threads": 4}, " -o threads=1", 8, False),
+        ({"threads": 4}, " -o threads=8", 2, True),
+        ({"threads": 8}, " -o threads=null", 2, False),
+        ({}, "", 2, False),
+    ],
+)
+def test_more_threads_than_cores_are_told(
+    write, recipe, given, trials, told, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(threads, "usable_cores", lambda: 8)
+    (tmp_path / "recipe.yml").write_text(json.dumps({**RECIPE, "device": "cpu", **recipe}))
+    command = f"nni-gconv run recipe.yml{given}"
+    changes = {"trialCommand": command, "trialConcurrency": trials}
+    notes = preflight(write(**changes)).notes
+    assert len(notes) == told
+    if told:
+        assert f"trialConcurrency: {trials} with threads: 8 each is more than 8 cores" in notes[0]
+        space = {"threads": {"_type": "choice", "_value": [1, 2]}}
+        assert preflight(write(**changes, searchSpace=space)).notes == ()
 
 
 def test_gpus_of_the_command_line_make_the_concurrency(write, four_gpus):

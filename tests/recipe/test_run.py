@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -16,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from tiny_recipes import tiny
 from torch import nn
 
+from nni_gconv import compat
 from nni_gconv.analysis import trial_sensitivity
 from nni_gconv.artefact import load_compact, read_plan
 from nni_gconv.errors import CheckpointError, ConfigError
 from nni_gconv.profiling import count
-from nni_gconv.recipe import TrialResult, run_recipe
+from nni_gconv.recipe import Recipe, TrialResult, run_recipe
+from nni_gconv.recipe.workbench import _threads
 from nni_gconv.report import collect, plain_table
 from nni_gconv.training.data import DataSettings, load_data, make_loaders
 from nni_gconv.training.metrics import evaluate
@@ -306,6 +309,35 @@ def test_another_device_or_number_of_threads_is_the_same_recipe(done):
     result = run(tiny(), done[1], overrides={"threads": before + 1})
     assert result.metrics == done[0].metrics
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="needs two cores")
+def test_no_more_threads_than_a_container_allows(done, monkeypatch, capfd):
+    """Torch knows of no such limit, and its threads would wait for each other."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run_recipe(tiny(), output=done[1])
+        assert "threads" not in capfd.readouterr().err  # the environment of tests says how many
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        run_recipe(tiny(), output=done[1])
+        assert "threads: 1, this trial's share of the cores (torch: 2)" in capfd.readouterr().err
+        assert torch.get_num_threads() == 2
+        run_recipe(tiny(), output=done[1], overrides={"threads": 2})
+        assert "threads" not in capfd.readouterr().err
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_trials_that_run_together_share_the_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(compat, "usable_cores", lambda: 8)
+    for trials, share in ((1, 8), (2, 4), (3, 2), (20, 1)):
+        monkeypatch.setattr(compat, "trials_at_a_time", lambda trials=trials: trials)
+        assert _threads(Recipe.model_validate(tiny()), 16) == share
+        assert _threads(Recipe.model_validate(tiny()), 2) == min(2, share)
+        assert _threads(Recipe.model_validate({**tiny(), "threads": 3}), 16) == 3
 
 
 def test_no_resume_refuses_a_folder_that_holds_a_run(done):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nni_gconv.errors import ConfigError
+from nni_gconv.experiment.checks.trial_recipe import trial_recipe
 from nni_gconv.slots import GPUS_VARIABLE, Slots, machine_slots
-from nni_gconv.yaml12 import read_yaml
 
 
 @dataclass(frozen=True)
@@ -45,33 +43,16 @@ def gpu_wish(command: str, code: Path) -> GpuWish | None:
     GpuWish or None
         None where the command is not ``nni-gconv run RECIPE`` or the recipe cannot be read.
     """
-    try:
-        words = shlex.split(command)
-    except ValueError:
+    trial = trial_recipe(command, code)
+    if trial is None:
         return None
-    count: int | None = None
-    while words and re.fullmatch(r"\w+=.*", words[0]):
-        name, _, value = words.pop(0).partition("=")
-        if name == GPUS_VARIABLE and value.isdigit():
-            count = int(value)
-    if words[:2] != ["nni-gconv", "run"] or len(words) < 3:
-        return None
-    try:
-        # Not through load_recipe, which imports torch.
-        text = (code / Path(words[2]).expanduser()).read_text(encoding="utf-8")
-        recipe = read_yaml(text, words[2])
-    except (OSError, ConfigError, UnicodeDecodeError):
-        return None
-    if not isinstance(recipe, dict):
-        return None
-    given = dict(word.partition("=")[::2] for word in words[3:] if "=" in word)
-    device = str(given.get("device", recipe.get("device", "auto")))
+    device = str(trial.value("device", "auto"))
     if device not in ("auto", "cuda"):
         return GpuWish(0)
-    if count is None:
-        wanted = str(given.get("--gpus", given.get("gpus", recipe.get("gpus", 1))))
-        count = int(wanted) if wanted.isdigit() else 1
-    return GpuWish(count, device == "cuda")
+    wanted = trial.environment.get(GPUS_VARIABLE, "")
+    if not wanted.isdigit():
+        wanted = str(trial.given.get("--gpus", trial.value("gpus", 1)))
+    return GpuWish(int(wanted) if wanted.isdigit() else 1, device == "cuda")
 
 
 def give_gpus(config: Any, services: Sequence[Any], gpus: int, *, fit: bool) -> None:

@@ -30,6 +30,7 @@ from nni_gconv.experiment.checks.machines import (
 )
 from nni_gconv.experiment.checks.plan import ExperimentPlan
 from nni_gconv.experiment.checks.search_space import check_batch_space, check_space
+from nni_gconv.experiment.checks.threads import thread_notes
 from nni_gconv.remote import plain_key, with_ssh_config
 from nni_gconv.yaml12 import read_yaml
 
@@ -125,6 +126,7 @@ def preflight(
         notes += _notes(config)
         if platform_of(config) == "local":
             notes += gpu_notes(config, config.training_service)
+            notes += thread_notes(config)
         else:
             notes += remote_notes(config, loopback=loopback)
     except ConfigError as error:

@@ -1,0 +1,38 @@
+"""CPU threads of trials that run at the same time on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nni_gconv.compat import usable_cores
+from nni_gconv.experiment.checks.trial_recipe import trial_recipe
+
+
+def thread_notes(config: Any) -> list[str]:
+    """Compare the threads that trials are told to start with the cores of this machine.
+
+    Where nothing is said a trial takes its share by itself.
+
+    Parameters
+    ----------
+    config : nni.experiment.ExperimentConfig
+        Canonical, of the platform ``local``.
+
+    Returns
+    -------
+    list of str
+        What is allowed but may not be meant.
+    """
+    service, trials = config.training_service, config.trial_concurrency
+    trial = trial_recipe(service.trial_command, Path(service.trial_code_directory))
+    threads = "" if trial is None else str(trial.value("threads"))
+    if trials == 1 or not threads.isdigit() or "threads" in (config.search_space or {}):
+        return []
+    cores = usable_cores()
+    if int(threads) * trials <= cores:
+        return []
+    return [
+        f"trialConcurrency: {trials} with threads: {threads} each is more than {cores} cores: "
+        "trials wait for each other and take many times as long"
+    ]
