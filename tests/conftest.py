@@ -48,6 +48,22 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place[item.path])
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Let no test's weights depend on what ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef):
+    """Nor on whether it is the first that asks for what several share."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return (yield)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Stand in for a budget's clock: time is what the MACs say, with a part that never goes."""

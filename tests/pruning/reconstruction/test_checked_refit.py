@@ -22,12 +22,6 @@ from nni_gconv.pruning.registry import find_method
 CONVS = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
 
 
-@pytest.fixture(autouse=True)
-def _same_networks():
-    """Of some hundred networks one hardly answers to its images, and a fit may not help it."""
-    torch.manual_seed(0)
-
-
 def images(count=96, channels=3, size=8, seed=0):
     return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
 
