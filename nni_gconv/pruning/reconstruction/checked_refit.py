@@ -178,30 +178,34 @@ class _Job:
         held = self.calibration.inputs[1::2].split(self.apart)
         self._load(self.dense)
         target = outputs_of(self.work, held)
-        seen = self.calibration.inputs[0::2]
+
+        def off(state: State) -> float:
+            self._load(state)
+            return distance(target, outputs_of(self.work, held))
+
+        seen, everything = self.calibration.inputs[0::2], self.calibration.inputs
         found: dict[tuple[bool, bool], float] = {}
         for refit in (False, True):
             # By half of the images; what is kept is fitted anew, with all.
             state = self._fitted(seen, quick=True) if refit else self.masked
             for renew in self._renewals():
-                self._load(self._renewed(state, seen) if renew else state)
-                found[refit, renew] = distance(target, outputs_of(self.work, held))
-        without = found.get((False, False))
-        if without is None:
-            self._load(self.masked)
-            without = distance(target, outputs_of(self.work, held))
-        (refit, renew), error = min(found.items(), key=lambda item: item[1])
+                found[refit, renew] = off(self._renewed(state, seen) if renew else state)
+        without = found[False, False] if (False, False) in found else off(self.masked)
+        refit, renew = min(found, key=found.__getitem__)
         forced = self.settings.recalibrate_bn is True
         best: State | None = None
-        if forced or error < without:
-            best = self._fitted(self.calibration.inputs) if refit else self.masked
-            best = self._renewed(best, self.calibration.inputs) if renew else best
-            self._load(best)
-            # It was a quick fit that decided, and this is another.
-            if not forced and not distance(target, outputs_of(self.work, held)) < without:
+        if forced or found[refit, renew] < without:
+            # It was a quick fit that decided, and this is another: each part has to help it, too.
+            best = self._fitted(everything) if refit else self.masked
+            if renew:
+                renewed = self._renewed(best, everything)
+                renew = forced or not refit or off(renewed) < off(best)
+                best = renewed if renew else best
+            if not forced and not off(best) < without:
                 best = None
         if best is None:
-            refit, renew, error = False, False, without
+            refit, renew = False, False
+        error = without if best is None else found[refit, renew]
         outcome = Reconstruction(
             without, error, refit, renew, dict(self.left), len(self.calibration)
         )

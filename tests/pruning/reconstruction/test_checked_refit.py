@@ -48,6 +48,23 @@ def pruned(model, kind=FPGMPruner, config=CONVS, **options):
     return pruner, masks
 
 
+@pytest.mark.parametrize("helps", [True, False])
+def test_norms_estimated_anew_have_to_help_the_last_fit_too(monkeypatch, helps):
+    """A quick fit to half of the images may gain by them what the last fit does not."""
+    model, x = randomised(plain_net()).eval(), images(64)
+    _, masks = pruned(model)
+
+    def renewed(job, state, seen):
+        if len(seen) == len(x):  # after the last fit
+            return job.dense if helps else job.masked
+        return job.masked if state is job.masked else job.dense
+
+    monkeypatch.setattr("nni_gconv.pruning.reconstruction.checked_refit._Job._renewed", renewed)
+    done = reconstruct(model, masks, x)
+    assert done.refitted
+    assert done.recalibrated is helps
+
+
 @pytest.mark.parametrize("make", [GroupBlock, plain_net, mobile_net])
 def test_outputs_come_nearer_on_images_never_seen_and_small_is_masked(make):
     model = randomised(make()).eval()
