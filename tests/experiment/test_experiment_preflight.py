@@ -303,6 +303,7 @@ def test_trials_at_a_time_are_compared_with_the_gpus(write, four_gpus, recipe, c
         ({"threads": 8}, "", 2, True),
         ({"threads": 8}, "", 1, False),
         ({"threads": 4}, " -o threads=1", 8, False),
+        ({"threads": 1}, "", 16, False),
         ({"threads": 4}, " -o threads=8", 2, True),
         ({"threads": 8}, " -o threads=null", 2, False),
         ({}, "", 2, False),

@@ -30,7 +30,7 @@ def thread_notes(config: Any) -> list[str]:
     if trials == 1 or not threads.isdigit() or "threads" in (config.search_space or {}):
         return []
     cores = usable_cores()
-    if int(threads) * trials <= cores:
+    if int(threads) == 1 or int(threads) * trials <= cores:  # one alone waits for no other
         return []
     return [
         f"trialConcurrency: {trials} with threads: {threads} each is more than {cores} cores: "
