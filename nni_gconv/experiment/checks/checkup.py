@@ -16,6 +16,7 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.checks.gpus import gpu_wish
 from nni_gconv.experiment.checks.plan import ExperimentPlan
 from nni_gconv.experiment.checks.preflight import preflight
+from nni_gconv.experiment.checks.trial_recipe import trial_recipe
 from nni_gconv.remote import (
     ERROR,
     MAX_BYTES,
@@ -188,8 +189,8 @@ def _check_code(plan: ExperimentPlan) -> list[Finding]:
 def _check_gpus(plan: ExperimentPlan, known: dict[Machine, MachineFacts]) -> list[Finding]:
     """Compare trialConcurrency with the GPUs of all machines that take part."""
     service = _remote(plan)
-    wish = gpu_wish(service.trial_command, Path(service.trial_code_directory))
-    if wish is None or wish.count == 0:
+    wish = gpu_wish(trial_recipe(service.trial_command, Path(service.trial_code_directory)))
+    if wish.count == 0:
         return []
     findings = []
     gpus = {machine.label: (len(facts.gpus), facts.no_gpu) for machine, facts in known.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment.checks.trial_recipe import trial_recipe
+from nni_gconv.experiment.checks.trial_recipe import TrialRecipe, trial_recipe
 from nni_gconv.slots import GPUS_VARIABLE, Slots, machine_slots
 
 
@@ -28,24 +28,10 @@ class GpuWish:
     required: bool = False
 
 
-def gpu_wish(command: str, code: Path) -> GpuWish | None:
-    """Read what a trial wants from its command and recipe.
-
-    Parameters
-    ----------
-    command : str
-        The trial command.
-    code : Path
-        The trial's code directory.
-
-    Returns
-    -------
-    GpuWish or None
-        None where the command is not ``nni-gconv run RECIPE`` or the recipe cannot be read.
-    """
-    trial = trial_recipe(command, code)
+def gpu_wish(trial: TrialRecipe | None) -> GpuWish:
+    """Tell what a trial wants by its command and recipe; nothing where these are not known."""
     if trial is None:
-        return None
+        return GpuWish(0)
     device = str(trial.value("device", "auto"))
     if device not in ("auto", "cuda"):
         return GpuWish(0)
@@ -110,8 +96,8 @@ def gpu_notes(config: Any, service: Any) -> list[str]:
     ConfigError
         A trial cannot run here at all.
     """
-    wish = gpu_wish(service.trial_command, Path(service.trial_code_directory))
-    if wish is None or wish.count == 0:
+    wish = gpu_wish(trial_recipe(service.trial_command, Path(service.trial_code_directory)))
+    if wish.count == 0:
         return []
     slots = machine_slots()
     if not slots.names:
