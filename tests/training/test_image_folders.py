@@ -136,3 +136,48 @@ def test_what_is_no_data_set_is_said(tmp_path):
             load(tmp_path / "pets", transforms={"eval": []}, **wrong)
     with pytest.raises(ValueError, match="option of imagefolder"):
         DataSettings(name="digits", transforms={"eval": []})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "file"),
+    [(np.uint16, "deep.png"), (np.uint16, "deep.tif"), (np.int32, "i.tif"), (np.float32, "f.tif")],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_pixels_of_more_than_8_bits_are_not_cut_off(tmp_path, dtype, file, late, monkeypatch):
+    root = images(tmp_path, [""])
+    path = root / "ant" / file
+    Image.fromarray(np.full((12, 12), 300, dtype=dtype)).save(path)
+    if late:  # not one of those that are looked at first
+        monkeypatch.setattr("nni_gconv.training.data.load.common_size", lambda samples: (12, 12))
+        bundle = load(root)
+        parts = (bundle.train, bundle.val, bundle.test)
+        data, i = next((p, i) for p in parts for i, s in enumerate(p.samples) if s[0] == str(path))
+    with pytest.raises(DataError, match=rf"{file}: its pixels have more than 8 bits") as caught:
+        data[i] if late else load(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_is_too_large_is_one_line(tmp_path, monkeypatch):
+    root = images(tmp_path, [""])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70)
+    with pytest.raises(DataError, match="not a readable image"):
+        load(root)
+
+
+def test_a_transform_meets_a_damaged_image(tmp_path):
+    root = images(tmp_path, [""])
+    first = min((root / "ant").iterdir())
+    first.write_bytes(first.read_bytes()[:60])
+    with pytest.raises(DataError, match="not a readable image"):
+        load(root, transforms={"eval": ["RandomHorizontalFlip"]})
+
+
+def test_numbers_are_sorted_as_text_and_it_is_said(tmp_path):
+    said = "11 classes in the order of text, as torchvision has them: '10' is class 2"
+    bundle = load(images(tmp_path / "a", [""], classes=[str(n) for n in range(11)], count=3))
+    assert said in bundle.description
+    assert bundle.class_names[:4] == ("0", "1", "10", "2")
+    padded = [f"{n:02}" for n in range(11)]
+    for name, classes in (("b", padded), ("c", ["0", "1", "2"]), ("d", ["1", "10", "two"])):
+        bundle = load(images(tmp_path / name, [""], classes=classes, count=3))
+        assert f", {len(classes)} classes, " in bundle.description

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nni_gconv.errors import ConfigError
-from nni_gconv.experiment.checks.trial_recipe import TrialRecipe, trial_recipe
+from nni_gconv.experiment.checks.trial_recipe import TrialRecipe
 from nni_gconv.slots import GPUS_VARIABLE, Slots, machine_slots
 
 
@@ -76,15 +75,15 @@ def _room(gpus: int) -> int:
     return len(slots) // gpus
 
 
-def gpu_notes(config: Any, service: Any) -> list[str]:
+def gpu_notes(config: Any, trial: TrialRecipe | None) -> list[str]:
     """Compare ``trialConcurrency`` with the GPUs of this machine.
 
     Parameters
     ----------
     config : nni.experiment.ExperimentConfig
         Canonical.
-    service : nni.experiment.config.LocalConfig
-        The training service of this machine.
+    trial : TrialRecipe, optional
+        What its trials run.
 
     Returns
     -------
@@ -96,7 +95,7 @@ def gpu_notes(config: Any, service: Any) -> list[str]:
     ConfigError
         A trial cannot run here at all.
     """
-    wish = gpu_wish(trial_recipe(service.trial_command, Path(service.trial_code_directory)))
+    wish = gpu_wish(trial)
     if wish.count == 0:
         return []
     slots = machine_slots()

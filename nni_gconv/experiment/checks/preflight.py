@@ -31,6 +31,7 @@ from nni_gconv.experiment.checks.machines import (
 from nni_gconv.experiment.checks.plan import ExperimentPlan
 from nni_gconv.experiment.checks.search_space import check_batch_space, check_space
 from nni_gconv.experiment.checks.threads import thread_notes
+from nni_gconv.experiment.checks.trial_recipe import trial_recipe
 from nni_gconv.remote import plain_key, with_ssh_config
 from nni_gconv.yaml12 import read_yaml
 
@@ -125,8 +126,9 @@ def preflight(
             give_gpus(config, services_of(config), gpus, fit=concurrency is None)
         notes += _notes(config)
         if platform_of(config) == "local":
-            notes += gpu_notes(config, config.training_service)
-            notes += thread_notes(config)
+            service = config.training_service
+            trial = trial_recipe(service.trial_command, Path(service.trial_code_directory))
+            notes += gpu_notes(config, trial) + thread_notes(config, trial)
         else:
             notes += remote_notes(config, loopback=loopback)
     except ConfigError as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from nni_gconv.compat import usable_cores
-from nni_gconv.experiment.checks.trial_recipe import trial_recipe
+from nni_gconv.experiment.checks.trial_recipe import TrialRecipe
 
 
-def thread_notes(config: Any) -> list[str]:
+def thread_notes(config: Any, trial: TrialRecipe | None) -> list[str]:
     """Compare the threads that trials are told to start with the cores of this machine.
 
     Where nothing is said a trial takes its share by itself.
@@ -18,14 +17,15 @@ def thread_notes(config: Any) -> list[str]:
     ----------
     config : nni.experiment.ExperimentConfig
         Canonical, of the platform ``local``.
+    trial : TrialRecipe, optional
+        What its trials run.
 
     Returns
     -------
     list of str
         What is allowed but may not be meant.
     """
-    service, trials = config.training_service, config.trial_concurrency
-    trial = trial_recipe(service.trial_command, Path(service.trial_code_directory))
+    trials = config.trial_concurrency
     threads = "" if trial is None else str(trial.value("threads"))
     if trials == 1 or not threads.isdigit() or "threads" in (config.search_space or {}):
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nni_gconv import compat
 from nni_gconv.errors import ConfigError, unknown_name
 from nni_gconv.groupconv.partition.anneal import anneal, default_sweeps
 from nni_gconv.groupconv.partition.assignment import alternate, retained_mass
@@ -156,7 +156,7 @@ def partition_many(
             raise ConfigError(f"scores[{index}]: {error}") from None
     batches = _batches(problems)
     results: dict[int, Partition] = {}
-    with ThreadPoolExecutor(workers or _cores()) as pool:
+    with ThreadPoolExecutor(workers or compat.usable_cores()) as pool:
         solved = pool.map(lambda batch: _solve([problems[i] for i in batch], options), batches)
         for batch, partitions in zip(batches, solved, strict=True):
             results.update(zip(batch, partitions, strict=True))
@@ -358,9 +358,3 @@ def checked_count(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ConfigError(f"{name}: an integer of at least {least}, not {value!r}")
     return int(value)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nni_gconv.errors import DataError
+from nni_gconv.training.data.images import read_rgb
 from nni_gconv.training.data.transforms import Transform
 from nni_gconv.training.seeding import derive_seed
 
@@ -40,11 +39,7 @@ class FolderData(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key if isinstance(key, tuple) else (key, None)
         path, label = self.samples[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
-            raise DataError(f"{path}: not a readable image ({error})") from error
+        image = read_rgb(path)
         if seed is None:
             return self.transform(image), label
         with torch.random.fork_rng(devices=[]):

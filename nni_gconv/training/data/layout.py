@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from nni_gconv.errors import DataError, nearest
+from nni_gconv.training.data.images import image_size
 
 Samples = list[tuple[str, int]]
 
@@ -135,13 +134,3 @@ def common_size(samples: Samples) -> tuple[int, int] | None:
     step = max(1, len(samples) // _LOOKED_AT)
     sizes = {image_size(path) for path, _ in samples[::step]}
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def image_size(path: str) -> tuple[int, int]:
-    """Return height and width from an image's header."""
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
-        raise DataError(f"{path}: not a readable image ({error})") from error
-    return height, width

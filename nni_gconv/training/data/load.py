@@ -247,5 +247,17 @@ def _describe_folder(
     size = "x".join(str(n) for n in shape)
     return (
         f"imagefolder: {len(parts['train'])} train, {len(parts['val'])} validation ({val}), "
-        f"{len(parts['test'])} test ({test}), {len(found.classes)} classes, {size} ({size_from})"
+        f"{len(parts['test'])} test ({test}), {_classes(found.classes)}, {size} ({size_from})"
     )
+
+
+def _classes(names: Sequence[str]) -> str:
+    """Say how many there are, and where an order of numbers is not the one that is taken."""
+    odd = ""
+    if all(name.isdecimal() for name in names):
+        by_number = sorted(names, key=int)
+        moved = [i for i, (a, b) in enumerate(zip(names, by_number, strict=True)) if a != b]
+        if moved:
+            odd = f" in the order of text, as torchvision has them: {names[moved[0]]!r} is class "
+            odd += str(moved[0])
+    return f"{len(names)} classes{odd}"

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from nni_gconv.errors import ConfigError, unknown_name
+from nni_gconv.training.data.images import read_rgb
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -118,10 +119,12 @@ def shape_after(transform: Transform, path: str, where: str) -> tuple[int, int, 
     ------
     ConfigError
         It fails, or makes something else than bytes of three channels.
+    DataError
+        The image cannot be read.
     """
     try:
-        with Image.open(path) as file, torch.random.fork_rng(devices=[]):
-            image = transform(file.convert("RGB"))
+        with torch.random.fork_rng(devices=[]):
+            image = transform(read_rgb(path))
     except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: fails on {path}: {str(error).splitlines()[0]}") from error
     right = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3
