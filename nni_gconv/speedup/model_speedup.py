@@ -17,7 +17,7 @@ from nni_gconv.graph import Graph, Masks, load_masks, read_masks, trace, width_w
 from nni_gconv.profiling import check_met, count, parse_budget
 from nni_gconv.speedup.cut import Replaced, apply_plan
 from nni_gconv.speedup.literal_widths import MOST_WIDTHS, written_width
-from nni_gconv.speedup.optimizer import rebind
+from nni_gconv.speedup.optimizer import leave_behind, rebind
 from nni_gconv.speedup.plan import Constants, Cut, Plan, plan_cut
 from nni_gconv.speedup.precise import PreciseModel, mask_parameters
 from nni_gconv.speedup.report import SpeedupReport, layer_changes, speedup_notes, weight_shapes
@@ -168,6 +168,7 @@ class ModelSpeedup:
         before, self._before = weight_shapes(self.model), list(self.model.parameters())
         thinned.thin(self.model)
         self._replaced = apply_plan(self.model, thinned.graph, cut.plan, cut.kept, ready)
+        leave_behind(self._before, self.model)
         self.plan = cut.plan
         self._masked = {**thinned.gone, **cut.kept}, dense.aliases
         notes = (

@@ -1,6 +1,6 @@
-"""An optimizer's memory follows the parameters it belongs to.
+"""An optimizer's memory follows the parameters it belongs to; one that was left behind says so.
 
-With it a step of the small model is a step of the masked one, up to the order of sums. For
+With its memory a step of the small model is a step of the masked one, up to the order of sums. For
 optimizers that move every weight by itself (SGD, Adam, AdamW) that is so wherever masked weights
 get no gradient. :class:`~nni_gconv.training.proxsgd.ProxSGD` moves whole filters: its step is that
 of a masked model in which the weights that read masked channels are zero as well, with what is
@@ -11,14 +11,57 @@ tensor (LARS, Adafactor) take other steps, since the tensor is another one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nni_gconv.errors import SpeedupError
 from nni_gconv.speedup.cut import Replaced
+
+#: What marks a parameter that its model has no longer.
+_LEFT_BEHIND = "_left_behind"
+
+
+def leave_behind(before: Sequence[Tensor], model: nn.Module) -> None:
+    """Let an optimizer that still holds what the model has no longer refuse its next step.
+
+    Torch passes over a parameter without a gradient in silence: the small model would seem to
+    train, and never change.
+
+    Parameters
+    ----------
+    before : sequence of Tensor
+        The parameters that the model had; those it still has are left alone.
+    model : nn.Module
+        The small model.
+    """
+    present = {id(p) for p in model.parameters()}
+    for parameter in before:
+        if id(parameter) not in present:
+            parameter.grad = None
+            setattr(parameter, _LEFT_BEHIND, True)
+    _watch_steps()
+
+
+@functools.cache
+def _watch_steps() -> None:
+    register_optimizer_step_pre_hook(_refuse_left_behind)
+
+
+def _refuse_left_behind(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    # With a gradient it is in use: another model has it as well.
+    stale = sum(_LEFT_BEHIND in p.__dict__ and p.grad is None for p in held)
+    if stale:
+        raise SpeedupError(
+            f"{stale} of the optimizer's {len(held)} parameters are of the model before it was "
+            "cut, and move nothing: optimizer = speedup.rebind_optimizer(optimizer), or make it "
+            "anew from model.parameters()"
+        )
 
 
 def rebind(

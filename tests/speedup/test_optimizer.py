@@ -144,3 +144,46 @@ def test_an_optimizer_of_another_model_is_refused():
     stranger = torch.optim.SGD(nn.Conv2d(3, 5, 1).parameters(), lr=0.1)
     with pytest.raises(SpeedupError, match=r"shape \(5, 3, 1, 1\)"):
         speedup.rebind_optimizer(stranger)
+
+
+def cut_below_an_optimizer():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(X).mean().backward()  # a gradient of before may not hide it
+    speedup = ModelSpeedup(net, X, zeroing_masks(net, X, share=0.5))
+    return speedup, speedup.speedup_model(), optimizer
+
+
+@pytest.mark.parametrize("again", ["the old one", "rebound", "made anew"])
+@pytest.mark.parametrize("clear", ["optimizer", "model"])
+def test_an_optimizer_that_was_left_behind_says_so(again, clear):
+    speedup, small, optimizer = cut_below_an_optimizer()
+    if again == "rebound":
+        speedup.rebind_optimizer(optimizer)
+    elif again == "made anew":
+        optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    before = [p.clone() for p in small.parameters()]
+    (optimizer if clear == "optimizer" else small).zero_grad()
+    small(X).square().mean().backward()
+    if again == "the old one":
+        with pytest.raises(
+            SpeedupError, match=r"3 of the optimizer's 4 parameters.*rebind"
+        ) as caught:
+            optimizer.step()
+        assert "\n" not in str(caught.value)
+    else:
+        optimizer.step()
+        assert not any(torch.equal(a, b) for a, b in zip(before, small.parameters(), strict=True))
+
+
+def test_parameters_that_another_model_has_too_go_on():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).double()
+    other[0].weight, other[0].bias = net[0].weight, net[0].bias
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    ModelSpeedup(net, X, zeroing_masks(net, X, share=0.5)).speedup_model()
+    assert other[0].weight is not net[0].weight
+    before = other[0].weight.detach().clone()
+    other(X).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(before, other[0].weight)
