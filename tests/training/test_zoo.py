@@ -567,6 +567,43 @@ def test_a_prefix_inside_the_names(tmp_path):
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in loaded.state_dict().items())
 
 
+class Task(nn.Module):
+    """A module around a network, as Lightning's are."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+
+@pytest.mark.parametrize(
+    ("around", "name"),
+    [
+        (torch.compile, "_orig_mod.conv1.weight"),
+        (lambda m: nn.DataParallel(torch.compile(m)), "module._orig_mod.conv1.weight"),
+        (Task, "model.conv1.weight"),
+        (lambda m: Task(torch.compile(m)), "model._orig_mod.conv1.weight"),
+    ],
+)
+def test_a_prefix_of_what_wrapped_the_network(tmp_path, around, name):
+    model = create_model("resnet8", width=0.5)
+    state = around(model).state_dict()
+    assert name in state
+    torch.save({"epoch": 3, "model_state_dict": state, "optimizer": {}}, tmp_path / "w.ckpt")
+    loaded = load_weights(create_model("resnet8", width=0.5), tmp_path / "w.ckpt")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+def test_a_prefix_that_does_not_help_stays_in_the_message(tmp_path):
+    torch.save({"model.weight": torch.ones(2, 2), "loss.weight": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"not in the model model\.weight, loss\.weight"):
+        load_weights(nn.Linear(2, 2, bias=False), tmp_path / "w.pt")
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "w.pt")
+    assert load_weights(nn.Linear(2, 2, bias=False), tmp_path / "w.pt").weight.sum() == 4
+    torch.save({"weights": torch.ones(2, 2)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"not in the model weights"):
+        load_weights(nn.Linear(2, 2, bias=False), tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("classes", [10, 3])
 def test_a_new_head_on_weights_of_other_classes(tmp_path, classes):
     source = create_model("resnet8", 10)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from nni_gconv.errors import CheckpointError
 
 # Where training scripts put the state dict inside a checkpoint.
-WRAPPERS = ("state_dict", "model", "net")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+#: What DataParallel and torch.compile leave in the names of what they wrap.
+AROUND = ("module", "_orig_mod")
 SHOWN = 3
 
 
@@ -25,8 +27,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Parameters
     ----------
     path : str or Path
-        ``~`` is expanded. A checkpoint that holds the state dict under ``state_dict``, ``model``
-        or ``net`` is opened, and the ``module.`` before all names that DataParallel leaves is cut.
+        ``~`` is expanded. A checkpoint that holds the state dict under ``state_dict``,
+        ``model_state_dict``, ``model`` or ``net`` is opened, and the ``module.`` and ``_orig_mod.`` before all names that
+        DataParallel and torch.compile leave are cut.
 
     Returns
     -------
@@ -64,8 +67,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         what = f"{_some(wrong)} is no tensor" if wrong else "it is empty"
         raise CheckpointError(f"{path}: not a state dict (name: tensor); {what}")
     state = {str(key): value for key, value in content.items()}
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    while all(key.partition(".")[0] in AROUND and "." in key for key in state):
+        state = {key.partition(".")[2]: value for key, value in state.items()}
     return state
 
 
@@ -80,7 +83,9 @@ def load_weights(
         Changed in place, and only if everything fits.
     path : str or Path
         See :func:`read_state_dict` for what is read. Weights with a ``mask`` beside them, as GConv
-        Prune saves them, are masked; a ``module.`` that DataParallel left inside a name is cut.
+        Prune saves them, are masked; what DataParallel and torch.compile left inside a name is cut,
+        and a first part that all names have and the model has not, as the ``model.`` of a Lightning
+        module.
     head : {"keep", "new"}, default "keep"
         ``"new"``: the last layer keeps the weights that it has, whatever the file's; so does any
         that differs from the file's in its number of outputs alone, such as heads for training.
@@ -116,8 +121,11 @@ def load_weights(
 
 
 def _renamed(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Cut the ``module.`` inside names that the model has without it."""
-    short = {key: ".".join(p for p in key.split(".") if p != "module") for key in state}
+    """Cut what wrappers left in names that the model has without it."""
+    short = {key: ".".join(p for p in key.split(".") if p not in AROUND) for key in state}
+    if len({name.partition(".")[0] for name in short.values()}) == 1 and not own.keys() & state:
+        inner = {key: name.partition(".")[2] for key, name in short.items()}
+        short = inner if own.keys() & set(inner.values()) else short
     return {short[k] if k not in own and short[k] in own else k: v for k, v in state.items()}
 
 
