@@ -12,7 +12,7 @@ from torch import nn
 from nni_gconv.profiling import Profile
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.training import Distributed, evaluate
-from nni_gconv.training.data import Loaders
+from nni_gconv.training.data import Loaders, Normalize
 
 #: Accuracies of a split: ``{"val": {"accuracy_masked": 0.5, "top5_masked": 0.9}, "test": {...}}``.
 Accuracies = dict[str, dict[str, float]]
@@ -89,6 +89,27 @@ def no_better_than_chance(accuracy: float, count: int, classes: int) -> bool:
     """
     chance = 1 / classes
     return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
+
+
+def other_scale(model: nn.Module, used: Normalize) -> Normalize | None:
+    """Return how a published network wants its pixels normalised, where that is not how they are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        One of timm's says it in its ``pretrained_cfg``.
+    used : Normalize
+        Mean and standard deviation of each channel in the pixels it is given.
+    """
+    says = getattr(model, "pretrained_cfg", None) or {}
+    if says.get("mean") is None or says.get("std") is None:
+        return None
+    wanted = Normalize(mean=says["mean"], std=says["std"])
+    same = all(
+        len(a) == len(b) and all(map(math.isclose, a, b))
+        for a, b in ((wanted.mean, used.mean), (wanted.std, used.std))
+    )
+    return None if same else wanted
 
 
 def measure_models(

@@ -21,7 +21,13 @@ from nni_gconv.profiling import Profile, profile
 from nni_gconv.pruning import TrainedPruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.latency import TimingCache
-from nni_gconv.recipe.measure import Accuracies, accuracies, no_better_than_chance, seen_before
+from nni_gconv.recipe.measure import (
+    Accuracies,
+    accuracies,
+    no_better_than_chance,
+    other_scale,
+    seen_before,
+)
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.state_files import load_maps, save_maps
@@ -71,6 +77,7 @@ class Workbench:
         if not self.quiet:
             say(f"{folder.path.name}: {bundle.description}")
         self.num_classes, self.input_shape = bundle.num_classes, bundle.input_shape
+        self._normalize = bundle.normalize
         self._image_counts = len(bundle.val), len(bundle.test)
         self.loaders = make_loaders(
             bundle,
@@ -193,6 +200,12 @@ class Workbench:
                 f"weights: on {found.count} validation images no better than chance: other "
                 "classes, another order of them, another scale of pixels (data.normalize), or a "
                 "head that nothing has trained? Mend that, or add a train section"
+            )
+        wanted = other_scale(self.model, self._normalize)
+        if self.recipe.model.weights == "pretrained" and wanted and not self.recipe.data.normalize:
+            self._say(
+                "weights: published for pixels of another scale than the images have: "
+                f"data.normalize: {{mean: {list(wanted.mean)}, std: {list(wanted.std)}}} is theirs"
             )
 
     def validation_seen(self, val: float, test: float | None = None) -> bool:

@@ -684,3 +684,21 @@ def test_a_dense_network_that_nothing_has_trained_is_no_measure(done, tmp_path, 
     assert (row.accuracy_dense, row.delta) == (None, None)
     with pytest.raises(ConfigError, match="the dense network is not trained"):
         run({**recipe, "objective": {"accuracy": 1, "accuracy_dense": -1}}, tmp_path / "other")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [None, {"mean": [0.4] * 3, "std": [0.3] * 3}])
+def test_a_scale_of_pixels_that_published_weights_do_not_expect_is_told(tmp_path, capsys, given):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("resnet10t", num_classes=10).state_dict(), tmp_path / "w.pth")
+    published = {"file": str(tmp_path / "w.pth"), "mean": [0.5] * 3, "std": [0.25] * 3}
+    data = {"name": "synthetic", "train_size": 60, "test_size": 20, "normalize": given}
+    model = {
+        "name": "timm:resnet10t",
+        "weights": "pretrained",
+        "options": {"pretrained_cfg_overlay": published},
+    }
+    recipe = tiny(data=data, model=model, train=None, finetune=None)
+    run_recipe(recipe, output=tmp_path / "run")
+    told = "data.normalize: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]} is theirs"
+    assert (told in capsys.readouterr().err) == (given is None)

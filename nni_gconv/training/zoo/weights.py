@@ -28,8 +28,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     ----------
     path : str or Path
         ``~`` is expanded. A checkpoint that holds the state dict under ``state_dict``,
-        ``model_state_dict``, ``model`` or ``net`` is opened, and the ``module.`` and ``_orig_mod.`` before all names that
-        DataParallel and torch.compile leave are cut.
+        ``model_state_dict``, ``model`` or ``net`` is opened, and what DataParallel (``module.``)
+        and torch.compile (``_orig_mod.``) leave before all names is cut.
 
     Returns
     -------
