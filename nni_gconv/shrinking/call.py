@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from nni_gconv.display import Stages
@@ -41,6 +42,7 @@ from nni_gconv.speedup import ModelSpeedup
 
 Masks = dict[str, dict[str, Tensor]]
 Train = Callable[[nn.Module], Any]
+_UNTRAINED = "no weight of the model it was given changed; does its optimizer hold another's?"
 
 
 def shrink(  # noqa: PLR0913 - all that a person may want to say, each with a default
@@ -200,9 +202,10 @@ class _Shrinking:
             small = speedup.speedup_model()
             left = count(small, x)
             stage.result = f"{_costs_in_words(left)}; equal to the masked network"
-        done = speedup.report()
-        tuned = self._tune(small)
-        found = self._report(traced.counts, left, done, tuned, self._latency(small))
+        done, tuned = speedup.report(), self._tune(small)
+        if tuned is None:
+            done = replace(done, notes=(*done.notes, f"trainer: {_UNTRAINED}"))
+        found = self._report(traced.counts, left, done, bool(tuned), self._latency(small))
         small.train(self.given.training)
         return small, found
 
@@ -302,17 +305,20 @@ class _Shrinking:
     def _note_least(self, pruner: ChannelPruner) -> None:
         self.least = least_costs(pruner.cost, pruner.sets, pruner.requests())
 
-    def _tune(self, small: nn.Module) -> bool:
-        """Train the small network, where training was not part of the choice."""
+    def _tune(self, small: nn.Module) -> bool | None:
+        """Train the small network, unless training was a part of the choice; None: in vain."""
         how = self.how
         inside = acts_in_training(self.request.method.kind, how.options)
         if how.trainer is None or (inside and self.request.budget):
             return False
         with self.stages.stage("train") as stage:
             small.train()
+            before = [weight.detach().clone() for weight in small.parameters()]
             how.trainer(small)
-            stage.result = "the small network, by trainer"
-        return True
+            now = list(small.parameters())
+            changed = len(now) != len(before) or not all(map(torch.equal, now, before))
+            stage.result = "the small network, by trainer" if changed else _UNTRAINED
+        return True if changed else None
 
     def _latency(self, small: nn.Module) -> float | None:
         if "latency" not in self.request.budget:

@@ -150,6 +150,23 @@ def test_after_other_methods_the_small_network_is_trained():
     assert "trained by trainer" in str(report)
 
 
+def test_a_trainer_that_trains_another_model_is_told():
+    net = plain_net()
+
+    def train(model):
+        model(X)  # norms' statistics move all the same
+        loop(1)(net)
+
+    small, report = shrink(net, X, macs=0.5, trainer=train)
+    assert not report.tuned
+    assert "trained by trainer" not in str(report)
+    (note,) = [
+        n for n in report.to_dict()["notes"] if n.startswith("trainer: no weight of the model")
+    ]
+    assert f"note: {note}" in " ".join(str(report).split())
+    assert small[0].out_channels < 12
+
+
 @pytest.mark.slow
 def test_where_images_show_nothing_weights_choose(capsys, monkeypatch):
     def unseen(*_):
