@@ -13,6 +13,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from nni_gconv.errors import DataError
 
+#: Of fewer images the order of their labels may be chance.
+_TELLING = 32
+
 
 class Calibration:
     """Images, and labels where a criterion needs them, held in memory.
@@ -24,7 +27,7 @@ class Calibration:
         labels, such as a training loader yields. Use images of the training split as the network
         sees them in evaluation, without random crops.
     images : int, default 1024
-        At most so many are taken, the first ones.
+        At most so many are taken, the first ones; they have to come in random order.
     batch_size : int, default 256
         Images in one forward or backward pass where not all fit.
     keep_in : str or Path, optional
@@ -42,7 +45,8 @@ class Calibration:
     Raises
     ------
     DataError
-        There are no images, they differ in shape, or hold numbers that are not finite.
+        There are no images, they differ in shape, or hold numbers that are not finite; or they are
+        the first of many, and come class by class.
 
     Examples
     --------
@@ -103,7 +107,8 @@ def _gather(batches: Iterable[Any], most: int) -> tuple[Tensor, Tensor | None]:
     inputs: list[Tensor] = []
     labels: list[Tensor] = []
     count = 0
-    for batch in batches:
+    left = iter(batches)
+    for batch in left:
         images, *others = batch if isinstance(batch, tuple | list) else [batch]
         if not isinstance(images, Tensor):
             raise DataError(
@@ -123,4 +128,28 @@ def _gather(batches: Iterable[Any], most: int) -> tuple[Tensor, Tensor | None]:
             break
     if count < 2:
         raise DataError(f"calibration: {count} images; at least 2 are needed")
-    return torch.cat(inputs), torch.cat(labels) if len(labels) == len(inputs) else None
+    found = torch.cat(labels) if len(labels) == len(inputs) else None
+    cut = len(images) > len(inputs[-1])
+    if found is not None and _by_class(found) and (cut or next(left, None) is not None):
+        raise DataError(
+            f"calibration: the first {count} images come class by class, {len(found.unique())} in "
+            "all, and more follow: give them in random order, DataLoader(..., shuffle=True); where "
+            "labels say nothing, images alone: (x for x, _ in loader)"
+        )
+    return torch.cat(inputs), found
+
+
+def _by_class(labels: Tensor) -> bool:
+    """Tell whether the class changes far less often than in random order.
+
+    Examples
+    --------
+    >>> _by_class(torch.arange(64) // 32), _by_class(torch.arange(64) % 2)
+    (True, False)
+    """
+    if labels.dim() != 1 or labels.is_floating_point() or len(labels) < _TELLING:
+        return False
+    shares = labels.unique(return_counts=True)[1] / len(labels)
+    expected = len(labels) * (1 - float(shares.square().sum()))
+    changes = int((labels[1:] != labels[:-1]).sum())
+    return len(shares) == 1 or changes < expected / 4

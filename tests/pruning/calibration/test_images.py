@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from pruning_nets import plain_net, randomised
+from torch.utils.data import DataLoader, TensorDataset
 
 from nni_gconv import FPGMPruner, SecondOrderPruner, reconstruct
 from nni_gconv.errors import DataError
@@ -78,3 +79,46 @@ def test_a_network_that_takes_bytes_gets_them(look):
     model = Bytes(*randomised(plain_net()).eval()).eval()
     images = IMAGES.mul(40).add(128).clamp(0, 255).byte()
     look(model, images)
+
+
+def loader_of(labels, **options):
+    labels = torch.as_tensor(labels)
+    images = torch.randn(len(labels), 3, 4, 4)
+    return DataLoader(TensorDataset(images, labels), batch_size=16, **options)
+
+
+SORTED = torch.arange(10).repeat_interleave(20)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (SORTED, 4),  # as folders of images are read
+        (torch.zeros(80, dtype=torch.int64), 1),
+        (SORTED.view(10, 20).flip(0).flatten(), 4),
+    ],
+)
+@pytest.mark.parametrize("images", [64, 70])
+def test_the_first_images_of_a_sorted_loader_are_refused(labels, classes, images):
+    with pytest.raises(DataError, match=rf"{images} images come class by class, {classes} in all"):
+        Calibration(loader_of(labels), images=images)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        loader_of(SORTED, shuffle=True, generator=torch.Generator().manual_seed(0)),
+        loader_of(SORTED[:64]),  # all there are: their order says nothing
+        loader_of(torch.arange(200) % 10),
+        loader_of(torch.linspace(0, 1, 200)),  # no classes
+        loader_of(torch.zeros(200, 2, dtype=torch.int64)),
+        loader_of((torch.arange(200) == 50).long()),  # one of two classes is rare
+        [x for x, _ in loader_of(SORTED)],
+    ],
+)
+def test_other_orders_are_taken(loader):
+    assert len(Calibration(loader, images=64)) == 64
+
+
+def test_of_few_images_the_order_may_be_chance():
+    assert len(Calibration(loader_of(torch.zeros(200, dtype=torch.int64)), images=31)) == 31
