@@ -77,20 +77,6 @@ def seen_before(val: float, test: float, counts: tuple[int, int]) -> bool:
     return val - test > 5 * error
 
 
-def no_better_than_chance(accuracy: float, count: int, classes: int) -> bool:
-    """Tell whether an accuracy on `count` images is that of guessing one of `classes`.
-
-    That is where it lies within three standard errors of it, or below.
-
-    Examples
-    --------
-    >>> no_better_than_chance(0.12, 500, 10), no_better_than_chance(0.20, 500, 10)
-    (True, False)
-    """
-    chance = 1 / classes
-    return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
-
-
 def other_scale(model: nn.Module, used: Normalize) -> Normalize | None:
     """Return how a published network wants its pixels normalised, where that is not how they are.
 

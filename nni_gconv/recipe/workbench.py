@@ -21,13 +21,7 @@ from nni_gconv.profiling import Profile, profile
 from nni_gconv.pruning import TrainedPruner
 from nni_gconv.recipe.folder import TrialFolder
 from nni_gconv.recipe.latency import TimingCache
-from nni_gconv.recipe.measure import (
-    Accuracies,
-    accuracies,
-    no_better_than_chance,
-    other_scale,
-    seen_before,
-)
+from nni_gconv.recipe.measure import Accuracies, accuracies, other_scale, seen_before
 from nni_gconv.recipe.result import TrialResult
 from nni_gconv.recipe.schema import Recipe
 from nni_gconv.recipe.state_files import load_maps, save_maps
@@ -38,6 +32,7 @@ from nni_gconv.training import (
     TrainSettings,
     common_maps,
     evaluate,
+    no_better_than_chance,
     seed_everything,
 )
 from nni_gconv.training.data import load_data, make_loaders

@@ -27,10 +27,12 @@ from nni_gconv.pruning import (
     find_method,
     least_costs,
 )
+from nni_gconv.shrinking.known import images_known
 from nni_gconv.shrinking.report import ShrinkReport
 from nni_gconv.shrinking.request import (
     BY_WEIGHTS,
     Request,
+    acts_in_training,
     check_asked,
     check_options,
     check_trainer,
@@ -42,7 +44,9 @@ from nni_gconv.speedup import ModelSpeedup
 
 Masks = dict[str, dict[str, Tensor]]
 Train = Callable[[nn.Module], Any]
-_UNTRAINED = "no weight of the model it was given changed; does its optimizer hold another's?"
+_UNTRAINED = (
+    "trainer: no weight of the model it was given changed; does its optimizer hold another's?"
+)
 
 
 def shrink(  # noqa: PLR0913 - all that a person may want to say, each with a default
@@ -176,6 +180,7 @@ class _Shrinking:
     least: dict[str, float] = field(default_factory=dict)
     reconstruction: Reconstruction | None = None
     by_default: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def run(self, calibration: Any) -> tuple[nn.Module, ShrinkReport]:
         """Do all stages."""
@@ -190,7 +195,9 @@ class _Shrinking:
         if calibration is not None:
             with stages.stage("images") as stage:
                 self.images = Calibration.of(calibration)
-                stage.result = f"{len(self.images):,} calibration images"
+                known, odd = images_known(model, self.images)
+                self.notes += [odd] if odd else []
+                stage.result = f"{len(self.images):,} calibration images{known}"
         masks = self._group(model, traced)
         if self.request.budget and self.request.groups != "search":
             masks = self._chosen(model, traced, masks)
@@ -202,10 +209,9 @@ class _Shrinking:
             small = speedup.speedup_model()
             left = count(small, x)
             stage.result = f"{_costs_in_words(left)}; equal to the masked network"
-        done, tuned = speedup.report(), self._tune(small)
-        if tuned is None:
-            done = replace(done, notes=(*done.notes, f"trainer: {_UNTRAINED}"))
-        found = self._report(traced.counts, left, done, bool(tuned), self._latency(small))
+        tuned, done = self._tune(small), speedup.report()
+        done = replace(done, notes=(*self.notes, *done.notes))
+        found = self._report(traced.counts, left, done, tuned, self._latency(small))
         small.train(self.given.training)
         return small, found
 
@@ -305,8 +311,8 @@ class _Shrinking:
     def _note_least(self, pruner: ChannelPruner) -> None:
         self.least = least_costs(pruner.cost, pruner.sets, pruner.requests())
 
-    def _tune(self, small: nn.Module) -> bool | None:
-        """Train the small network, unless training was a part of the choice; None: in vain."""
+    def _tune(self, small: nn.Module) -> bool:
+        """Train the small network, unless training was a part of the choice."""
         how = self.how
         inside = acts_in_training(self.request.method.kind, how.options)
         if how.trainer is None or (inside and self.request.budget):
@@ -316,9 +322,11 @@ class _Shrinking:
             before = [weight.detach().clone() for weight in small.parameters()]
             how.trainer(small)
             now = list(small.parameters())
-            changed = len(now) != len(before) or not all(map(torch.equal, now, before))
-            stage.result = "the small network, by trainer" if changed else _UNTRAINED
-        return True if changed else None
+            if len(now) == len(before) and all(map(torch.equal, now, before)):
+                self.notes.append(_UNTRAINED)
+                return False
+            stage.result = "the small network, by trainer"
+        return True
 
     def _latency(self, small: nn.Module) -> float | None:
         if "latency" not in self.request.budget:
@@ -351,13 +359,6 @@ class _Shrinking:
             speedup=done,
             seconds=dict(self.stages.seconds),
         )
-
-
-def acts_in_training(kind: type[TrainedPruner], options: Mapping[str, Any]) -> bool:
-    """Tell whether a method does something while a network trains: by its hooks, or a schedule."""
-    hooks = ("prepare_training", "begin_training", "before_step", "after_step", "after_epoch")
-    own = any(getattr(kind, name) is not getattr(TrainedPruner, name) for name in hooks)
-    return own or options.get("schedule", "one-shot") != "one-shot"
 
 
 def _convolutions(model: nn.Module, layers: Sequence[str]) -> list[str]:

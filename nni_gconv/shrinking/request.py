@@ -174,3 +174,10 @@ def check_trainer(trainer: Callable[[nn.Module], Any] | None) -> None:
             f"trainer: expected a function that trains the model it is given, got "
             f"{type(trainer).__name__}"
         )
+
+
+def acts_in_training(kind: type[TrainedPruner], options: Mapping[str, Any]) -> bool:
+    """Tell whether a method does something while a network trains: by its hooks, or a schedule."""
+    hooks = ("prepare_training", "begin_training", "before_step", "after_step", "after_epoch")
+    own = any(getattr(kind, name) is not getattr(TrainedPruner, name) for name in hooks)
+    return own or options.get("schedule", "one-shot") != "one-shot"

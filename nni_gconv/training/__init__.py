@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nni_gconv.training.features import CommonMaps, FeatureTeacher, common_maps
     from nni_gconv.training.logs import MetricLog
     from nni_gconv.training.loop import fit
-    from nni_gconv.training.metrics import evaluate
+    from nni_gconv.training.metrics import evaluate, no_better_than_chance
     from nni_gconv.training.proxsgd import ProxSGD, gain_scale, group_soft_threshold
     from nni_gconv.training.recalibrate import recalibrate_bn
     from nni_gconv.training.seeding import seed_everything
@@ -45,6 +45,7 @@ __all__ = [
     "group_soft_threshold",
     "in_every_process",
     "make_evaluator",
+    "no_better_than_chance",
     "process_number",
     "recalibrate_bn",
     "seed_everything",
@@ -68,7 +69,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "features": ["CommonMaps", "FeatureTeacher", "common_maps"],
         "logs": ["MetricLog"],
         "loop": ["fit"],
-        "metrics": ["evaluate"],
+        "metrics": ["evaluate", "no_better_than_chance"],
         "proxsgd": ["ProxSGD", "gain_scale", "group_soft_threshold"],
         "recalibrate": ["recalibrate_bn"],
         "seeding": ["seed_everything"],

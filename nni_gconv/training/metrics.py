@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -101,3 +102,17 @@ def evaluate(
     if not count:
         raise DataError("there are no images to evaluate on")
     return Metrics(loss_sum / count, first / count, top5 / count, int(count))
+
+
+def no_better_than_chance(accuracy: float, count: int, classes: int) -> bool:
+    """Tell whether an accuracy on `count` images is that of guessing one of `classes`.
+
+    That is where it lies within three standard errors of it, or below.
+
+    Examples
+    --------
+    >>> no_better_than_chance(0.12, 500, 10), no_better_than_chance(0.20, 500, 10)
+    (True, False)
+    """
+    chance = 1 / classes
+    return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
