@@ -91,11 +91,7 @@ def other_scale(model: nn.Module, used: Normalize) -> Normalize | None:
     if says.get("mean") is None or says.get("std") is None:
         return None
     wanted = Normalize(mean=says["mean"], std=says["std"])
-    same = all(
-        len(a) == len(b) and all(map(math.isclose, a, b))
-        for a, b in ((wanted.mean, used.mean), (wanted.std, used.std))
-    )
-    return None if same else wanted
+    return None if wanted == used else wanted
 
 
 def measure_models(

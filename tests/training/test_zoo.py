@@ -604,6 +604,11 @@ def test_a_prefix_that_does_not_help_stays_in_the_message(tmp_path):
         load_weights(nn.Linear(2, 2, bias=False), tmp_path / "w.pt")
 
 
+def test_names_of_two_wrappers_are_not_thrown_together(tmp_path):
+    torch.save({"module.a": torch.ones(1), "_orig_mod.a": torch.zeros(1)}, tmp_path / "w.pt")
+    assert read_state_dict(tmp_path / "w.pt").keys() == {"module.a", "_orig_mod.a"}
+
+
 @pytest.mark.parametrize("classes", [10, 3])
 def test_a_new_head_on_weights_of_other_classes(tmp_path, classes):
     source = create_model("resnet8", 10)

@@ -253,11 +253,11 @@ def _describe_folder(
 
 def _classes(names: Sequence[str]) -> str:
     """Say how many there are, and where an order of numbers is not the one that is taken."""
-    odd = ""
-    if all(name.isdecimal() for name in names):
-        by_number = sorted(names, key=int)
-        moved = [i for i, (a, b) in enumerate(zip(names, by_number, strict=True)) if a != b]
-        if moved:
-            odd = f" in the order of text, as torchvision has them: {names[moved[0]]!r} is class "
-            odd += str(moved[0])
-    return f"{len(names)} classes{odd}"
+    said = f"{len(names)} classes"
+    if not all(name.isdecimal() for name in names):
+        return said
+    for number, (name, other) in enumerate(zip(names, sorted(names, key=int), strict=True)):
+        if name != other:
+            order = "in the order of text, as torchvision has them"
+            return f"{said} {order}: {name!r} is class {number}"
+    return said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         what = f"{_some(wrong)} is no tensor" if wrong else "it is empty"
         raise CheckpointError(f"{path}: not a state dict (name: tensor); {what}")
     state = {str(key): value for key, value in content.items()}
-    while all(key.partition(".")[0] in AROUND and "." in key for key in state):
+    while _first_part(state) in AROUND:
         state = {key.partition(".")[2]: value for key, value in state.items()}
     return state
 
@@ -123,10 +123,17 @@ def load_weights(
 def _renamed(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
     """Cut what wrappers left in names that the model has without it."""
     short = {key: ".".join(p for p in key.split(".") if p not in AROUND) for key in state}
-    if len({name.partition(".")[0] for name in short.values()}) == 1 and not own.keys() & state:
+    if _first_part(short.values()) and not own.keys() & state:
         inner = {key: name.partition(".")[2] for key, name in short.items()}
         short = inner if own.keys() & set(inner.values()) else short
     return {short[k] if k not in own and short[k] in own else k: v for k, v in state.items()}
+
+
+def _first_part(names: Iterable[str]) -> str:
+    """Return what all names have in front of their first dot, "" where they differ."""
+    parts = {tuple(name.partition(".")[:2]) for name in names}
+    first, dot = parts.pop() if len(parts) == 1 else ("", "")
+    return first if dot else ""
 
 
 def _masked(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
