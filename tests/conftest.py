@@ -2,18 +2,16 @@
 
 import gc
 import os
-import subprocess
+import shlex
+import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 
 # Before torch is imported, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
-
-import torch
 
 # Else matplotlib looks at every font of the machine anew in each home that a test makes.
 FONTS = Path(tempfile.gettempdir()) / f"nni-gconv-matplotlib-{os.getuid()}"
@@ -22,13 +20,33 @@ os.environ.setdefault("MPLCONFIGDIR", str(FONTS))
 # Some thousand tests' objects stay: looking at all of them so often takes a twentieth of the time.
 gc.set_threshold(10_000, 10, 10)
 
-if not torch.cuda.is_available():
-    # Else each torch.manual_seed keeps the whole stack for GPUs that never begin: milliseconds.
-    for kind in (torch.cuda, torch.xpu, torch.mtia):
-        kind.manual_seed_all = lambda _: None
-
 #: Folders whose tests wait for managers, servers and browsers.
 WAITING = ("experiment", "webui")
+
+
+def pytest_configure(config):
+    """Let workers be forked from one process that has loaded what all of them need."""
+    if "WARM_FOLDER" not in os.environ:
+        os.environ["WARM_FOLDER"] = tempfile.mkdtemp(prefix="nni-gconv-warm-")
+        os.environ["WARM_OWNER"] = str(os.getpid())
+    worker = shlex.join([sys.executable, str(Path(__file__).parent / "helpers/warm_worker.py")])
+    config.option.tx = [f"popen//python={worker}" for _ in config.getoption("tx", [])]
+    if not config.option.tx:
+        seed_quickly()
+
+
+def seed_quickly():
+    """Else each torch.manual_seed keeps the whole stack for GPUs that never begin: milliseconds."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for kind in (torch.cuda, torch.xpu, torch.mtia):
+            kind.manual_seed_all = lambda _: None
+
+
+def pytest_unconfigure():
+    if os.environ.get("WARM_OWNER") == str(os.getpid()):
+        shutil.rmtree(os.environ["WARM_FOLDER"])  # with it the processes end that it serves
 
 
 def pytest_xdist_auto_num_workers():
@@ -51,12 +69,16 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Let no test's weights depend on what ran before it."""
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef):
     """Nor on whether it is the first that asks for what several share."""
+    import torch
+
     if fixturedef.scope == "function":
         return (yield)
     with torch.random.fork_rng(devices=[]):
@@ -81,7 +103,7 @@ def clock(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory):
+def warm():
     """A function that lets an environment's commands be forked from a process that has torch.
 
     Loading it, or what NNI loads, takes seconds of each. All else is real: commands start NNI's
@@ -89,21 +111,13 @@ def warm(tmp_path_factory):
     `script` that is started as ``python SCRIPT`` is forked, too. What is forked is of another
     session and process group than what asks for it: not for tests of these.
     """
-    place = tmp_path_factory.mktemp("warm") / "socket"
+    from processes import warm_socket
+
     helpers = Path(__file__).parent / "helpers"
 
-    def paths(*given):
-        return os.pathsep.join(str(path) for path in given if path)
-
     def warmed(env, script=""):
-        path = paths(helpers / "warm", env.get("PYTHONPATH"))
-        return {**env, "PYTHONPATH": path, "WARM_SOCKET": str(place), "WARM_SCRIPT": str(script)}
+        path = os.pathsep.join(filter(None, [str(helpers / "warm"), env.get("PYTHONPATH")]))
+        place = warm_socket("plain")
+        return {**env, "PYTHONPATH": path, "WARM_SOCKET": place, "WARM_SCRIPT": str(script)}
 
-    env = {**os.environ, "PYTHONPATH": paths(helpers.parents[1], helpers)}
-    command = [sys.executable, "-W", "ignore", str(helpers / "warm_server.py"), str(place)]
-    with subprocess.Popen(command, env=env) as server:
-        while not place.exists():
-            assert server.poll() is None
-            time.sleep(0.1)
-        yield warmed
-        server.terminate()
+    return warmed

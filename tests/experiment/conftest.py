@@ -16,6 +16,7 @@ from nni_gconv.compat import EXPERIMENT_MARK, write_launch_files
 
 TRIAL = Path(__file__).parent / "stand_in_trial.py"
 ROOT = Path(__file__).parents[2]
+NNICTL = ROOT / "tests" / "helpers" / "patient_nnictl.py"
 
 BASE = {
     "experimentName": "stand-in",
@@ -26,15 +27,6 @@ BASE = {
     "tuner": {"name": "GridSearch"},
     "trainingService": {"platform": "local"},
 }
-
-
-# The real nnictl; but it gives its manager three seconds, which a busy machine may not.
-NNICTL = """
-import nni.experiment.launcher as own
-from nni.tools.nnictl.nnictl import parse_args
-own._check_rest_server.__defaults__ = (300, None)
-parse_args()
-"""
 
 
 @dataclass
@@ -101,7 +93,7 @@ class Workshop:
             "NODE_OPTIONS": " ".join(f"--require {launch / n}" for n in ("bind.js", "patience.js")),
         }
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", NNICTL, *args],
+            [sys.executable, "-W", "ignore", str(NNICTL), *args],
             env={**self.env, **more}, cwd=self.folder, capture_output=True, text=True, timeout=600,
             check=False,
         )  # fmt: skip
@@ -147,6 +139,13 @@ def workshop(cold_workshop: Workshop, warm) -> Workshop:
     """A workshop whose commands, dispatchers and trials are forked; signals to groups miss them."""
     cold_workshop.env = warm(cold_workshop.env, TRIAL.name)
     return cold_workshop
+
+
+@pytest.fixture
+def forked_probes(monkeypatch, warm):
+    """Let what looks at tuners be forked."""
+    for name, value in warm(dict(os.environ)).items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

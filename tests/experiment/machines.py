@@ -193,8 +193,9 @@ def _prepare(
         namespace = card = None
         host, port = f"127.0.0.{index + 2}", free_port(f"127.0.0.{index + 2}")
     quiet("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / f"host{index + 1}"))
+    helpers = ROOT / "tests" / "helpers"
     given = filter(None, [os.environ.get("PYTHONPATH")])
-    path = os.pathsep.join([str(FAKE_NVML), str(ROOT), *given])
+    path = os.pathsep.join([*map(str, (FAKE_NVML, ROOT, helpers / "warm", helpers)), *given])
     variables = {
         "HOME": str(home), "PYTHONPATH": path, "OMP_NUM_THREADS": "1",
         "TEST_MACHINE": str(home), "NNI_GCONV_SLOT_FOLDER": str(home / "slots"),

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-with contextlib.suppress(ImportError):  # on a machine of its own a trial takes NNI as it is
+with contextlib.suppress(ImportError):  # where another python runs it, NNI is as it is
     import light_nni  # noqa: F401
 import nni
 

@@ -9,6 +9,8 @@ from nni_gconv.errors import ConfigError
 from nni_gconv.experiment.checks.preflight import preflight
 from nni_gconv.experiment.checks.search_space import check_space
 
+pytestmark = pytest.mark.usefixtures("forked_probes")
+
 BASE = {
     "trialCommand": "python trial.py",
     "trialCodeDirectory": ".",

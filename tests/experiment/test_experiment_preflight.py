@@ -18,6 +18,8 @@ from nni_gconv.experiment.checks import as_json, threads
 
 from .conftest import BASE
 
+pytestmark = pytest.mark.usefixtures("forked_probes")
+
 RECIPE = {
     "model": {"name": "resnet20"},
     "data": {"name": "digits"},

@@ -405,7 +405,7 @@ def test_a_failed_pip_is_one_line(check, home, machines):
 
 @pytest.fixture(scope="module")
 def done(machines, tmp_path_factory, warm):
-    """``experiments/remote`` as it is shipped, on the two machines; several tests look at it."""
+    """``experiments/remote`` on the two machines, with fewer epochs; several tests look at it."""
     workshop = Workshop(tmp_path_factory.mktemp("done"))
     workshop.env = warm(workshop.env)
     trust(workshop.home, machines)
@@ -413,6 +413,9 @@ def done(machines, tmp_path_factory, warm):
     data = yaml.safe_load((folder / "experiment.yml").read_text())
     data["trainingService"]["machineList"] = [machine.entry for machine in machines]
     (folder / "experiment.yml").write_text(yaml.safe_dump(data))
+    recipe = yaml.safe_load((folder / "recipe.yml").read_text())
+    recipe["train"]["epochs"], recipe["finetune"]["epochs"] = 2, 1
+    (folder / "recipe.yml").write_text(yaml.safe_dump(recipe))
     return workshop, workshop.run("create", str(folder / "experiment.yml"), "--json", timeout=600)
 
 

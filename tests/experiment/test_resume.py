@@ -166,8 +166,9 @@ def kill(processes):
 
 
 @pytest.fixture
-def interrupted(tmp_path):
+def interrupted(tmp_path, warm):
     workshop = Interrupted(tmp_path)
+    workshop.env = warm(workshop.env, "trial.py")
     yield workshop
     for folder in workshop.experiments:
         end_processes(folder)

@@ -41,6 +41,7 @@ def grid(name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_probes")
 @pytest.mark.parametrize("name", NAMES)
 def test_they_pass_the_checks_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))

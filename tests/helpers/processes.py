@@ -1,15 +1,14 @@
 """The scripts beside this file in processes of their own, alone or as the ranks of one training.
 
 All are forked from one process that has loaded torch and NNI and done nothing else, since loading
-takes seconds of each. They share no state with a test, and can be killed.
+takes seconds of each; see ``warm_server.py``. They share no state with a test, and can be killed.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -19,9 +18,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+from warm.asking import Asked
+
 HERE = Path(__file__).parent
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pruner_cases", "pruning_nets", "nni_gconv.recipe.run"])
+#: As tests find it, before they change it.
+_ENVIRONMENT = dict(os.environ)
+#: Of one run of pytest, all its workers share it.
+_WARM = Path(_ENVIRONMENT["WARM_FOLDER"])
+_SECONDS = 120
+
+
+def warm_socket(name: str) -> str:
+    """Return a socket of this run's warm server, which is started if it is the first to ask."""
+    socket, started = _WARM / name, None
+    with FileLock(_WARM / "lock"):
+        if not (_WARM / "plain").exists():
+            given = _ENVIRONMENT.get("PYTHONPATH")
+            paths = os.pathsep.join(filter(None, [given, str(HERE)]))
+            words = [str(HERE / "warm_server.py"), str(_WARM), _ENVIRONMENT["WARM_OWNER"]]
+            started = subprocess.Popen(
+                [sys.executable, *words],
+                env={**_ENVIRONMENT, "PYTHONPATH": paths},
+                cwd=HERE,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _SECONDS
+        while not socket.exists():
+            assert time.monotonic() < deadline, f"no warm server in {_SECONDS} s"
+            assert started is None or started.poll() is None, "the warm server ended"
+            time.sleep(0.05)
+    return str(socket)
 
 
 @dataclass
@@ -41,52 +70,42 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _main(script: str, args: Sequence[str], env: dict[str, str], output: str) -> None:
-    """Be ``python script args``; torch's threads and seeds are those of a new process."""
-    said = os.open(output, os.O_WRONLY)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.argv = [script, *args]
-    runpy.run_path(script, run_name="__main__")
-
-
 class Running:
     """The processes of one script."""
 
     def __init__(self, script: str, args: Sequence[object], ranks: Sequence[dict[str, str]]):
         self._started = []
+        argv = [str(HERE / script), *map(str, args)]
+        place = warm_socket("nni")
         for rank in ranks:
             handle, output = tempfile.mkstemp(prefix=Path(script).stem)
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            env = {**os.environ, **rank}
+            process = Asked(place, argv, str(Path.cwd()), env, [nothing, handle, handle])
+            os.close(nothing)
             os.close(handle)
-            given = (str(HERE / script), [str(arg) for arg in args], {**os.environ, **rank}, output)
-            process = _CONTEXT.Process(target=_main, args=given)
-            process.start()
             self._started.append((process, Path(output)))
 
     def signal(self, number: int) -> bool:
         """Send a signal to the first process; False when it has ended already."""
         process = self._started[0][0]
-        if not process.is_alive():
+        if process.wait(0) is not None:
             return False
-        os.kill(process.pid, number)
+        process.signal(number)
         return True
 
     def finish(self) -> Finished:
         """Wait for the end of all; where one goes wrong the others are ended, as torchrun does."""
         processes = [process for process, _ in self._started]
         code = 0
-        while not code and any(process.is_alive() for process in processes):
-            time.sleep(0.01)
-            code = next((p.exitcode for p in processes if p.exitcode), 0)
+        while not code and None in (codes := [process.wait(0.01) for process in processes]):
+            code = next(filter(None, codes), 0)
         for process in processes:
-            if code:
-                process.kill()
-            process.join()
-        code = code or next((p.exitcode for p in processes if p.exitcode), 0)
+            process.signal(signal.SIGKILL)
+        code = code or next(filter(None, [process.wait() for process in processes]), 0)
         said = "".join(output.read_text() for _, output in self._started)
-        for _, output in self._started:
+        for process, output in self._started:
+            process.close()
             output.unlink()
         return Finished(code, said)
 

@@ -1,6 +1,7 @@
 """A process goes on in one that has loaded torch already; see the fixture ``warm``.
 
-Python imports this file when it starts, of a folder on PYTHONPATH.
+What cannot, since it is of another machine, and only loads NNI to see whether it does, loads it
+without what it has no use for. Python imports this file when it starts, of a folder on PYTHONPATH.
 """
 
 import os
@@ -11,26 +12,28 @@ MODULES = (
     "nni_gconv", "nni_gconv.compat.torchrun", "nni",
     "nni.tools.nni_manager_scripts.collect_version_info",
 )  # fmt: skip
+#: What looks at a tuner, as ``create`` starts it; nnictl.
+SCRIPTS = ("nni_gconv/experiment/checks/probe.py", "tests/helpers/patient_nnictl.py")
 
-asked = [word for word in sys.orig_argv[1:] if word != "-u"]  # torchrun says it
-known = asked[:1] == ["-m"] and asked[1] in MODULES
-if os.environ.get("WARM_SOCKET") and (known or asked[:1] == [os.environ.get("WARM_SCRIPT")]):
-    import json
+# torchrun says -u, the check of a tuner -W ignore.
+asked = [word for word in sys.orig_argv[1:] if word not in ("-u", "-W", "ignore")]
+first, second = [*asked, "", ""][:2]
+module = second if first == "-m" else ""
+forked = module in MODULES or first.endswith(SCRIPTS) or first == os.environ.get("WARM_SCRIPT", "-")
+if os.environ.get("WARM_SOCKET") and forked:
     import signal
-    import socket
 
-    words = json.dumps([asked, os.getcwd(), dict(os.environ)]).encode()  # noqa: PTH109
-    server = socket.socket(socket.AF_UNIX)
-    server.connect(os.environ["WARM_SOCKET"])
-    socket.send_fds(server, [len(words).to_bytes(4, "big")], [0, 1, 2])
-    server.sendall(words)
-    answers = server.makefile()
-    child = int(answers.readline())
+    from asking import Asked
+
+    here = os.getcwd()  # noqa: PTH109
+    child = Asked(os.environ["WARM_SOCKET"], asked, here, dict(os.environ), [0, 1, 2])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: os.kill(child, number))
-    code = int(answers.readline() or -signal.SIGKILL)
+        signal.signal(number, lambda number, _: child.signal(number))
+    code = child.wait()
     if code < 0:
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
+if module.startswith("nni.tools.nni_manager_scripts.") or second.startswith("import nni"):
+    import light_nni  # noqa: F401
