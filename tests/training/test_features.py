@@ -43,7 +43,7 @@ def cut(net, kind):
     """The small network, and the masked one it was made from."""
     pruner = (
         FPGMPruner(net, ALL, dummy_input=X) if kind == "cut"
-        else GroupConvPruner(net, GROUPS, dummy_input=X)
+        else GroupConvPruner(net, GROUPS, dummy_input=X, restarts=0)
     )  # fmt: skip
     _, masks = pruner.compress()
     pruner.unwrap_model()

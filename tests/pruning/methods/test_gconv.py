@@ -88,7 +88,7 @@ class TestCounts:
         image = torch.zeros(1, 1, 8, 8)
         dense = count(net, image).macs
         pruner = GroupConvPruner(
-            net, [{"op_types": ["Conv2d"]}], dummy_input=image, budget={"macs": 0.5}
+            net, [{"op_types": ["Conv2d"]}], dummy_input=image, budget={"macs": 0.5}, restarts=0
         )
         _, masks = pruner.compress()
         pruner.unwrap_model()
@@ -100,8 +100,9 @@ class TestCounts:
         net = create_model("preresnet11", num_classes=10)
         dense = count(net, IMAGE)
         pruner = GroupConvPruner(
-            net, [{"op_types": ["Conv2d"]}], dummy_input=IMAGE, budget={"macs": 0.5, "params": 0.6}
-        )
+            net, [{"op_types": ["Conv2d"]}], dummy_input=IMAGE, restarts=0,
+            budget={"macs": 0.5, "params": 0.6},
+        )  # fmt: skip
         _, masks = pruner.compress()
         pruner.unwrap_model()
         small, _ = converted(net, masks, IMAGE)
@@ -230,7 +231,7 @@ class TestPartitions:
     @pytest.mark.slow
     def test_at_most_one_gather_a_block_in_a_residual_network(self):
         net = create_model("resnet20", shortcut="B")
-        pruner = GroupConvPruner(net, ALL_FOUR, dummy_input=IMAGE)
+        pruner = GroupConvPruner(net, ALL_FOUR, dummy_input=IMAGE, restarts=0)
         _, masks = pruner.compress()
         pruner.unwrap_model()
         _, report = converted(net, masks, IMAGE)
@@ -288,7 +289,7 @@ class TestTogether:
         pruner = FPGMPruner(net, [{"op_names": ["3", "6"], "sparse_ratio": 0.5}], dummy_input=DIGIT)
         _, masks = pruner.compress()
         pruner.unwrap_model()
-        grouper = GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT, masks=masks)
+        grouper = GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT, masks=masks, restarts=0)
         _, both = grouper.compress()
         grouper.unwrap_model()
         small, _ = converted(net, both, DIGIT)
@@ -300,7 +301,7 @@ class TestTogether:
     def test_channels_of_a_grouped_network_are_pruned(self, options):
         net = bottleneck()
         dense = count(net, DIGIT).macs
-        grouper = GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT)
+        grouper = GroupConvPruner(net, ALL_FOUR, dummy_input=DIGIT, restarts=0)
         _, masks = grouper.compress()
         grouper.unwrap_model()
         entry = {"op_names": ["0", "3", "6", "9"], **({} if options else {"sparse_ratio": 0.5})}
@@ -358,7 +359,7 @@ class TestTogether:
             )  # fmt: skip
         grouper = GroupConvPruner(
             net, [{"op_types": ["Conv2d"]}], dummy_input=DIGIT, masks=masks,
-            budget={"macs": 0.32, "params": 0.5}, criterion=criterion,
+            budget={"macs": 0.32, "params": 0.5}, criterion=criterion, restarts=0,
         )  # fmt: skip
         _, both = grouper.compress()
         grouper.unwrap_model()
@@ -397,7 +398,7 @@ class TestTraining:
     def trained(self, tmp_path, net=None, epochs=2, resume=False, **options):
         net = net or bottleneck()
         evaluator = loop_evaluator(net, tmp_path, epochs=epochs, resume=resume, momentum=0.9)
-        pruner = GroupConvPruner(net, ALL_FOUR, evaluator, **options)
+        pruner = GroupConvPruner(net, ALL_FOUR, evaluator, **{"restarts": 0, **options})
         _, masks = pruner.compress(max_epochs=epochs)
         return pruner, masks
 
@@ -414,7 +415,8 @@ class TestTraining:
                     seen.append(float(space.target.detach()[space.mask == 0].abs().max()))
                     seen.append(float(state[space.mask == 0].abs().max()))
 
-        pruner = Watched(net, ALL_FOUR, loop_evaluator(net, tmp_path, epochs=2, momentum=0.9))
+        evaluator = loop_evaluator(net, tmp_path, epochs=2, momentum=0.9)
+        pruner = Watched(net, ALL_FOUR, evaluator, restarts=0)
         dense = net[6].weight.detach().clone()
         _, masks = pruner.compress(max_epochs=2)
         assert len(seen) > 50
@@ -480,6 +482,7 @@ class TestTraining:
                 net,
                 ALL_FOUR,
                 loop_evaluator(net, tmp_path / "cut", epochs=3, momentum=0.9),
+                restarts=0,
                 **options,
             ).compress(max_epochs=3)
         resumed, again = self.trained(
