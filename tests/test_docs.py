@@ -6,11 +6,17 @@ import ast
 import importlib
 import importlib.util
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+import short_nets
 import torch
+import torchvision
 from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from nni_gconv.training import zoo
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,6 +92,10 @@ def test_what_is_imported_exists(page):
 )
 def test_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # As many layers as on the page, and fewer channels of each.
+    narrow = partial(short_nets.narrow, Bottleneck, [3, 4, 6, 3], 1000)
+    monkeypatch.setattr(torchvision.models, "resnet50", narrow)
+    monkeypatch.setattr(zoo, "create_model", partial(zoo.create_model, width=0.5))
     page = next(page for page in PAGES if page.name == name)
     names = {"__name__": "__main__", **RUN[name]()}
     torch.manual_seed(0)

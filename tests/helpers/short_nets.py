@@ -29,7 +29,8 @@ class NarrowResNet(ResNet):
         return super()._make_layer(block, planes // 4, blocks, stride, dilate)
 
 
-def _narrow(block: type[nn.Module], blocks: list[int], num_classes: int) -> nn.Module:
+def narrow(block: type[nn.Module], blocks: list[int], num_classes: int) -> nn.Module:
+    """A ResNet of so many blocks a stage, a quarter as wide."""
     model = NarrowResNet(block, blocks)
     model.fc = nn.Linear(model.inplanes, num_classes)
     return model
@@ -37,12 +38,12 @@ def _narrow(block: type[nn.Module], blocks: list[int], num_classes: int) -> nn.M
 
 def basic(num_classes: int) -> nn.Module:
     """ResNet-18 and -34."""
-    return _narrow(BasicBlock, [2, 1, 1, 2], num_classes)
+    return narrow(BasicBlock, [2, 1, 1, 2], num_classes)
 
 
 def bottlenecks(num_classes: int) -> nn.Module:
     """ResNet-50 and -101, a quarter as wide again between blocks."""
-    return _narrow(NarrowBottleneck, [2, 1, 1, 1], num_classes)
+    return narrow(NarrowBottleneck, [2, 1, 1, 1], num_classes)
 
 
 def dense(num_classes: int) -> nn.Module:

@@ -24,6 +24,8 @@ from nni_gconv.groupconv.partition.assignment import balanced_assignment, group_
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Sides = dict[Hashable, Ints]
+#: A side and the number of a layer that touches it -> groups of the other side, what they earn.
+Known = dict[tuple[Hashable, int], tuple[Ints, Floats]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,17 +141,23 @@ class SharedSides:
         """Groups of a side as one of its layers counts them."""
         return groups[side] // (self.num_groups[side] // layer.num_groups)
 
-    def profit(self, side: Hashable, groups: Sides) -> Floats:
+    def profit(self, side: Hashable, groups: Sides, known: Known | None = None) -> Floats:
         """What each channel of a side earns in each group, from layers whose other side is known.
 
-        Shape (n, G of the side).
+        Shape (n, G of the side). What `known` holds of a layer is taken while the groups of its
+        other side are the same array, and kept there anew else.
         """
+        known = {} if known is None else known
         total: Floats | float = 0.0
-        for layer, scores, other in self.touching[side]:
+        for index, (layer, scores, other) in enumerate(self.touching[side]):
             if other in groups:
-                mass = group_mass(scores, self.of_layer(layer, other, groups), layer.num_groups)
-                repeats = self.num_groups[side] // layer.num_groups
-                total = total + np.repeat(mass @ layer.affinity, repeats, axis=1)
+                key = side, index
+                if key not in known or known[key][0] is not groups[other]:
+                    mass = group_mass(scores, self.of_layer(layer, other, groups), layer.num_groups)
+                    repeats = self.num_groups[side] // layer.num_groups
+                    earned = np.repeat(mass @ layer.affinity, repeats, axis=1)
+                    known[key] = groups[other], earned
+                total = total + known[key][1]
         return total  # type: ignore[return-value]
 
     def retained(self, groups: Sides) -> float:
@@ -175,11 +183,12 @@ class SharedSides:
     def alternate(self, groups: Sides) -> tuple[Sides, float]:
         """Assign every side exactly, and again what lies opposite to a change, until none gains."""
         groups = dict(groups)
+        known: Known = {}
         stale = dict.fromkeys(self.touching)
         while stale:
             side = next(iter(stale))
             del stale[side]
-            profit = self.profit(side, groups)
+            profit = self.profit(side, groups, known)
             found = balanced_assignment(profit)
             each = np.arange(len(found))
             before = float(profit[each, groups[side]].sum())
