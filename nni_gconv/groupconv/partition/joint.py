@@ -6,7 +6,8 @@ they split these channels alike. A shared side is then one unknown (:mod:`.sides
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from nni_gconv.groupconv.partition.sides import (
     connected,
     sided_layers,
 )
-from nni_gconv.groupconv.partition.solve import partition
+from nni_gconv.groupconv.partition.solve import BATCH_NUMBERS, partition, partition_many
 
 Floats = NDArray[np.float64]
 
@@ -77,67 +78,116 @@ def partition_joint(
     ([0, 1, 0, 1], [0, 1, 0, 1])
     """
     layers = sided_layers(scores, rows, columns, [np.eye(num_groups)] * len(scores))
-    found: dict[int, Partition] = {}
-    for members in connected(layers):
-        if len(members) == 1:
-            index = members[0]
-            found[index] = partition(scores[index], num_groups, restarts=restarts, seed=seed)
-            continue
-        sides = _solve([layers[i] for i in members], num_groups, restarts, seed)
-        for index in members:
-            layer, original = layers[index], np.asarray(scores[index], np.float64)
-            split = (sides[layer.row], sides[layer.column])
-            mass = retained_mass(original, *split)
-            bound = max(mass, upper_bound(original, num_groups, mass, steps=0))
-            found[index] = Partition(
-                *numbered_by_column(*split), mass, bound, float(original.sum())
-            )
+    parts = connected(layers)
+    alone = [members[0] for members in parts if len(members) == 1]
+    apart = partition_many([scores[i] for i in alone], num_groups, restarts=restarts, seed=seed)
+    found = dict(zip(alone, apart, strict=True))
+    for batch in _batches(layers, [members for members in parts if len(members) > 1]):
+        problems = [SharedSides([layers[i] for i in members]) for members in batch]
+        solved = _solve(problems, num_groups, restarts, seed)
+        for members, sides in zip(batch, solved, strict=True):
+            for index in members:
+                layer, original = layers[index], np.asarray(scores[index], np.float64)
+                split = (sides[layer.row], sides[layer.column])
+                mass = retained_mass(original, *split)
+                bound = max(mass, upper_bound(original, num_groups, mass, steps=0))
+                found[index] = Partition(
+                    *numbered_by_column(*split), mass, bound, float(original.sum())
+                )
     return [found[index] for index in range(len(layers))]
 
 
-def _anneal(
-    problem: SharedSides, groups: Sides, num_groups: int, chains: int, sweeps: int, seed: int
-) -> list[Sides]:
-    """Warm and cool copies of a solution; the heaviest first."""
-    rng = np.random.default_rng(seed)
-    joined = {
-        side: np.concatenate([scores for _, scores, _ in touching], axis=1)
-        for side, touching in problem.touching.items()
-    }
-    schedule = {
-        side: cooling(matrix, num_groups, chains, sweeps) for side, matrix in joined.items()
-    }
-    single = {side: matrix.astype(np.float32)[None] for side, matrix in joined.items()}
-    states = {side: np.repeat(g[:, None], chains, axis=1) for side, g in groups.items()}
-    for sweep in range(sweeps):
-        for side, touching in problem.touching.items():
-            others = np.concatenate([states[other] for *_, other in touching])
-            states[side] = exchange(
-                single[side], others, states[side], num_groups, schedule[side][sweep], rng
+def _batches(layers: Sequence[SidedLayer], parts: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Parts whose layers have the same shapes and share the same sides, such as equal blocks."""
+    alike: dict[tuple[Any, ...], list[list[int]]] = {}
+    for members in parts:
+        number: dict[Hashable, int] = {}
+        shape = tuple(
+            (
+                layers[index].scores.shape,
+                number.setdefault(layers[index].row, len(number)),
+                number.setdefault(layers[index].column, len(number)),
             )
-    copies = [{side: s[:, chain] for side, s in states.items()} for chain in range(chains)]
-    return sorted(copies, key=problem.retained, reverse=True)
+            for index in members
+        )
+        alike.setdefault(shape, []).append(members)
+    for batch in alike.values():
+        length = max(1, BATCH_NUMBERS // sum(layers[index].scores.size for index in batch[0]))
+        yield from (batch[i : i + length] for i in range(0, len(batch), length))
 
 
-def _solve(layers: Sequence[SidedLayer], num_groups: int, restarts: int, seed: int) -> Sides:
-    """Best groups found for all sides: several starts, then annealing of the best."""
-    problem = SharedSides(layers)
+def _anneal(
+    problems: Sequence[SharedSides],
+    starts: Sequence[Sides],
+    num_groups: int,
+    chains: int,
+    sweeps: int,
+    seed: int,
+) -> list[list[Sides]]:
+    """Warm and cool copies of a solution of each problem; the heaviest first.
+
+    Problems are alike, but for the names of their sides, which stand in the same order. All meet
+    the same random numbers, so each ends as it would alone.
+    """
+    rng = np.random.default_rng(seed)
+    names = [list(problem.touching) for problem in problems]
+    opposite = [[names[0].index(other) for *_, other in t] for t in problems[0].touching.values()]
+    single, schedule, states = [], [], []
+    for place in range(len(opposite)):
+        matrices = [
+            np.concatenate([scores for _, scores, _ in problem.touching[sides[place]]], axis=1)
+            for problem, sides in zip(problems, names, strict=True)
+        ]
+        single.append(np.stack(matrices).astype(np.float32))
+        cooled = [cooling(matrix, num_groups, chains, sweeps) for matrix in matrices]
+        schedule.append(np.concatenate(cooled, axis=1))
+        first = [start[sides[place]] for start, sides in zip(starts, names, strict=True)]
+        states.append(np.repeat(np.stack(first).T, chains, axis=1))
+    for sweep in range(sweeps):
+        for place, others in enumerate(opposite):
+            states[place] = exchange(
+                single[place], np.concatenate([states[other] for other in others]), states[place],
+                num_groups, schedule[place][sweep], rng,
+            )  # fmt: skip
+    found = []
+    for index, (problem, sides) in enumerate(zip(problems, names, strict=True)):
+        copies = [
+            {side: state[:, chain] for side, state in zip(sides, states, strict=True)}
+            for chain in range(index * chains, (index + 1) * chains)
+        ]
+        found.append(sorted(copies, key=problem.retained, reverse=True))
+    return found
+
+
+def _solve(
+    problems: Sequence[SharedSides], num_groups: int, restarts: int, seed: int
+) -> list[Sides]:
+    """Best groups found for all sides of each: several starts, then annealing of the best."""
+    best = [_first(problem, num_groups) for problem in problems]
+    if restarts:
+        items = sum(map(len, best[0][0].values()))
+        sweeps = default_sweeps(items, items // len(problems[0].layers), num_groups, restarts)
+        starts = [groups for groups, _ in best]
+        warmed = _anneal(problems, starts, num_groups, restarts, sweeps, seed)
+        for index, (problem, copies) in enumerate(zip(problems, warmed, strict=True)):
+            for copied in copies[:2]:
+                groups, mass = problem.alternate(copied)
+                if mass > best[index][1]:
+                    best[index] = groups, mass
+    return [groups for groups, _ in best]
+
+
+def _first(problem: SharedSides, num_groups: int) -> tuple[Sides, float]:
+    """Groups and their mass, from the layers' own partitions."""
     best: Sides = {}
     most = -np.inf
     # Starting from a layer that gains much by a good partition pays more than from a large one.
-    apart = [partition(x.scores, num_groups, restarts=0) for x in layers]
+    apart = [partition(x.scores, num_groups, restarts=0) for x in problem.layers]
     gain = [p.fraction for p in apart]
     for index in np.argsort(-np.array(gain), kind="stable")[:_STARTS]:
-        layer, start = layers[index], apart[index]
+        layer, start = problem.layers[index], apart[index]
         groups = problem.spread({layer.row: start.row_groups, layer.column: start.col_groups})
         groups, mass = problem.alternate(groups)
         if mass > most:
             best, most = groups, mass
-    if restarts:
-        items = sum(map(len, best.values()))
-        sweeps = default_sweeps(items, items // len(layers), num_groups, restarts)
-        for copied in _anneal(problem, best, num_groups, restarts, sweeps, seed)[:2]:
-            groups, mass = problem.alternate(copied)
-            if mass > most:
-                best, most = groups, mass
-    return best
+    return best, most

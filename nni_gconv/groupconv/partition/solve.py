@@ -32,7 +32,7 @@ _CYCLES, _FINISHED = 2, 2
 #: A large matrix is annealed with fewer chains, but at least 2, to afford this many sweeps.
 _FEWEST, _ENOUGH_SWEEPS = 2, 200
 #: Scores of equal layers that are annealed together, at most.
-_BATCH_NUMBERS = 1 << 19
+BATCH_NUMBERS = 1 << 19
 
 
 def partition(
@@ -221,7 +221,7 @@ def _batches(problems: Sequence[_Problem]) -> list[list[int]]:
         kinds.setdefault((*problem.original.shape, problem.num_groups), []).append(index)
     batches = []
     for (rows, cols, _), members in kinds.items():
-        length = max(1, _BATCH_NUMBERS // (rows * cols))
+        length = max(1, BATCH_NUMBERS // (rows * cols))
         batches += [members[i : i + length] for i in range(0, len(members), length)]
     return sorted(batches, key=lambda batch: -problems[batch[0]].original.size)
 

@@ -96,6 +96,31 @@ def test_annealing_never_retains_less_and_a_seed_repeats():
     assert [p.row_groups.tolist() for p in best] == [p.row_groups.tolist() for p in again]
 
 
+@pytest.mark.slow
+def test_equal_blocks_are_split_together_as_each_is_alone():
+    """In one batch where shapes and sharing are the same; the second block shares otherwise."""
+    rng = np.random.default_rng(4)
+    shapes = [(8, 16), (8, 8), (16, 8)]
+    sharing = [(("a", "b", "c"), ("i", "a", "b")), (("a", "b", "c"), ("c", "a", "b"))]
+    blocks = []
+    for number, (rows, columns) in enumerate([sharing[0], sharing[1], sharing[0]]):
+        scores = [rng.random(shape) ** 3 for shape in shapes]
+        names = [[f"{number}{side}" for side in sides] for sides in (rows, columns)]
+        blocks.append((scores, *names))
+    # Not one block after the other: the first layers of all, the second, the third.
+    mixed: tuple[list, list, list] = ([], [], [])
+    for layer, block in itertools.product(range(len(shapes)), blocks):
+        for whole, part in zip(mixed, block, strict=True):
+            whole.append(part[layer])
+    together = partition_joint(*mixed, 4, restarts=2)
+    for number, block in enumerate(blocks):
+        for layer, alone in enumerate(partition_joint(*block, 4, restarts=2)):
+            found = together[layer * len(blocks) + number]
+            assert np.array_equal(found.row_groups, alone.row_groups)
+            assert np.array_equal(found.col_groups, alone.col_groups)
+            assert found.bound == alone.bound
+
+
 def test_a_layer_without_score_is_split_all_the_same():
     parts = partition_joint([np.zeros((4, 4)), np.ones((4, 4))], ["a", "b"], ["i", "a"], 2)
     assert [p.fraction for p in parts] == [1.0, 0.5]
