@@ -30,8 +30,9 @@ def pytest_configure(config):
         os.environ["WARM_FOLDER"] = tempfile.mkdtemp(prefix="nni-gconv-warm-")
         os.environ["WARM_OWNER"] = str(os.getpid())
     worker = shlex.join([sys.executable, str(Path(__file__).parent / "helpers/warm_worker.py")])
-    config.option.tx = [f"popen//python={worker}" for _ in config.getoption("tx", [])]
-    if not config.option.tx:
+    given = config.getoption("tx", [])
+    config.option.tx = [f"popen//python={worker}" if tx == "popen" else tx for tx in given]
+    if not given or hasattr(config, "workerinput"):  # tests run in this process
         seed_quickly()
 
 
