@@ -47,7 +47,8 @@ def seed_quickly():
 
 def pytest_unconfigure():
     if os.environ.get("WARM_OWNER") == str(os.getpid()):
-        shutil.rmtree(os.environ["WARM_FOLDER"])  # with it the processes end that it serves
+        # With it the processes end that it serves.
+        shutil.rmtree(os.environ["WARM_FOLDER"], ignore_errors=True)
 
 
 def pytest_xdist_auto_num_workers():
