@@ -17,15 +17,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def test_the_quickstart_gives_small_networks_that_are_nearly_as_good(workshop, still_running):
     output = workshop.folder / "kept"
     # How sure latencies are is not looked at here, nor which form of a layer is the quickest.
-    short = ["report.latency.max_seconds=1", "export.optimize=false", "finetune.epochs=5"]
-    command = (
-        "quickstart",
-        "--json",
-        "--output",
-        str(output),
-        *(x for o in short for x in ("-o", o)),
-    )
-    finished = workshop.run(*command, timeout=850)
+    short = "report.latency.max_seconds=1", "export.optimize=false", "finetune.epochs=5"
+    changes = [word for change in short for word in ("-o", change)]
+    finished = workshop.run("quickstart", "--json", "--output", str(output), *changes, timeout=850)
     assert finished.code == 0, finished.err
     rows = json.loads(finished.out)
     compared = {(row["method"], row["budget"]["macs"]) for row in rows}

@@ -31,7 +31,7 @@ _SECONDS = 120
 
 def warm_socket(name: str) -> str:
     """Return a socket of this run's warm server, which is started if it is the first to ask."""
-    socket, started = _WARM / name, None
+    place, started = _WARM / name, None
     with FileLock(_WARM / "lock"):
         if not (_WARM / "plain").exists():
             given = _ENVIRONMENT.get("PYTHONPATH")
@@ -46,11 +46,11 @@ def warm_socket(name: str) -> str:
                 start_new_session=True,
             )
         deadline = time.monotonic() + _SECONDS
-        while not socket.exists():
+        while not place.exists():
             assert time.monotonic() < deadline, f"no warm server in {_SECONDS} s"
             assert started is None or started.poll() is None, "the warm server ended"
             time.sleep(0.05)
-    return str(socket)
+    return str(place)
 
 
 @dataclass

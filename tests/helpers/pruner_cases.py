@@ -89,3 +89,8 @@ GROUP_PRUNERS = {
     "shuffle": ShufflePruner,
     "shuffle-ramp": partial(ShufflePruner, schedule={"name": "linear", "end": 2}),
 }
+
+
+def taken_apart(make):
+    """The class of a case, and the options it is made with."""
+    return getattr(make, "func", make), getattr(make, "keywords", {})

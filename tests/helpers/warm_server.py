@@ -154,8 +154,6 @@ def serve(place: Path, wanted: Callable[[], bool]) -> None:
                     asker.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     for child in running.values():
         os.kill(child, signal.SIGKILL)
-    shutil.rmtree(place.parent, ignore_errors=True)
-    os._exit(0)  # some libraries complain of what an interpreter that ends leaves
 
 
 def load_for_tests() -> None:
@@ -176,12 +174,13 @@ def main() -> None:
     def wanted() -> bool:
         return folder.is_dir() and psutil.pid_exists(owner)
 
-    if os.fork():
-        serve(folder / "plain", wanted)
-    else:
+    name = "plain" if os.fork() else "nni"
+    if name == "nni":
         load_for_tests()
         gc.freeze()
-        serve(folder / "nni", wanted)
+    serve(folder / name, wanted)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)  # some libraries complain of what an interpreter that ends leaves
 
 
 if __name__ == "__main__":

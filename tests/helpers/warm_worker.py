@@ -3,14 +3,12 @@
 pytest-xdist starts it as ``python`` with the options ``-u -c CODE``; see ``pytest_configure``.
 """
 
-import os
 import signal
 import sys
-from pathlib import Path
 
 from processes import warm_socket
-from warm.asking import Asked
+from warm.asking import stand_for
 
-asked = Asked(warm_socket("nni"), sys.argv[-2:], str(Path.cwd()), dict(os.environ), [0, 1, 2])
+place = warm_socket("nni")  # before: what it starts would ignore the signal, too, and all it forks
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the session ends its workers itself
-sys.exit(asked.wait())
+stand_for(place, sys.argv[-2:])

@@ -10,7 +10,7 @@ import torch
 from mask_tools import Stop, seeded
 from nni.compression.pruning import AGPPruner, LinearPruner
 from processes import written_by_ranks
-from pruner_cases import GROUP_PRUNERS
+from pruner_cases import GROUP_PRUNERS, taken_apart
 from pruning_nets import GroupBlock, conv, loop_evaluator, mobile_net, plain_net, randomised
 from torch import nn
 
@@ -31,11 +31,6 @@ DIGIT = torch.zeros(1, 1, 8, 8)
 def make(request):
     """The class of a pruner, or what makes one of it with its options."""
     return GROUP_PRUNERS[request.param]
-
-
-def kind(make):
-    """Its class."""
-    return getattr(make, "func", make)
 
 
 def chain():
@@ -93,16 +88,17 @@ class TestIdiom:
         first = make(net, [{"op_names": ["2"], "num_groups": 2}], dummy_input=SMALL)
         first.compress()
         config = [{"op_names": ["4"], "num_groups": 4}]
-        second = kind(make).from_compressor(first, config, dummy_input=SMALL)
+        kind, options = taken_apart(make)
+        second = kind.from_compressor(first, config, dummy_input=SMALL, **options)
         masks = second.compress()[1]
         assert groups_of(assert_small_equals_masked(net, second, masks, SMALL)) == [1, 2, 4]
 
     def test_from_compressor_refuses_layers_that_are_masked_already(self, make):
         first = make(chain(), TWO, dummy_input=SMALL)
         with pytest.raises(ConfigError, match="from_compressor: 4 is masked by the earlier pruner"):
-            kind(make).from_compressor(
-                first, [{"op_names": ["4"], "num_groups": 4}], dummy_input=SMALL
-            )
+            kind, options = taken_apart(make)
+            config = [{"op_names": ["4"], "num_groups": 4}]
+            kind.from_compressor(first, config, dummy_input=SMALL, **options)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_channels_pruned_before_are_left_out_of_groups(self, make, seed):
@@ -113,9 +109,10 @@ class TestIdiom:
         config = [{"op_names": ["2", "4"], "num_groups": 2}]
         if make is ShufflePruner:
             with pytest.raises(ConfigError, match=r"from_compressor: .* silences channels of 2;"):
-                kind(make).from_compressor(first, config, dummy_input=SMALL)
+                make.from_compressor(first, config, dummy_input=SMALL)
             return
-        second = kind(make).from_compressor(first, config, dummy_input=SMALL)
+        kind, options = taken_apart(make)
+        second = kind.from_compressor(first, config, dummy_input=SMALL, **options)
         small = assert_small_equals_masked(net, second, second.compress()[1], SMALL)
         assert [small[0].out_channels, *groups_of(small)] == [4, 1, 2, 2]
 

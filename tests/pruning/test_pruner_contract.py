@@ -14,7 +14,7 @@ import torch
 from mask_process import digests
 from mask_tools import alive, seeded, widths
 from processes import HERE, run
-from pruner_cases import HAVE_A_GOAL, PRUNERS
+from pruner_cases import HAVE_A_GOAL, PRUNERS, taken_apart
 from pruning_nets import GroupBlock, conv, mobile_net, plain_net, randomised
 from torch import nn
 
@@ -91,7 +91,7 @@ class TestIdiom:
         x = torch.randn(2, 3, 8, 8)
         first = make(net, [{"op_names": ["0"], "sparse_ratio": 0.5}], dummy_input=SMALL)
         first.compress()
-        kind, options = getattr(make, "func", make), getattr(make, "keywords", {})
+        kind, options = taken_apart(make)
         config = [{"op_names": ["2"], "sparse_ratio": 0.75}]
         second = kind.from_compressor(first, config, dummy_input=SMALL, **options)
         masks = second.compress()[1]
@@ -107,7 +107,7 @@ class TestIdiom:
 
     def test_from_compressor_refuses_layers_that_are_masked_already(self, make):
         first = make(seeded(plain_net), HALF, dummy_input=SMALL)
-        kind, options = getattr(make, "func", make), getattr(make, "keywords", {})
+        kind, options = taken_apart(make)
         with pytest.raises(ConfigError, match="from_compressor: 2 is masked by the earlier pruner"):
             config = [{"op_names": ["2"], "sparse_ratio": 0.75}]
             kind.from_compressor(first, config, dummy_input=SMALL, **options)

@@ -23,7 +23,7 @@ from nni_gconv.groupconv.partition.sides import (
     connected,
     sided_layers,
 )
-from nni_gconv.groupconv.partition.solve import BATCH_NUMBERS, partition, partition_many
+from nni_gconv.groupconv.partition.solve import BATCH_NUMBERS, partition
 
 Floats = NDArray[np.float64]
 
@@ -79,9 +79,11 @@ def partition_joint(
     """
     layers = sided_layers(scores, rows, columns, [np.eye(num_groups)] * len(scores))
     parts = connected(layers)
-    alone = [members[0] for members in parts if len(members) == 1]
-    apart = partition_many([scores[i] for i in alone], num_groups, restarts=restarts, seed=seed)
-    found = dict(zip(alone, apart, strict=True))
+    found = {
+        index: partition(scores[index], num_groups, restarts=restarts, seed=seed)
+        for index, *others in parts
+        if not others
+    }
     for batch in _batches(layers, [members for members in parts if len(members) > 1]):
         problems = [SharedSides([layers[i] for i in members]) for members in batch]
         solved = _solve(problems, num_groups, restarts, seed)

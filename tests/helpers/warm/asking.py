@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 from collections.abc import Sequence
+from typing import NoReturn
 
 
 class Asked:
@@ -30,7 +31,6 @@ class Asked:
         self._server.sendall(words)
         self._answers = self._server.makefile()
         self.pid = int(self._answers.readline())
-
         self._code: int | None = None
 
     def wait(self, seconds: float | None = None) -> int | None:
@@ -40,10 +40,25 @@ class Asked:
         return self._code
 
     def signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        """Send it a signal, unless it has ended and its number may be another's."""
+        if self.wait(0) is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def close(self) -> None:
         self._answers.close()
         self._server.close()
+
+
+def stand_for(place: str, argv: Sequence[str], *signals: int) -> NoReturn:
+    """Let the server at `place` be this process: pass `signals` on, and end as what it forks."""
+    child = Asked(place, argv, os.getcwd(), dict(os.environ), [0, 1, 2])  # noqa: PTH109
+    for number in signals:
+        signal.signal(number, lambda number, _: child.signal(number))
+    code = child.wait()
+    assert code is not None
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)

@@ -23,17 +23,8 @@ forked = module in MODULES or first.endswith(SCRIPTS) or first == os.environ.get
 if os.environ.get("WARM_SOCKET") and forked:
     import signal
 
-    from asking import Asked
+    from asking import stand_for
 
-    here = os.getcwd()  # noqa: PTH109
-    child = Asked(os.environ["WARM_SOCKET"], asked, here, dict(os.environ), [0, 1, 2])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: child.signal(number))
-    code = child.wait()
-    if code < 0:
-        if -code != signal.SIGKILL:
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    os._exit(code)
+    stand_for(os.environ["WARM_SOCKET"], asked, signal.SIGINT, signal.SIGTERM)
 if module.startswith("nni.tools.nni_manager_scripts.") or second.startswith("import nni"):
     import light_nni  # noqa: F401

@@ -14,7 +14,6 @@ from nni.compression import TorchEvaluator
 from processes import written_by_ranks
 from pruning_nets import GroupBlock, conv, loop_evaluator, plain_net, randomised
 from torch import nn
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from nni_gconv import GSparsityPruner, ModelSpeedup, ProxSGD
 from nni_gconv.errors import BudgetError, ConfigError
@@ -592,14 +591,12 @@ def test_the_folded_score_of_a_layer_without_a_norm_is_its_own():
 
 
 @pytest.mark.slow
-def test_the_shipped_recipe_removes_filters_of_bottlenecks(tmp_path):
-    """Their inner convolutions, and nothing else; two blocks a stage, small images, large gains."""
+def test_the_shipped_recipe_removes_filters_of_a_resnet50(tmp_path):
+    """The inner convolutions of its bottlenecks, and nothing else; small images, a large gain."""
     recipe = load_recipe(CONFIGS / "gsparsity" / "imagenet-resnet50-conv12.yml", {})
     config = [{**entry, "gain": 1e5 * entry["gain"]} for entry in recipe.prune.config_list]
-    net = seeded(lambda: ResNet(Bottleneck, [2, 2, 2, 2], num_classes=10))
-    net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    net = seeded(lambda: create_model("torchvision:resnet50", num_classes=10, in_channels=1))
     dense = {n: m.out_channels for n, m in net.named_modules() if isinstance(m, nn.Conv2d)}
-    size = sum(p.numel() for p in net.parameters())
     evaluator = loop_evaluator(net, tmp_path, batch=4, train_size=28, name="ProxSGD", lr=0.99)
     # Seven steps in place of 450,000: what dies has become small, not yet as small as it will be.
     options = {**recipe.prune.options, "threshold": 1e-3}
@@ -610,10 +607,10 @@ def test_the_shipped_recipe_removes_filters_of_bottlenecks(tmp_path):
     speedup.speedup_model()
     removed = {layer.name: layer.removed for layer in speedup.report().layers if layer.removed}
     inner = {name for name in removed if name in dense}
-    assert len(inner) >= 8
+    assert len(inner) >= 16
     assert all(name.endswith(("conv1", "conv2")) and "layer" in name for name in inner)
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d) and name.endswith(("conv3", "downsample.0")):
             assert module.out_channels == dense[name]
     left = sum(p.numel() for p in net.parameters())
-    assert 0.2 < left / size < 0.8
+    assert 0.2e7 < left < 1.8e7  # of 23.5 million
