@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,11 @@ class Events:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+            # TensorBoard reads files in the order of their names, which hold the second and then
+            # a plain count: of two that begin in one second, 10 would be read before 9.
+            seconds = {file.name.split(".")[3] for file in self._files()}
+            while f"{int(time.time()):010d}" in seconds:
+                time.sleep(0.02)
             self._writer = SummaryWriter(str(self._folder))
         return self._writer
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from nni_gconv import compat
 from nni_gconv.errors import ConfigError, DataError
@@ -20,7 +21,9 @@ from nni_gconv.training.logs.metric_log import MetricLog
 RECORD = {"loss": 0.5, "val_accuracy": 0.75, "lr": 0.1, "sparsity": 0.25}
 
 
-def test_tensorboard_events(tmp_path):
+def test_tensorboard_events(tmp_path, monkeypatch):
+    # Names of files count the writers of a process, and TensorBoard sorts names as text.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     with MetricLog(tmp_path, nni=False) as log:
         log.write("train", 1, RECORD)
         log.write("train", 2, {**RECORD, "loss": 0.25})
