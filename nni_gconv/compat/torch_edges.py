@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -149,17 +149,22 @@ def reason_of(error: BaseException) -> str:
 def flop_formulas() -> dict[Any, Any]:
     """Return formulas that torch's FLOP counter lacks in some of the versions we support.
 
-    Attention on the CPU has a kernel of its own, whose formula came after torch 2.6; without it a
+    Attention on the CPU has a kernel of its own, whose formula came with torch 2.15; without it a
     transformer would count as if attention were free.
     """
     import torch
     from torch.utils import flop_counter
 
+    def attention(
+        query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+    ) -> int:
+        return flop_counter.sdpa_flop_count(query, key, value)
+
     name = "_scaled_dot_product_flash_attention_for_cpu"
     packet = getattr(torch.ops.aten, name, None)
     if packet is None or packet in flop_counter.flop_registry:
         return {}
-    return {packet: flop_counter.sdpa_flop}
+    return {packet: attention}
 
 
 @contextlib.contextmanager
