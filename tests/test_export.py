@@ -53,6 +53,13 @@ def suffix(request):
     return request.param
 
 
+def test_a_torch_that_writes_no_onnx_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("nni_gconv.compat.torch_edges.version", lambda _: "2.6.0+cu124")
+    with pytest.raises(ConfigError, match=r"torch 2\.7 or newer \(this is 2\.6\.0.*pip install"):
+        export_model(group_net(), torch.zeros(1, 3, 8, 8), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_group_convolution_with_any_batch(tmp_path, suffix):
     net = group_net()

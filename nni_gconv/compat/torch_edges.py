@@ -11,13 +11,20 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from packaging.version import Version
 
 from nni_gconv.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+#: Torch 2.6 cannot turn a batch norm into ONNX with the onnxscript of today.
+_ONNX_TORCH = "2.7"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -183,11 +190,23 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def missing_for_onnx() -> list[str]:
+    """Name what ONNX files need and this installation lacks."""
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    with contextlib.suppress(PackageNotFoundError):
+        found = version("torch")
+        if Version(found) < Version(_ONNX_TORCH):
+            missing.append(f"torch {_ONNX_TORCH} or newer (this is {found})")
+    return missing
+
+
 def check_onnx() -> None:
-    """Raise a ConfigError where a package that ONNX files need is not installed."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"export to ONNX needs {package}: pip install 'nni-gconv[export]'")
+    """Raise a ConfigError where a package that ONNX files need is missing or too old."""
+    missing = missing_for_onnx()
+    if missing:
+        needed = ", ".join(missing)
+        raise ConfigError(f"export to ONNX needs {needed}: pip install 'nni-gconv[export]'")
 
 
 def export_onnx(
@@ -202,13 +221,13 @@ def export_onnx(
 
     check_onnx()
     with _quiet(), contextlib.redirect_stdout(io.StringIO()):
+        # Given the model itself, torch 2.7 and 2.8 would go on with one branch of a forward whose
+        # operators depend on values.
         torch.onnx.export(
-            model,
-            args,
+            _exported(model, args, kwargs, dynamic_shapes),
+            (),
             str(path),
-            kwargs=kwargs or None,
             dynamo=True,
-            dynamic_shapes=dynamic_shapes,
             external_data=False,
             verbose=False,
         )
@@ -239,11 +258,19 @@ def save_exported_program(
     """Write a ``.pt2`` file."""
     import torch
 
-    with _quiet(), torch.no_grad(), path.open("wb") as file:
-        program = torch.export.export(
+    with _quiet(), path.open("wb") as file:
+        torch.export.save(_exported(model, args, kwargs, dynamic_shapes), file)
+
+
+def _exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    import torch
+
+    with torch.no_grad():
+        return torch.export.export(
             model, args, kwargs or None, dynamic_shapes=dynamic_shapes, strict=False
         )
-        torch.export.save(program, file)
 
 
 def load_exported_program(path: Path) -> Any:

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nni_gconv import compat
 from nni_gconv.installation.finding import Finding, last, load, run, version
 
 
@@ -207,10 +208,10 @@ def _tensorboard() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    missing = [n for n in ("onnx", "onnxruntime", "onnxscript") if version(n)[0] == "("]
+    missing = compat.missing_for_onnx()
     if missing:
         yield Finding(
-            "extras", "note", f"no {', '.join(missing)}: ONNX cannot be written",
+            "extras", "note", f"ONNX cannot be written, which needs {', '.join(missing)}",
             "pip install 'nni-gconv[export]'",
         )  # fmt: skip
     else:

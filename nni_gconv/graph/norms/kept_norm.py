@@ -98,8 +98,9 @@ def normalise(
     square = torch.linalg.vector_norm(y, dim=dims, keepdim=True).square()
     count = math.prod(x.shape[d] for d in dims)
     scale = torch.rsqrt(square * (share / count) + zeros + eps)
-    # What nobody else has, and no gradient needs, is changed where it is.
-    own = centered and not torch.is_grad_enabled()
+    # What nobody else has, and no gradient needs, is changed where it is; torch 2.7 cannot turn
+    # such an operator into ONNX.
+    own = centered and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     y = (y.mul_(scale) if own else y * scale).to(x.dtype)
     if weight is not None:
         weight = _placed(weight, y, dims)

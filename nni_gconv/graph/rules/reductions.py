@@ -22,7 +22,7 @@ _NEUTRAL = frozenset({"sum", "norm", "linalg_vector_norm"})
 _LARGEST = frozenset({"amax", "max"})
 #: Through these a factor of a mean reaches the layer that can undo it.
 _MOVES = frozenset(
-    "cat view reshape flatten unflatten squeeze unsqueeze permute transpose clone".split()
+    "cat view reshape flatten unflatten squeeze unsqueeze permute transpose slice clone".split()
 )
 _AVERAGES = frozenset({f"{kind}avg_pool{k}d" for kind in ("", "adaptive_") for k in (1, 2, 3)})
 _LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})

@@ -79,6 +79,8 @@ MEANS = {
     "spatial attention": (lambda s, x: s.gate(x), SpatialGate),
     "pooled": (lambda s, x: x * s.gate(F.adaptive_avg_pool2d(x.mean(1)[:, None], 1)),
                lambda: conv(1, 1, 1)),
+    "inside a frame": (lambda s, x: x * s.gate(x.mean(1, True)[..., 1:-1]).amax((2, 3), True),
+                       lambda: conv(1, 1, 1)),
 }  # fmt: skip
 
 
