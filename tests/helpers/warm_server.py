@@ -40,9 +40,6 @@ import requests  # noqa: F401
 import scipy.optimize
 import scipy.spatial
 import scipy.stats  # noqa: F401
-
-# What a trial of digits loads.
-import sklearn.datasets  # noqa: F401
 import torch
 import torch.utils.tensorboard
 
@@ -52,10 +49,12 @@ from nni_gconv.compat import nni_trial
 from nni_gconv.errors import ConfigError
 from nni_gconv.graph import trace
 from nni_gconv.profiling import count
+from nni_gconv.training.data import DataSettings, load_data
 
 
 def warm_up() -> None:
-    """Load what torch loads at the first step and the first trace."""
+    """Load digits, and what torch loads at the first step and the first trace."""
+    load_data(DataSettings(name="digits"))
     with torch.random.fork_rng(devices=[]):
         net = torch.nn.Conv2d(1, 1, 1)
     torch.optim.SGD(net.parameters(), lr=0.1).step()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._inductor.config
 from commands import call
 from torch import nn
 from torch._dynamo.utils import counters
@@ -28,7 +29,9 @@ def test_the_same_numbers(backend):
 
 
 @pytest.mark.slow
-def test_the_compiler_gives_the_same_numbers():
+def test_the_compiler_gives_the_same_numbers(monkeypatch):
+    # Else it compiles and loads, in processes of their own, a file for each kind of vectors.
+    monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", True)
     model, x = net(), torch.randn(3, 2, 6, 6)
     made = on_backend(model, x, "compile")
     with torch.no_grad():

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,47 +137,56 @@ def exchange(
         Groups of the rows, as balanced as they were.
     """
     # Profits lie in one flat array; item i of chain k in group g is at ``i wide + offset[k] + g``.
-    problems, items, _ = scores.shape
+    problems, items, across = scores.shape
     chains = groups.shape[1] // problems
     wide = chains * num_groups
-    profit = (scores @ _membership(others, num_groups, problems)).ravel()
+    member = np.zeros((problems, across, wide), np.float32)
+    member.ravel()[others + _places(problems, chains, across, num_groups)] = 1
+    profit = (scores @ member).ravel()
     half = items // 2
     order = rng.permutation(items)
-    shifts = rng.integers(0, max(half, 1), _ROUNDS)
+    shifts = rng.integers(0, max(half, 1), _ROUNDS).tolist()
     chance = rng.standard_exponential((_ROUNDS, half, chains), dtype=np.float32)
-    limits = np.tile(chance, problems) * -temperatures
-    mixed = (groups + _offsets(problems, chains, items, num_groups))[order]
-    base = (order * wide)[:, None]
+    limits = chance[:, :, None] * -temperatures.reshape(problems, chains)
+    # What follows is a few operations on small arrays each: most of their time is not arithmetic.
+    offset = _offsets(problems, chains, items, num_groups)
+    mixed, base = groups.take(order, axis=0), (order * wide)[:, None]
+    mixed += offset
     left, right = mixed[:half], mixed[half : 2 * half]
     at_left, at_right = base[:half], base[half : 2 * half]
     of_left, of_right = profit.take(at_left + left), profit.take(at_right + right)
-    for shift, limit in zip(shifts, limits, strict=True):
+    for shift, limit in zip(shifts, limits.reshape(_ROUNDS, half, -1), strict=True):
         # Turning one half against the other makes the next pairs.
         right, at_right, of_right = (
             np.concatenate((side[shift:], side[:shift])) for side in (right, at_right, of_right)
         )
         new_left, new_right = profit.take(at_left + right), profit.take(at_right + left)
-        swap = new_left + new_right - of_left - of_right > limit
-        left, right = np.where(swap, right, left), np.where(swap, left, right)
-        of_left, of_right = np.where(swap, new_left, of_left), np.where(swap, new_right, of_right)
-    mixed[:half], base[:half] = left, at_left
+        gain = new_left + new_right
+        gain -= of_left
+        gain -= of_right
+        swap = gain > limit
+        moved = right - left
+        moved *= swap
+        left += moved
+        right -= moved
+        np.copyto(of_left, new_left, where=swap)
+        np.copyto(of_right, new_right, where=swap)
     mixed[half : 2 * half], base[half : 2 * half] = right, at_right
+    mixed -= offset
     result = np.empty_like(groups)
     result[base[:, 0] // wide] = mixed
-    return result - _offsets(problems, chains, items, num_groups)
+    return result
 
 
-def _membership(groups: Ints, num_groups: int, problems: int) -> NDArray[np.float32]:
-    """One-hot groups, the chains of a problem side by side: (n, L R) -> (L, n, R G)."""
-    items, chains = groups.shape[0], groups.shape[1] // problems
-    wide = chains * num_groups
-    member = np.zeros((problems, items, wide), np.float32)
-    places = groups + _offsets(problems, chains, items, num_groups)
-    member.ravel()[places + (np.arange(items) * wide)[:, None]] = 1
-    return member
-
-
+@lru_cache(64)
 def _offsets(problems: int, chains: int, items: int, num_groups: int) -> Ints:
     """Where each chain's groups start in an (L, n, R G) array, shape (L R,)."""
     problem = np.arange(problems)[:, None] * (items * chains * num_groups)
     return (problem + np.arange(chains) * num_groups).ravel()
+
+
+@lru_cache(64)
+def _places(problems: int, chains: int, items: int, num_groups: int) -> Ints:
+    """Where each item's groups start in each chain of such an array, shape (n, L R)."""
+    rows = (np.arange(items) * (chains * num_groups))[:, None]
+    return rows + _offsets(problems, chains, items, num_groups)

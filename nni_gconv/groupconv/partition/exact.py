@@ -9,6 +9,7 @@ ends the search.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -36,8 +37,12 @@ def count_splits(items: int, num_groups: int) -> int:
     return ways // math.factorial(num_groups)
 
 
+@lru_cache(8)
 def balanced_splits(items: int, num_groups: int) -> Ints:
-    """All splits as members: (splits, G, items/G), groups ordered by their first member."""
+    """All splits as members: (splits, G, items/G), groups ordered by their first member.
+
+    To be read alone: layers of one shape share them.
+    """
     size = items // num_groups
     left = np.arange(items)[None, :]
     members = np.zeros((1, 0, size), np.int64)
@@ -52,6 +57,7 @@ def balanced_splits(items: int, num_groups: int) -> Ints:
         group = left[:, picked].reshape(-1, 1, size)
         members = np.concatenate([np.repeat(members, len(chosen), axis=0), group], axis=1)
         left = left[:, other].reshape(len(left) * len(chosen), rest - size)
+    members.flags.writeable = False
     return members
 
 

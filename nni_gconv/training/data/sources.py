@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ _CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship 
 
 def _digits(_: DataSettings, __: int) -> Arrays:
     """1797 scanned digits of 8x8 pixels and 17 gray levels, inside scikit-learn."""
+    return _read_digits()
+
+
+@functools.cache
+def _read_digits() -> Arrays:
     from sklearn.datasets import load_digits
 
     stored: Any = load_digits()
