@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -58,9 +59,10 @@ def pytest_xdist_auto_num_workers():
 
 def pytest_collection_modifyitems(items):
     """Let some files that compute follow each that waits, so that all the time one of each runs."""
-    files = dict.fromkeys(item.path for item in items)
+    files = Counter(item.path for item in items)
     waiting = [file for file in files if file.parent.name in WAITING]
-    computing = [file for file in files if file.parent.name not in WAITING]
+    # Those of many tests first: what comes last is soon done, so no worker is waited for.
+    computing = [file for file, _ in files.most_common() if file.parent.name not in WAITING]
     # The last that waits shall not be the last of all.
     each = max(1, 2 * len(computing) // (3 * max(1, len(waiting))))
     place = {file: (each * n, 0) for n, file in enumerate(waiting)}

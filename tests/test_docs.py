@@ -14,8 +14,9 @@ import short_nets
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from nni_gconv.groupconv.partition import joint, solve
 from nni_gconv.training import zoo
 
 ROOT = Path(__file__).parents[1]
@@ -93,9 +94,15 @@ def test_what_is_imported_exists(page):
 def test_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # As many layers as on the page, and fewer channels of each.
-    narrow = partial(short_nets.narrow, Bottleneck, [3, 4, 6, 3], 1000)
-    monkeypatch.setattr(torchvision.models, "resnet50", narrow)
+    for made, block, blocks_ in (
+        ("resnet18", BasicBlock, [2, 2, 2, 2]),
+        ("resnet50", Bottleneck, [3, 4, 6, 3]),
+    ):
+        narrow = partial(short_nets.narrow, block, blocks_, num_classes=1000)
+        monkeypatch.setattr(torchvision.models, made, narrow)
     monkeypatch.setattr(zoo, "create_model", partial(zoo.create_model, width=0.5))
+    for module in (joint, solve):  # how good groups are is not asked here
+        monkeypatch.setattr(module, "default_sweeps", lambda *_: 40)
     page = next(page for page in PAGES if page.name == name)
     names = {"__name__": "__main__", **RUN[name]()}
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ from nni_gconv.training.zoo import create_model
 
 METHODS = {"l1": "nni:L1NormPruner", "l2": "nni:L2NormPruner", "fpgm": "fpgm", "gamma": "slimming"}
 EXAMPLE = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+THREE = [0.25, 0.5, 0.75]
 
 
 IMAGES = torch.randn(120, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -111,8 +112,9 @@ def test_the_prune_section_makes_the_network_that_was_measured_together(criterio
         batch = IMAGES, net(IMAGES).argmax(1)
     options = {"coupling": "max"}
     found = sensitivity(
-        net, EXAMPLE, Counting(batch), criterion=criterion, tolerance=0.6, options=options
-    )
+        net, EXAMPLE, Counting(batch), criterion=criterion, tolerance=0.6, options=options,
+        ratios=THREE,
+    )  # fmt: skip
     *_, section = found.save(tmp_path)
     small = pruned(net, PruneSettings(**yaml.safe_load(section.read_text())["prune"]))
     with torch.no_grad():
@@ -241,11 +243,11 @@ def test_the_loaders_validation_images_are_used():
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_the_same(batch, tmp_path):
     whole = Counting(batch)
-    expected = sensitivity(network(), EXAMPLE, whole)
+    expected = sensitivity(network(), EXAMPLE, whole, ratios=THREE)
     with pytest.raises(KeyboardInterrupt):
-        sensitivity(network(), EXAMPLE, Counting(batch, limit=8), output=tmp_path)
+        sensitivity(network(), EXAMPLE, Counting(batch, limit=8), output=tmp_path, ratios=THREE)
     rest = Counting(batch)
-    found = sensitivity(network(), EXAMPLE, rest, output=tmp_path)
+    found = sensitivity(network(), EXAMPLE, rest, output=tmp_path, ratios=THREE)
     assert found == expected
     # Seven scores are known; the dense one is measured again to tell whether all is as it was.
     assert rest.calls == whole.calls - 7 + 1

@@ -8,8 +8,11 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.densenet import DenseNet
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+from torchvision.models.mobilenetv2 import MobileNetV2
+from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 
 class NarrowBottleneck(Bottleneck):
@@ -79,8 +82,29 @@ def _convnext() -> nn.Module:
     return ConvNeXt([CNBlockConfig(*stage) for stage in stages])
 
 
+def _mobilenet_v2() -> nn.Module:
+    return MobileNetV2(
+        inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2], [6, 64, 1, 1]]
+    )
+
+
+def _mobilenet_v3() -> nn.Module:
+    stages = (
+        (16, 3, 16, 16, True, "RE", 2, 1),
+        (16, 3, 72, 24, False, "RE", 2, 1),
+        (24, 3, 88, 24, False, "RE", 1, 1),
+        (24, 5, 96, 40, True, "HS", 2, 1),
+        (40, 5, 120, 40, True, "HS", 1, 1),
+    )
+    return MobileNetV3([InvertedResidualConfig(*stage, width_mult=1.0) for stage in stages], 256)
+
+
 #: Those of torchvision that take long, by the names of the whole ones.
 SHORT_NETS = {
+    "resnet18": partial(basic, 1000),
+    "mobilenet_v2": _mobilenet_v2,
+    "mobilenet_v3_small": _mobilenet_v3,
+    "shufflenet_v2_x0_5": partial(ShuffleNetV2, [2, 2, 2], [24, 48, 96, 192, 1024]),
     "resnext50_32x4d": lambda: ResNet(Bottleneck, [1, 2, 1, 1], groups=32, width_per_group=4),
     "densenet121": partial(DenseNet, 32, (3, 2, 2, 2)),
     "regnet_x_400mf": _regnet,

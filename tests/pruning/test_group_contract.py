@@ -178,7 +178,7 @@ class TestBudget:
     @pytest.mark.slow
     @pytest.mark.parametrize("budget", [{"params": 0.4}, {"macs": 0.6, "params": 0.5}])
     def test_it_is_met_within_one_percent(self, make, budget):
-        net = seeded(lambda: create_model("resnet20", in_channels=1, width=0.5), 2)
+        net = seeded(lambda: create_model("resnet14", in_channels=1, width=0.5), 2)
         before = count(net, DIGIT)
         pruner = make(net, CONVS, dummy_input=DIGIT, budget=budget)
         _, masks = pruner.compress()

@@ -253,7 +253,7 @@ class TestSamples:
 
 class TestRanking:
     def widths(self, **options):
-        net = randomised(seeded(lambda: create_model("resnet20", shortcut="B", width=0.5)))
+        net = randomised(seeded(lambda: create_model("resnet14", shortcut="B", width=0.5)))
         pruner = MagnitudePruner(net, dummy_input=torch.zeros(1, 3, 32, 32), **options)
         _, masks = pruner.compress()
         inner = [n for n in masks if n.endswith("conv1") and "layer" in n]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from pruning_nets import conv, loop_evaluator, made_small, randomised
+from short_nets import SHORT_NETS, narrow
 from torch import nn
-from torchvision.models import efficientnet_b0, resnet50
+from torchvision.models.resnet import Bottleneck
 
 from nni_gconv import GroupConvPruner, GSparsityPruner, load_compact, save_compact
 from nni_gconv.profiling import count
@@ -22,7 +23,7 @@ FIRST = [{"op_names_re": [r"layer.*conv1"]}]
 
 def resnet20():
     torch.manual_seed(0)
-    return randomised(create_model("resnet20", in_channels=1)).float().eval()
+    return randomised(create_model("resnet20", in_channels=1, width=0.5)).float().eval()
 
 
 def kill(net, *layers):
@@ -54,7 +55,7 @@ def test_the_file_comes_back(tmp_path):
     small = made_small(pruner, pruner.compress()[1]).float()
     save_compact(small, tmp_path / "m.safetensors")
     again = load_compact(
-        tmp_path / "m.safetensors", lambda: create_model("resnet20", in_channels=1)
+        tmp_path / "m.safetensors", lambda: create_model("resnet20", in_channels=1, width=0.5)
     )
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(again(x), small(x))
@@ -63,7 +64,7 @@ def test_the_file_comes_back(tmp_path):
 @pytest.mark.slow
 def test_one_dead_layer_of_a_bottleneck_is_enough():
     torch.manual_seed(0)
-    net = randomised(resnet50()).float().eval()
+    net = randomised(narrow(Bottleneck, [3, 4, 2, 3], 10)).float().eval()
     kill(net, "layer2.1.conv2", "layer4.2.conv1")
     pruner = GSparsityPruner(net, [{"op_names_re": [r"layer.*conv[12]"]}], dummy_input=IMAGE)
     masks = pruner.compress()[1]
@@ -75,7 +76,7 @@ def test_one_dead_layer_of_a_bottleneck_is_enough():
 @pytest.mark.slow
 def test_squeeze_and_excite_and_depthwise():
     torch.manual_seed(0)
-    net = randomised(efficientnet_b0()).float().eval()
+    net = randomised(SHORT_NETS["efficientnet_b0"]()).float().eval()
     # What squeezes and excites makes the same channels.
     kill(net, *(f"features.3.1.block.{name}" for name in ("0.0", "1.0", "2.fc2")))
     config = [{"op_types": ["Conv2d"]}]

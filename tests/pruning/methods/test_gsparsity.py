@@ -365,7 +365,7 @@ class TestBudget:
     @pytest.mark.slow
     @pytest.mark.parametrize("measure", ["macs", "params"])
     def test_one_training_lands_on_it(self, tmp_path, measure):
-        net = seeded(lambda: create_model("resnet20", in_channels=1))
+        net = seeded(lambda: create_model("resnet14", in_channels=1))
         dense = count(net, DIGIT)
         evaluator = loop_evaluator(net, tmp_path, 3, name="ProxSGD", lr=0.05, exact_zeros=True)
         pruner = GSparsityPruner(net, CONVS, evaluator, budget={measure: 0.6}, gain=1.0)
