@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -58,8 +58,10 @@ def defaults(kind: type[BaseModel]) -> dict[str, Any]:
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
     """The class of a section's keys; None for a plain value."""
-    kinds = [field.annotation, *get_args(field.annotation)]
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    annotations = [field.annotation, *get_args(field.annotation)]
+    # To Python 3.10 dict[str, float] is a type, of which nothing can be asked.
+    kinds = [k for k in annotations if isinstance(k, type) and get_origin(k) is None]
+    return next((k for k in kinds if issubclass(k, BaseModel)), None)
 
 
 def row(name: str, field: FieldInfo, value: Any = PydanticUndefined) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -210,6 +210,8 @@ def _fields(path: list[Any]) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             return []
-        kinds = [field.annotation, *get_args(field.annotation)]
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        annotations = [field.annotation, *get_args(field.annotation)]
+        # To Python 3.10 dict[str, float] is a type, of which nothing can be asked.
+        kinds = [k for k in annotations if isinstance(k, type) and get_origin(k) is None]
+        model = next((k for k in kinds if issubclass(k, BaseModel)), None)
     return list(getattr(model, "model_fields", {}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from typing import get_origin
 
 import pytest
 import torch
@@ -46,8 +47,8 @@ def leaves(model: type[BaseModel], path: str = ""):
         key = f"{path}.{name}" if path else name
         yield key
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for kind in (k for k in kinds if get_origin(k) is None and isinstance(k, type)):
+            if issubclass(kind, BaseModel):
                 yield from leaves(kind, key)
 
 

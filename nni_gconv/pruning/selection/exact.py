@@ -23,7 +23,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
+from scipy.sparse import coo_matrix
 
 Floats = NDArray[np.float64]
 
@@ -142,7 +142,7 @@ class _Program:
         """All rows as one sparse matrix."""
         places = [(r, c, v) for r, (row, _, _) in enumerate(self._rows) for c, v in row.items()]
         rows, columns, values = zip(*places, strict=True)
-        matrix = coo_array((values, (rows, columns)), shape=(len(self._rows), self.size)).tocsr()
+        matrix = coo_matrix((values, (rows, columns)), shape=(len(self._rows), self.size)).tocsr()
         low, high = ([row[i] for row in self._rows] for i in (1, 2))
         return LinearConstraint(matrix, low, high)
 
