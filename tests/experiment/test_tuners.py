@@ -36,7 +36,8 @@ def prepared(workshop):
 
 def proposals(folder):
     """Parameters of all trials, and statuses, as NNI has them."""
-    with contextlib.closing(sqlite3.connect(folder / "db" / "nni.sqlite")) as connection:
+    database = folder / "db" / "nni.sqlite"
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection:
         rows = connection.execute(
             "select trialJobId, data from TrialJobEvent where data is not null and data != ''"
         )
